@@ -1,0 +1,83 @@
+"""What surrounds the code that runs now: the engine of this process, and the job attempt it belongs to.
+
+The lowest layer that both users' calls (`Job.wait`, `JobRunBuilder.run`) and the engine can see, so that neither has to
+import the other.
+"""
+
+from __future__ import annotations
+
+import importlib
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from koan_ray.domain.records import JobView
+    from koan_ray.jobs import Job, JobExecution
+    from koan_ray.pending import Pending
+    from koan_ray.progress import JobProgressUpdate
+    from koan_ray.run import RunSettings
+
+
+class EnginePort(Protocol):
+    """What jobs and builders ask of the engine of this process."""
+
+    def submit(self, job_type: type[Job[Any, Any]], context: object, settings: RunSettings) -> Pending[Any]: ...
+    def submit_many(self, job_type: type[Job[Any, Any]], contexts: Any, settings: RunSettings) -> Pending[Any]: ...
+    def wait(self, job: Job[Any, Any], timeout: float | None) -> Pending[Any]: ...
+    def refresh(self, job: Job[Any, Any]) -> Pending[Any]: ...
+    def cancel(self, job_id: str, reason: str | None) -> Pending[Any]: ...
+    def remove(self, job_id: str) -> Pending[None]: ...
+    def executions(self, job_id: str) -> Pending[list[JobExecution]]: ...
+    def get(self, job_id: str, job_type: type[Job[Any, Any]] | None = None) -> Pending[Any]: ...
+    def query(self, filters: Mapping[str, Any], job_type: type[Job[Any, Any]] | None = None) -> Pending[Any]: ...
+    def children(self, job_id: str, job_type: type[Job[Any, Any]] | None) -> Pending[Any]: ...
+    def parent(self, job: Job[Any, Any], job_type: type[Job[Any, Any]] | None) -> Pending[Any]: ...
+    def count(self, filters: Mapping[str, Any]) -> Pending[int]: ...
+    def retry(self, job_id: str) -> Pending[Any]: ...
+    def watch(self, job: Job[Any, Any], deliver: Callable[[JobProgressUpdate], None]) -> Callable[[], None]: ...
+
+
+class Parking(Protocol):
+    """The attempt that the current code belongs to, as something that can give its place to other jobs while it waits."""
+
+    job_view: JobView
+
+    def park(self, *, blocking: bool) -> None:
+        """Give the place in the actor to other jobs; ``blocking``: the calling thread is about to block."""
+
+    def resume(self) -> None:
+        """Block until the attempt has its place back."""
+
+    def resume_async(self) -> Awaitable[None]:
+        """Wait until the attempt has its place back."""
+
+
+attempt: ContextVar[Parking | None] = ContextVar("koan_ray_attempt", default=None)
+
+_engine: EnginePort | None = None
+# How a thread waits for an event; a runtime may replace it, for example to tell Ray that a task is blocked.
+block: Callable[[Any, float | None], bool] | None = None
+
+
+def set_engine(engine: EnginePort | None) -> None:
+    """Make ``engine`` the one that jobs of this process use."""
+    global _engine  # noqa: PLW0603 - one engine a process, like ray.init
+    _engine = engine
+
+
+def current_engine() -> EnginePort | None:
+    """Return the engine of this process, if there is one."""
+    return _engine
+
+
+def engine() -> EnginePort:
+    """Return the engine of this process, starting one with default settings if nobody has."""
+    if _engine is None:
+        # By name: the client stands above the modules that call this, and importing it here would close a circle.
+        importlib.import_module("koan_ray.client").init()
+    if _engine is None:  # pragma: no cover - init sets it or raises
+        msg = "koan.init() did not start an engine"
+        raise RuntimeError(msg)
+    return _engine

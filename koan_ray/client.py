@@ -1,0 +1,197 @@
+"""What an application holds: `init`, `shutdown`, `Engine` and the control plane `Jobs`. Thin."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+from koan_ray import ambient
+from koan_ray.config import Settings, load_settings
+from koan_ray.errors import ConfigurationError
+from koan_ray.listing import JobPage, JobStream
+from koan_ray.recipe import RecipeBuilder
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from koan_ray.domain.status import JobStatus
+    from koan_ray.engine.session import Session
+    from koan_ray.jobs import Job, JobExecution
+    from koan_ray.pending import Pending
+
+Runtime = Literal["ray", "local"]
+
+
+class _Runtime(Protocol):
+    """A runtime as `Engine` sees it."""
+
+    session: Session
+
+    def stop(self) -> None: ...
+
+
+class Engine:
+    """The engine of this process: a connection to a coordinator, or the coordinator itself with ``runtime="local"``.
+
+    A context manager: leaving the block calls `shutdown`.
+    """
+
+    def __init__(self, runtime: _Runtime, settings: Settings, key: tuple[Runtime, str | None]) -> None:
+        self.settings = settings
+        self._runtime, self._key = runtime, key
+
+    def status(self) -> Pending[dict[str, Any]]:
+        """Return what the coordinator says of itself: jobs, actors, limits, counters."""
+        return self._runtime.session.status()
+
+    def shutdown(self) -> None:
+        """Disconnect; see `koan_ray.shutdown`."""
+        shutdown(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    def __repr__(self) -> str:
+        return f"<koan_ray.Engine {self._key[0]}>"
+
+
+_lock = threading.RLock()
+_current: Engine | None = None
+
+
+def init(
+    address: str | None = None, *, settings: Settings | None = None, runtime: Runtime = "ray", **overrides: Any
+) -> Engine:
+    """Start or join an engine, and make it the one that the jobs of this process use.
+
+    Called again with the same arguments it returns the engine that is there. The first ``.run()`` calls it when nobody has.
+
+    Args:
+        address: As in `ray.init`: None starts a local Ray or uses the one this process has; ``"auto"`` and
+            ``"ray://host:port"`` join a cluster.
+        settings: Complete settings; without them they come from ``overrides``, the environment and ``koan.toml``.
+        runtime: ``"ray"``, or ``"local"`` for the same engine inside this process without Ray.
+        **overrides: Settings by section, such as ``engine={"max_actors": 2}``.
+
+    Raises:
+        ConfigurationError: A setting is unusable, or this process has an engine with other settings.
+        RuntimeUnavailableError: There is no Ray at ``address``.
+    """
+    global _current  # noqa: PLW0603 - one engine a process, like ray.init
+    if runtime not in ("ray", "local"):
+        msg = f"runtime: expected 'ray' or 'local', got {runtime!r}"
+        raise ConfigurationError(msg)
+    with _lock:
+        if _current is not None and address is None and settings is None and not overrides and runtime in ("ray", _current._key[0]):
+            return _current
+        wanted = load_settings(settings, overrides)
+        if _current is not None:
+            _check_same(_current, wanted, runtime, address)
+            return _current
+        started: _Runtime
+        if runtime == "local":
+            from koan_ray.runtime.local import LocalRuntime
+
+            started = LocalRuntime.start(wanted)
+        else:
+            from koan_ray.runtime.ray.driver import RayRuntime
+
+            started = RayRuntime.start(address, wanted, is_explicit=settings is not None or bool(overrides))
+        _current = Engine(started, wanted, (runtime, address))
+        ambient.set_engine(started.session)
+        return _current
+
+
+def _check_same(engine: Engine, wanted: Settings, runtime: Runtime, address: str | None) -> None:
+    differences = engine.settings.differences(wanted)
+    has_runtime, has_address = engine._key  # noqa: SLF001 - one module
+    if runtime != has_runtime:
+        differences.append(f"runtime: {has_runtime!r} != {runtime!r}")
+    if address not in (None, has_address):
+        differences.append(f"address: {has_address!r} != {address!r}")
+    if differences:
+        listed = "; ".join(differences)
+        msg = f"koan.init(): this process has an engine with other settings ({listed}); call koan.shutdown() first"
+        raise ConfigurationError(msg)
+
+
+def shutdown(engine: Engine | None = None) -> None:
+    """Disconnect this process from its engine; nothing happens if it has none.
+
+    Jobs of a cluster go on. With ``runtime="local"``, or where `init` started the local Ray, the engine ends and the jobs
+    in its memory are gone.
+    """
+    global _current  # noqa: PLW0603 - one engine a process
+    with _lock:
+        if _current is None or engine not in (None, _current):
+            return
+        ended, _current = _current, None
+        ambient.set_engine(None)
+        ended._runtime.session.close("the engine was shut down; call koan.init() to start or join one")  # noqa: SLF001
+        ended._runtime.stop()  # noqa: SLF001 - one module
+
+
+atexit.register(shutdown)
+
+
+class Jobs:
+    """The control plane: finds and controls jobs of any kind. Not instantiated."""
+
+    @staticmethod
+    def get(job_id: str) -> Pending[Job[Any, Any]]:
+        """Return the job with this id, as its class if that is defined here; `JobNotFoundError` if there is none."""
+        return ambient.engine().get(job_id)
+
+    @staticmethod
+    def query(**filters: Any) -> Pending[JobPage[Job[Any, Any]]]:
+        """Return a page of jobs, newest first.
+
+        Filters: ``kind``, ``status`` (one or several), ``correlation_id``, ``parent_job_id``, ``name``, ``text``,
+        ``metadata={…}``, ``created_after``, ``created_before``, ``completed_after``, ``completed_before``,
+        ``order_by="-created_at"``, ``limit=100``, ``cursor=None``. The page's ``cursor`` leads to the next.
+
+        Raises:
+            ConfigurationError: A filter is unknown or has an unusable value.
+        """
+        return ambient.engine().query(filters)
+
+    @staticmethod
+    def stream(**filters: Any) -> JobStream[Job[Any, Any]]:
+        """Iterate over all jobs that match: ``async for``, or ``.blocking()``."""
+        return JobStream(None, filters)
+
+    @staticmethod
+    def count(**filters: Any) -> Pending[int]:
+        """Return how many jobs match."""
+        return ambient.engine().count(filters)
+
+    @staticmethod
+    def cancel(job_id: str, reason: str | None = None) -> Pending[JobStatus]:
+        """Cancel a job and its children; returns its status now."""
+        return ambient.engine().cancel(job_id, reason)
+
+    @staticmethod
+    def retry(job_id: str) -> Pending[Job[Any, Any]]:
+        """Run a failed or cancelled job anew, as a new job."""
+        return ambient.engine().retry(job_id)
+
+    @staticmethod
+    def remove(job_id: str) -> Pending[None]:
+        """Delete a job that has ended, and its executions."""
+        return ambient.engine().remove(job_id)
+
+    @staticmethod
+    def executions(job_id: str) -> Pending[list[JobExecution]]:
+        """Return a job's executions, oldest first."""
+        return ambient.engine().executions(job_id)
+
+    @staticmethod
+    def recipe() -> RecipeBuilder:
+        """Begin a recipe: run defaults for a job class."""
+        return RecipeBuilder()

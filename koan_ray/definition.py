@@ -1,0 +1,311 @@
+"""What a job class declares, read once and checked: kind, types, retry, resources, the shape of `execute`."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import typing
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, runtime_checkable
+
+import pydantic
+from pydantic_core import PydanticSerializationError, ValidationError, to_json
+
+from koan_ray.domain.durations import Duration, seconds
+from koan_ray.domain.records import ActorSpec, Terms
+from koan_ray.domain.retry import RetryPolicy
+from koan_ray.domain.status import Isolation, ParentPolicy
+from koan_ray.errors import InvalidContextError, JobDefinitionError, PayloadTooLargeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import timedelta
+
+    from koan_ray.jobs import JobExecution
+
+_WHOLE = "(whole context)"
+_PARAMETERS = ("context", "progress", "cancellation")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the actor of a job holds while the job runs; the meaning of each is Ray's.
+
+    Args:
+        num_cpus: Cores, also fractions; 0 is allowed but starts no node in an autoscaling cluster.
+        num_gpus: GPUs, also fractions.
+        memory: Bytes to reserve.
+        custom: Custom resources by name.
+        runtime_env: Ray runtime environment of the job's actors: URIs, pip packages, variables.
+        label_selector: Labels of the nodes to run on.
+    """
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    memory: int | None = None
+    custom: Mapping[str, float] = field(default_factory=dict)
+    runtime_env: Mapping[str, Any] | None = None
+    label_selector: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        amounts = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "memory": self.memory or 0}
+        amounts |= {f"custom[{name!r}]": amount for name, amount in self.custom.items()}
+        for name, amount in amounts.items():
+            if not isinstance(amount, (int, float)) or isinstance(amount, bool) or not 0 <= amount < float("inf"):
+                msg = f"resources.{name}: expected a number of at least 0, got {amount!r}"
+                raise JobDefinitionError(msg)
+
+    def spec(self, *, concurrency: int, dedicated: bool) -> ActorSpec:
+        """Return the spec of the actors that jobs with these resources need."""
+        env = json.dumps(self.runtime_env, sort_keys=True, default=str) if self.runtime_env else None
+        return ActorSpec(
+            float(self.num_cpus), float(self.num_gpus), self.memory, tuple(sorted(self.custom.items())),
+            tuple(sorted((self.label_selector or {}).items())), env, concurrency, dedicated,
+        )  # fmt: skip
+
+
+@runtime_checkable
+class CustomRetryPolicy(Protocol):
+    """A job class that judges its own failures. Either method may be left out; both are synchronous.
+
+    They are asked in the job actor after each failure, before ``max_attempts`` is applied, with the live exception.
+    """
+
+    def should_retry(self, last_execution: JobExecution) -> bool:
+        """Return False to fail now; True leaves it to ``max_attempts``."""
+
+    def get_retry_delay(self, last_execution: JobExecution) -> timedelta | None:
+        """Return the wait before the next attempt; None for the policy's own."""
+
+
+class Definition:
+    """Everything the engine knows of a job class."""
+
+    def __init__(self, job_type: type[Any]) -> None:
+        self.job_type = job_type
+        self.kind = _kind(job_type)
+        self.context_type, self.result_type = _types(job_type)
+        self.retry = _instance(job_type, "retry", RetryPolicy)
+        self.resources = _instance(job_type, "resources", Resources)
+        self.timeout_s = _timeout(job_type)
+        self.isolation = _member(job_type, "isolation", Isolation)
+        self.when_parent_ends = _member(job_type, "when_parent_ends", ParentPolicy)
+        self.concurrency = _concurrency(job_type)
+        self.has_body = _check_execute(job_type)
+        self.is_async = inspect.iscoroutinefunction(getattr(job_type, "execute", None))
+        self.judges = _judges(job_type)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the adapters behind: a class that travels by value builds its own."""
+        return {name: value for name, value in self.__dict__.items() if not name.endswith("_adapter")}
+
+    @cached_property
+    def context_adapter(self) -> pydantic.TypeAdapter[Any]:
+        """Validates and writes contexts."""
+        return self._adapter(self.context_type, "context")
+
+    @cached_property
+    def result_adapter(self) -> pydantic.TypeAdapter[Any]:
+        """Validates and writes results."""
+        return self._adapter(self.result_type, "result")
+
+    def terms(self, code_id: str, *, retry: RetryPolicy | None = None, timeout_s: float | None = None) -> Terms:
+        """Return what the engine must know to run jobs of this class, with a recipe's replacements."""
+        spec = self.resources.spec(concurrency=self.concurrency, dedicated=self.isolation is Isolation.DEDICATED)
+        rest = (
+            self.kind, code_id, retry or self.retry, timeout_s if timeout_s is not None else self.timeout_s, spec,
+            self.isolation, self.when_parent_ends,
+        )  # fmt: skip
+        return Terms(hashlib.blake2b(repr(rest).encode(), digest_size=12).hexdigest(), *rest)
+
+    def encode_context(self, context: object) -> bytes:
+        """Return a context as JSON that reads back as the declared type.
+
+        Raises:
+            InvalidContextError: It does not fit the declared type, or does not survive JSON.
+        """
+        adapter = self.context_adapter
+        try:
+            encoded = adapter.dump_json(adapter.validate_python(context))
+            adapter.validate_json(encoded)  # what JSON cannot hold, such as NaN, would fail in the job actor otherwise
+        except ValidationError as error:
+            raise InvalidContextError(self.kind, _problems(error)) from None
+        except (PydanticSerializationError, UnicodeDecodeError, ValueError) as error:
+            raise InvalidContextError(self.kind, [(_WHOLE, f"cannot be written as JSON: {error}")]) from None
+        return encoded
+
+    def decode_context(self, encoded: bytes) -> Any:
+        """Return a context as the declared type.
+
+        Raises:
+            ContextRejectedError: It does not fit; the class differs from the one that the job was started with.
+        """
+        try:
+            return self.context_adapter.validate_json(encoded)
+        except ValidationError as error:
+            raise ContextRejectedError(str(InvalidContextError(self.kind, _problems(error)))) from None
+
+    def encode_result(self, result: object, limit: int) -> bytes:
+        """Return a result as JSON.
+
+        Raises:
+            ResultRejectedError: It is not of the declared type, cannot be written or is too large; in plain words.
+        """
+        adapter = self.result_adapter
+        try:
+            encoded = adapter.dump_json(adapter.validate_python(result, strict=True))
+            adapter.validate_json(encoded)
+        except ValidationError as error:
+            problem = "; ".join(f"{path}: {message}" for path, message in _problems(error))
+            raise ResultRejectedError(self._mismatch(result, problem)) from None
+        except (PydanticSerializationError, UnicodeDecodeError, ValueError) as error:
+            raise ResultRejectedError(self._mismatch(result, f"it cannot be written as JSON: {error}")) from None
+        if len(encoded) > limit:
+            raise ResultRejectedError(str(PayloadTooLargeError(self.kind, "result", len(encoded), limit)))
+        return encoded
+
+    def _mismatch(self, result: object, problem: str) -> str:
+        declared = _name(self.result_type)
+        return (
+            f"job {self.kind!r}: execute() returned {type(result).__name__}, declared result is {declared} ({problem}); "
+            f"return a value of the declared type or correct the declaration"
+        )
+
+    def _adapter(self, declared: Any, what: str) -> pydantic.TypeAdapter[Any]:
+        try:
+            return pydantic.TypeAdapter(declared)
+        except pydantic.PydanticSchemaGenerationError:
+            msg = (
+                f"job {self.kind!r}: the {what} type {_name(declared)} is nothing pydantic can validate; use a model, "
+                f"dataclass, TypedDict or builtin type"
+            )
+            raise JobDefinitionError(msg) from None
+        except pydantic.PydanticUndefinedAnnotation as error:
+            msg = f"job {self.kind!r}: the {what} type {_name(declared)} names {error.name!r}, which is not defined"
+            raise JobDefinitionError(msg) from None
+
+
+class ContextRejectedError(Exception):
+    """A stored context no longer fits its class. Becomes the failed job's error; never raised to users."""
+
+
+class ResultRejectedError(Exception):
+    """A body returned what its class does not declare. Becomes the failed job's error; never raised to users."""
+
+
+def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata as plain JSON values.
+
+    Raises:
+        InvalidContextError: A key is not text, or holds ``$`` in front, a ``.`` or NUL; or a value is not JSON.
+    """
+    for key in metadata:
+        if not isinstance(key, str) or not key or key.startswith("$") or "." in key or "\0" in key:
+            problem = "keys are non-empty text without '.' or NUL, not beginning with '$'"
+            raise InvalidContextError("metadata", [(repr(key), problem)])
+    try:
+        return typing.cast("dict[str, Any]", json.loads(to_json(metadata, inf_nan_mode="strings")))
+    except (PydanticSerializationError, ValueError) as error:
+        raise InvalidContextError("metadata", [("metadata", f"cannot be written as JSON: {error}")]) from None
+
+
+def _problems(error: ValidationError) -> list[tuple[str, str]]:
+    return [(".".join(map(str, item["loc"])) or _WHOLE, item["msg"]) for item in error.errors(include_url=False)]
+
+
+def _name(declared: Any) -> str:
+    return getattr(declared, "__name__", None) or str(declared)
+
+
+def _kind(job_type: type[Any]) -> str:
+    kind = job_type.__dict__.get("kind", job_type.__name__)
+    if not isinstance(kind, str) or not kind or len(kind) > 200 or not kind.isprintable():  # noqa: PLR2004
+        msg = f"job class {job_type.__qualname__}: kind must be printable text of 1 to 200 characters, got {kind!r}"
+        raise JobDefinitionError(msg)
+    return kind
+
+
+def _types(job_type: type[Any]) -> tuple[Any, Any]:
+    """Return context and result type as bound by the class or the nearest generic base."""
+    bound: dict[Any, Any] = {}
+    for cls in job_type.__mro__:
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            origin = get_origin(base)
+            if origin is None or not hasattr(origin, "__parameters__"):
+                continue
+            for parameter, argument in zip(origin.__parameters__, get_args(base), strict=False):
+                bound.setdefault((origin, parameter), bound.get((cls, argument), argument))
+    root = next(cls for cls in job_type.__mro__ if cls.__dict__.get("_koan_root", False))
+    found = [bound.get((root, parameter), Any) for parameter in root.__parameters__]
+    context, result = (Any if isinstance(item, TypeVar) else item for item in found[:2])
+    return context, result
+
+
+def _instance(job_type: type[Any], name: str, expected: type[T]) -> T:
+    value = getattr(job_type, name)
+    if not isinstance(value, expected):
+        msg = f"job class {job_type.__qualname__}: {name} must be a {expected.__name__}, got {value!r}"
+        raise JobDefinitionError(msg)
+    return value
+
+
+def _member(job_type: type[Any], name: str, expected: Any) -> Any:
+    value = getattr(job_type, name)
+    try:
+        return expected(value)
+    except ValueError:
+        allowed = ", ".join(f"{expected.__name__}.{member.name}" for member in expected)
+        msg = f"job class {job_type.__qualname__}: {name} must be one of {allowed}, got {value!r}"
+        raise JobDefinitionError(msg) from None
+
+
+def _timeout(job_type: type[Any]) -> float | None:
+    value: Duration | None = job_type.timeout
+    if value is None:
+        return None
+    timeout_s = seconds(value, name=f"job class {job_type.__qualname__}: timeout")
+    if timeout_s == 0:
+        msg = f"job class {job_type.__qualname__}: timeout must be longer than 0 s; use None for no timeout"
+        raise JobDefinitionError(msg)
+    return timeout_s
+
+
+def _concurrency(job_type: type[Any]) -> int:
+    value = job_type.concurrency
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10_000:  # noqa: PLR2004
+        msg = f"job class {job_type.__qualname__}: concurrency must be 1 to 10,000, got {value!r}"
+        raise JobDefinitionError(msg)
+    return value
+
+
+def _check_execute(job_type: type[Any]) -> bool:
+    execute = getattr(job_type, "execute", None)
+    if execute is None or getattr(execute, "_koan_missing", False):
+        return False
+    where = f"job class {job_type.__qualname__}: execute"
+    shape = "execute(self, context, progress, cancellation)"
+    if not inspect.isfunction(execute) or inspect.isgeneratorfunction(execute) or inspect.isasyncgenfunction(execute):
+        msg = f"{where} must be a plain or async method that returns the result; write {shape}"
+        raise JobDefinitionError(msg)
+    try:
+        inspect.signature(execute).bind(None, *_PARAMETERS)
+    except TypeError:
+        msg = f"{where}{inspect.signature(execute)} cannot be called with ({', '.join(_PARAMETERS)}); write {shape}"
+        raise JobDefinitionError(msg) from None
+    return True
+
+
+def _judges(job_type: type[Any]) -> bool:
+    found = False
+    for name in ("should_retry", "get_retry_delay"):
+        method = getattr(job_type, name, None)
+        if method is None:
+            continue
+        if inspect.iscoroutinefunction(method):
+            msg = f"job class {job_type.__qualname__}: {name} must be synchronous (def, not async def)"
+            raise JobDefinitionError(msg)
+        found = True
+    return found

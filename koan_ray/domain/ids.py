@@ -1,0 +1,41 @@
+"""Sortable ids: UUID version 7 as text, ordered by the time of creation."""
+
+from __future__ import annotations
+
+import uuid
+
+from uuid_utils import uuid7
+
+# Fixed, so that a child id is the same function of parent and key in every process and version.
+_CHILDREN = uuid.UUID("6f6e616b-7279-5f61-9c68-696c6472656e")
+
+
+def new_id() -> str:
+    """Return a new UUIDv7 as 36 characters; ids of one process sort in the order of their creation."""
+    return str(uuid7())
+
+
+def child_id(parent_id: str, key: str) -> str:
+    """Return the id of the child that ``key`` names under ``parent_id``: always the same one.
+
+    The time part is the parent's, so that it is a valid UUIDv7 and sorts beside its parent; the rest is a hash.
+    """
+    parent = uuid.UUID(parent_id).int
+    digest = uuid.uuid5(_CHILDREN, f"{parent_id}/{key}").int
+    time_part = (parent >> 80) << 80
+    random_part = digest & ((1 << 80) - 1)
+    value = time_part | random_part
+    value = (value & ~(0xF << 76)) | (0x7 << 76)  # version 7
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)  # variant of RFC 9562
+    return str(uuid.UUID(int=value))
+
+
+def is_id(value: object) -> bool:
+    """Tell whether ``value`` is the text form of a UUID."""
+    if not isinstance(value, str) or len(value) != 36:  # noqa: PLR2004 - the text form of a UUID
+        return False
+    try:
+        uuid.UUID(value)
+    except ValueError:
+        return False
+    return True

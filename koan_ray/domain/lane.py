@@ -1,0 +1,122 @@
+"""Which queued job may run next.
+
+A lane holds the due jobs of one actor spec. Deeper jobs go first: a child before the next root, so that few parents are
+parked at a time and trees finish instead of spreading; within a depth it is first come, first served. A job goes back to
+the head when it was returned unbegun. Jobs that are not due yet wait in `DueTimes`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from koan_ray.domain.records import ActorSpec
+
+
+_WORTH_COMPACTING = 1000
+
+
+class Lane:
+    """The due jobs of one actor spec, deepest first, then oldest first.
+
+    Cancelled jobs are not searched for: whoever takes an id checks that the job is still queued. `dropped` counts them and
+    removes them once they are the larger part, so that churn cannot fill the lane.
+    """
+
+    __slots__ = ("_by_depth", "_depths", "_dropped", "_size", "spec", "waiting_since")
+
+    def __init__(self, spec: ActorSpec) -> None:
+        self.spec = spec
+        self.waiting_since: float | None = None  # when jobs began to wait with no actor to go to
+        self._by_depth: dict[int, deque[str]] = {}
+        self._depths: list[int] = []  # negated, a heap
+        self._size = 0
+        self._dropped = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def dropped(self, is_queued: Callable[[str], bool]) -> None:
+        """Count a job that left the queue by another way, and remove such jobs once they are the larger part."""
+        self._dropped += 1
+        if self._dropped <= _WORTH_COMPACTING or self._dropped * 2 <= self._size:
+            return
+        for depth, queue in self._by_depth.items():
+            self._by_depth[depth] = deque(job_id for job_id in queue if is_queued(job_id))
+        self._size = sum(map(len, self._by_depth.values()))
+        self._dropped = 0
+
+    def push(self, job_id: str, depth: int) -> None:
+        """Add a job at the tail of its depth."""
+        self._at(depth).append(job_id)
+        self._size += 1
+
+    def push_front(self, job_id: str, depth: int) -> None:
+        """Put a job back at the head of its depth."""
+        self._at(depth).appendleft(job_id)
+        self._size += 1
+
+    def take(self, most: int) -> Iterator[str]:
+        """Yield up to ``most`` job ids in order, removing each as it is yielded."""
+        while most > 0 and self._depths:
+            depth = -self._depths[0]
+            queue = self._by_depth[depth]
+            while queue and most > 0:
+                self._size -= 1
+                most -= 1
+                yield queue.popleft()
+                if self._depths and -self._depths[0] != depth:
+                    break  # a deeper job arrived while the consumer worked
+            if not queue:
+                self._forget(depth)
+
+    def _at(self, depth: int) -> deque[str]:
+        queue = self._by_depth.get(depth)
+        if queue is None:
+            queue = self._by_depth[depth] = deque()
+            heapq.heappush(self._depths, -depth)
+        return queue
+
+    def _forget(self, depth: int) -> None:
+        if depth in self._by_depth and not self._by_depth[depth]:
+            del self._by_depth[depth]
+            self._depths.remove(-depth)
+            heapq.heapify(self._depths)
+
+
+class DueTimes:
+    """Jobs by the instant they become due. An entry is only a hint: the taker compares it with the job's record."""
+
+    __slots__ = ("_dropped", "_heap")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, str]] = []
+        self._dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def push(self, due_at: float, job_id: str) -> None:
+        """Remember that ``job_id`` is due at ``due_at``."""
+        heapq.heappush(self._heap, (due_at, job_id))
+
+    def dropped(self, is_waiting: Callable[[float, str], bool]) -> None:
+        """Count an entry that lost its meaning, and remove such entries once they are the larger part."""
+        self._dropped += 1
+        if self._dropped > _WORTH_COMPACTING and self._dropped * 2 > len(self._heap):
+            self._heap = [entry for entry in self._heap if is_waiting(*entry)]
+            heapq.heapify(self._heap)
+            self._dropped = 0
+
+    def next_at(self) -> float | None:
+        """Return the earliest due time."""
+        return self._heap[0][0] if self._heap else None
+
+    def take_due(self, now: float) -> Iterator[tuple[float, str]]:
+        """Yield and remove what is due by ``now``, earliest first."""
+        while self._heap and self._heap[0][0] <= now:
+            yield heapq.heappop(self._heap)

@@ -1,0 +1,44 @@
+"""How far a job is, and when it may be done."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Reported(NamedTuple):
+    """What a body said, before it is numbered."""
+
+    percentage: float
+    message: str | None
+    current: int | None
+    total: int | None
+
+
+def parse_report(first: float, second: object = None, message: str | None = None) -> Reported:
+    """Read the two forms of ``report``: ``(percentage, message)`` and ``(current, total, message)``.
+
+    A percentage outside 0–1 is moved to the nearer end and a NaN counts as 0: progress is for eyes and must not fail a job.
+    """
+    if second is None or isinstance(second, str):
+        return Reported(_share(float(first)), second if second is not None else message, None, None)
+    total = int(second)  # type: ignore[call-overload]
+    current = int(first)
+    return Reported(_share(current / total) if total > 0 else 0.0, message, current, total)
+
+
+def _share(value: float) -> float:
+    if value >= 1.0:
+        return 1.0
+    return value if value > 0.0 else 0.0  # NaN compares false
+
+
+def estimate_completion(percentage: float, *, began_at: float, now: float) -> float | None:
+    """Return when the job will be done if it goes on at its average speed so far, in epoch seconds.
+
+    ``None`` before the first 0.1 %, where the quotient says nothing.
+    """
+    if percentage >= 1.0:
+        return now
+    if percentage < 0.001 or now <= began_at:  # noqa: PLR2004 - stated above
+        return None
+    return now + (now - began_at) * (1.0 - percentage) / percentage

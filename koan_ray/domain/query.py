@@ -1,0 +1,198 @@
+"""Filters, order and cursors of job queries, checked and applied without any store.
+
+A store with an index compiles a `Query`; the in-memory store uses `matches` and `sort_key` as they are, and the contract
+suite compares the two.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from koan_ray.domain.status import JobStatus
+from koan_ray.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from koan_ray.domain.records import JobRecord
+
+ORDERS: Final = ("created_at", "queued_at", "started_at", "completed_at")
+MAX_LIMIT: Final = 1000
+FILTERS: Final = (
+    "kind", "status", "correlation_id", "parent_job_id", "name", "text", "metadata", "created_after", "created_before",
+    "completed_after", "completed_before", "order_by", "limit", "cursor", "source", "partition",
+)  # fmt: skip
+
+
+class Page(NamedTuple):
+    """One page of records and where the next begins; ``cursor`` is None on the last page."""
+
+    jobs: list[JobRecord]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A checked query. Instants in epoch seconds; bounds are ``after <= instant < before``."""
+
+    kinds: frozenset[str] | None = None
+    statuses: frozenset[JobStatus] | None = None
+    correlation_id: str | None = None
+    parent_job_id: str | None = None
+    name: str | None = None
+    text: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    created_after: float | None = None
+    created_before: float | None = None
+    completed_after: float | None = None
+    completed_before: float | None = None
+    order_by: str = "created_at"
+    descending: bool = True
+    limit: int = 100
+    after: tuple[float, str] | None = None
+    source: str | None = None
+    partition: str | None = None
+
+    def matches(self, job: JobRecord) -> bool:
+        """Tell whether a record passes every filter."""
+        about = job.particulars
+        return (
+            (self.statuses is None or job.status in self.statuses)
+            and (self.kinds is None or job.terms.kind in self.kinds)
+            and (self.parent_job_id is None or about.parent_job_id == self.parent_job_id)
+            and (self.correlation_id is None or about.correlation_id == self.correlation_id)
+            and (self.name is None or about.name == self.name)
+            and _between(job.created_at, self.created_after, self.created_before)
+            and _between(job.completed_at, self.completed_after, self.completed_before)
+            and (not self.metadata or _contains(about.metadata or {}, self.metadata))
+            and (self.text is None or self._has_text(job))
+        )
+
+    def _has_text(self, job: JobRecord) -> bool:
+        sought = (self.text or "").casefold()
+        about = job.particulars
+        fields = (about.name, about.description, job.terms.kind, job.error.message if job.error else None)
+        return any(sought in value.casefold() for value in fields if value)
+
+    def sort_key(self, job: JobRecord) -> tuple[float, str]:
+        """Return what a record is ordered by: the instant, then the id; jobs without the instant count as oldest."""
+        return getattr(job, self.order_by) or 0.0, job.id
+
+    def is_after_cursor(self, job: JobRecord) -> bool:
+        """Tell whether a record comes after the place where the previous page ended."""
+        if self.after is None:
+            return True
+        return self.sort_key(job) < self.after if self.descending else self.sort_key(job) > self.after
+
+    def cursor_after(self, job: JobRecord) -> str:
+        """Return the cursor of the page that begins behind ``job``."""
+        at, job_id = self.sort_key(job)
+        raw = json.dumps([("-" if self.descending else "") + self.order_by, at, job_id])
+        return base64.urlsafe_b64encode(raw.encode()).decode().rstrip("=")
+
+
+def parse_query(filters: Mapping[str, Any]) -> Query:
+    """Check filters as a user wrote them.
+
+    Raises:
+        ConfigurationError: A filter is unknown or has an unusable value; the message names it and what is allowed.
+    """
+    for name in filters:
+        if name not in FILTERS:
+            near = difflib.get_close_matches(name, FILTERS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(FILTERS)}"
+            msg = f"unknown filter {name!r}; {hint}"
+            raise ConfigurationError(msg)
+    given = {name: value for name, value in filters.items() if value is not None}
+    order = given.get("order_by", "-created_at")
+    if not isinstance(order, str) or order.removeprefix("-") not in ORDERS:
+        msg = f"order_by: expected one of {', '.join(ORDERS)}, with '-' in front for newest first, got {order!r}"
+        raise ConfigurationError(msg)
+    limit = given.get("limit", 100)
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_LIMIT:
+        msg = f"limit: expected a whole number from 1 to {MAX_LIMIT}, got {limit!r}; use Jobs.stream() for more"
+        raise ConfigurationError(msg)
+    metadata = given.get("metadata", {})
+    if not isinstance(metadata, dict):
+        msg = f"metadata: expected a dict of values to match, got {metadata!r}"
+        raise ConfigurationError(msg)
+    return Query(
+        kinds=_texts("kind", given.get("kind")),
+        statuses=_statuses(given.get("status")),
+        metadata=metadata,
+        order_by=order.removeprefix("-"),
+        descending=order.startswith("-"),
+        limit=limit,
+        after=_parse_cursor(given["cursor"], order) if "cursor" in given else None,
+        **{name: _text(name, given.get(name)) for name in ("correlation_id", "parent_job_id", "name", "text")},  # type: ignore[arg-type]
+        **{name: _text(name, given.get(name)) for name in ("source", "partition")},  # type: ignore[arg-type]
+        **{name: _instant(name, given.get(name)) for name in FILTERS if name.endswith(("_after", "_before"))},  # type: ignore[arg-type]
+    )
+
+
+def _text(name: str, value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        msg = f"{name}: expected text, got {value!r}"
+        raise ConfigurationError(msg)
+    return value
+
+
+def _texts(name: str, value: object) -> frozenset[str] | None:
+    if value is None:
+        return None
+    values = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+    return frozenset(_text(name, getattr(item, "kind", item)) or "" for item in values)
+
+
+def _statuses(value: object) -> frozenset[JobStatus] | None:
+    if value is None:
+        return None
+    values = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+    try:
+        return frozenset(JobStatus(str(item).lower()) for item in values)
+    except ValueError:
+        msg = f"status: expected one or several of {', '.join(JobStatus)}, got {value!r}"
+        raise ConfigurationError(msg) from None
+
+
+def _instant(name: str, value: object) -> float | None:
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            msg = f"{name}: expected an ISO 8601 instant, got {value!r}"
+            raise ConfigurationError(msg) from None
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        msg = f"{name}: expected a datetime with a time zone, got {value!r}; use datetime.now(timezone.utc)"
+        raise ConfigurationError(msg)
+    return value.astimezone(UTC).timestamp()
+
+
+def _parse_cursor(cursor: object, order: str) -> tuple[float, str]:
+    try:
+        raw = base64.urlsafe_b64decode(str(cursor) + "=" * (-len(str(cursor)) % 4))
+        made_for, at, job_id = json.loads(raw)
+        if made_for != order or not isinstance(job_id, str):
+            raise ValueError
+        return float(at), job_id
+    except (binascii.Error, ValueError, TypeError):
+        msg = f"cursor: {cursor!r} does not belong to a query ordered by {order!r}; pass a page's cursor unchanged"
+        raise ConfigurationError(msg) from None
+
+
+def _between(at: float | None, after: float | None, before: float | None) -> bool:
+    if after is None and before is None:
+        return True
+    return at is not None and (after is None or at >= after) and (before is None or at < before)
+
+
+def _contains(metadata: Mapping[str, Any], sought: Mapping[str, Any]) -> bool:
+    return all(name in metadata and metadata[name] == value for name, value in sought.items())

@@ -1,0 +1,245 @@
+"""What the engine knows of a job, and what it keeps of each execution.
+
+Records are values: a transition returns a new one (`JobRecord.evolve`) and never changes the old. They are slotted
+classes and not pydantic models because a million of them may be queued (`benchmarks`, P8); pydantic validates at the
+border. What many jobs have in common is held once and shared: `Terms` for a job class, `Particulars` for a submission.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from koan_ray.domain.status import ExecutionStatus, Isolation, JobStatus, ParentPolicy, Reason
+
+if TYPE_CHECKING:
+    from koan_ray.domain.retry import RetryPolicy
+
+MAX_ERROR_MESSAGE = 2000
+MAX_STACK_TRACE = 4000
+
+
+class ActorSpec(NamedTuple):
+    """What a job actor must be like; jobs with equal specs share a pool of warm actors.
+
+    Shape: ``custom``, ``label_selector`` are sorted tuples of pairs, ``runtime_env`` is canonical JSON, so that equal
+    specs are equal and hashable.      Units: ``memory`` in bytes.
+    """
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    memory: int | None = None
+    custom: tuple[tuple[str, float], ...] = ()
+    label_selector: tuple[tuple[str, str], ...] = ()
+    runtime_env: str | None = None
+    concurrency: int = 1
+    dedicated: bool = False
+
+    @property
+    def label(self) -> str:
+        """A short name for dashboards and logs, such as ``cpu=1 gpu=0.5``."""
+        parts = [f"cpu={self.num_cpus:g}"]
+        parts += [f"gpu={self.num_gpus:g}"] if self.num_gpus else []
+        parts += [f"{name}={amount:g}" for name, amount in self.custom]
+        parts += [f"concurrency={self.concurrency}"] if self.concurrency > 1 else []
+        parts += ["dedicated"] if self.dedicated else []
+        return " ".join(parts)
+
+
+class Terms(NamedTuple):
+    """What a job class asks of the engine; held once for all its jobs and named by ``id`` on the wire."""
+
+    id: str  # hash of the rest
+    kind: str
+    code_id: str  # names the shipped class; see koan_ray.runtime.code
+    retry: RetryPolicy
+    timeout_s: float | None
+    spec: ActorSpec
+    isolation: Isolation = Isolation.POOLED
+    when_parent_ends: ParentPolicy = ParentPolicy.CANCEL
+
+
+class Residence(NamedTuple):
+    """Where a job is kept; the coordinator's bookkeeping, never a field of a user's `Job`."""
+
+    source: str | None = None  # None: the coordinator's memory
+    partition: str = ""
+    audit: bool = False
+
+
+class Particulars(NamedTuple):
+    """What one submission says about its jobs; shared by all jobs of a ``start_many``."""
+
+    name: str | None = None
+    description: str | None = None
+    metadata: dict[str, Any] | None = None
+    correlation_id: str | None = None
+    traceparent: str | None = None
+    parent_job_id: str | None = None
+    depth: int = 0  # 0 for a job without a parent
+    retry_of: str | None = None
+    residence: Residence = Residence()
+
+
+class ErrorInfo(NamedTuple):
+    """An error as data: never rebuilt into an exception, so a stored one can run nothing."""
+
+    type: str
+    message: str
+    stack_trace: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+class Progress(NamedTuple):
+    """The latest report of a job. ``sequence`` grows over all executions of the job; see `sequence_base`."""
+
+    sequence: int
+    percentage: float
+    message: str | None = None
+    current_step: int | None = None
+    total_steps: int | None = None
+    estimated_at: float | None = None  # estimated completion, epoch seconds
+    updated_at: float = 0.0
+
+
+def sequence_base(ordinal: int) -> int:
+    """Return the number that the progress sequences of a job's ``ordinal``-th execution (from 0) start after.
+
+    Executions cannot know how far a lost predecessor counted, so each has a range of its own; below 2**53 for two
+    million executions, so that JSON readers keep it exact.
+    """
+    return ordinal << 32
+
+
+@dataclass(slots=True, eq=False)
+class JobRecord:
+    """The engine's knowledge of one job. Treat it as immutable; ``rev`` alone is set by the writer at a flush."""
+
+    id: str
+    terms: Terms
+    particulars: Particulars
+    context: bytes  # JSON
+    created_at: float
+    status: JobStatus = JobStatus.CREATED
+    rev: int = 0  # 0: not stored yet
+    term: int = 0
+    reason: str | None = None  # Reason while queued, FailureKind when failed, a person's words when cancelled
+    queued_at: float | None = None
+    due_at: float | None = None
+    started_at: float | None = None
+    completed_at: float | None = None
+    attempts: int = 0  # attempts used, the running one included
+    crashes: int = 0
+    ordinal: int = 0  # executions begun, whatever became of them
+    execution_id: str | None = None  # the fence
+    progress: Progress | None = None
+    result: bytes | None = None  # JSON
+    error: ErrorInfo | None = None
+    cancel_requested_at: float | None = None
+    last_modified: float = 0.0
+
+    def evolve(self, **changes: Any) -> JobRecord:
+        """Return a copy with ``changes`` applied."""
+        twin = JobRecord(
+            self.id, self.terms, self.particulars, self.context, self.created_at, self.status, self.rev, self.term,
+            self.reason, self.queued_at, self.due_at, self.started_at, self.completed_at, self.attempts, self.crashes,
+            self.ordinal, self.execution_id, self.progress, self.result, self.error, self.cancel_requested_at,
+            self.last_modified,
+        )  # fmt: skip
+        for name, value in changes.items():
+            setattr(twin, name, value)
+        return twin
+
+
+@dataclass(slots=True, eq=False)
+class ExecutionRecord:
+    """One try of a job. Open while it runs; closed exactly once and never rewritten."""
+
+    id: str
+    job_id: str
+    attempt: int
+    started_at: float
+    status: ExecutionStatus = ExecutionStatus.RUNNING
+    reason: Reason | None = None
+    completed_at: float | None = None
+    error: ErrorInfo | None = None
+    metrics: tuple[tuple[str, Any], ...] = ()
+
+    def close(
+        self,
+        *,
+        status: ExecutionStatus,
+        reason: Reason,
+        at: float,
+        error: ErrorInfo | None = None,
+        metrics: tuple[tuple[str, Any], ...] = (),
+    ) -> ExecutionRecord:
+        """Return this execution as it ended."""
+        return ExecutionRecord(
+            self.id, self.job_id, self.attempt, self.started_at, status, reason, max(at, self.started_at), error, metrics
+        )
+
+
+class JobView(NamedTuple):
+    """A job as its users see it, in wire form; `koan_ray.Job` presents it."""
+
+    id: str
+    kind: str
+    status: str
+    context: bytes
+    created_at: float
+    name: str | None = None
+    description: str | None = None
+    metadata: dict[str, Any] | None = None
+    correlation_id: str | None = None
+    parent_job_id: str | None = None
+    depth: int = 0
+    queued_at: float | None = None
+    started_at: float | None = None
+    completed_at: float | None = None
+    last_modified: float = 0.0
+    attempts: int = 0
+    reason: str | None = None
+    progress: Progress | None = None
+    result: bytes | None = None
+    error: ErrorInfo | None = None
+    cancel_requested: bool = False
+    epoch: str = ""  # of the coordinator in whose memory the job was last seen
+
+
+def view(job: JobRecord) -> JobView:
+    """Return what users may see of ``job``."""
+    about = job.particulars
+    return JobView(
+        job.id, job.terms.kind, job.status.value, job.context, job.created_at, about.name, about.description,
+        about.metadata, about.correlation_id, about.parent_job_id, about.depth, job.queued_at, job.started_at,
+        job.completed_at, job.last_modified, job.attempts, job.reason, job.progress, job.result, job.error,
+        job.cancel_requested_at is not None,
+    )  # fmt: skip
+
+
+class End(NamedTuple):
+    """What a waiter learns when a job reaches a final status: the view's fields that changed since submit."""
+
+    id: str
+    status: str
+    reason: str | None = None
+    result: bytes | None = None
+    error: ErrorInfo | None = None
+    queued_at: float | None = None
+    started_at: float | None = None
+    completed_at: float | None = None
+    last_modified: float = 0.0
+    attempts: int = 0
+    progress: Progress | None = None
+    cancel_requested: bool = False
+
+
+def end_of(job: JobRecord) -> End:
+    """Return how ``job`` ended."""
+    return End(
+        job.id, job.status.value, job.reason, job.result, job.error, job.queued_at, job.started_at, job.completed_at,
+        job.last_modified, job.attempts, job.progress, job.cancel_requested_at is not None,
+    )  # fmt: skip

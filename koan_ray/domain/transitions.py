@@ -1,0 +1,139 @@
+"""One constructor for each way a job may move; whatever is not listed is refused.
+
+::
+
+    Created ──► Queued ──► Running ──► Completed | Failed | Cancelled
+       │          │  ▲        │
+       │          │  └────────┘  retry, reschedule, interrupt, loss
+       └──────────┴──► Cancelled | Failed(deadline, unknown kind)
+
+The functions return the job's next record; the coordinator's writer stores it under compare-and-set on ``rev``.
+A cancel request found by a failure, retry, reschedule or loss turns the move into `cancelled`; a success stays a success.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from koan_ray.domain.status import FailureKind, JobStatus, Reason
+from koan_ray.errors import IllegalTransitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from koan_ray.domain.records import ErrorInfo, JobRecord, Progress
+
+NEXT: Final[Mapping[JobStatus, frozenset[JobStatus]]] = {  # a status with no row is final
+    JobStatus.CREATED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.RUNNING: frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.QUEUED}),
+}
+_NOWHERE: Final[frozenset[JobStatus]] = frozenset()
+
+
+def _change(job: JobRecord, to: JobStatus, at: float, **changes: Any) -> JobRecord:
+    if to not in NEXT.get(job.status, _NOWHERE):
+        raise IllegalTransitionError(job.id, job.status, to)
+    return job.evolve(status=to, last_modified=at, **changes)
+
+
+def queued(job: JobRecord, *, at: float, due_at: float | None = None) -> JobRecord:
+    """T1, T2: the job is accepted and waits; until ``due_at`` when it was delayed."""
+    reason = Reason.DELAY if due_at is not None else None
+    return _change(job, JobStatus.QUEUED, at, queued_at=at, due_at=due_at, reason=reason)
+
+
+def dispatched(job: JobRecord, execution_id: str, *, at: float, term: int) -> JobRecord:
+    """T3: a new execution begins; ``execution_id`` is the only one whose reports count from now on."""
+    if job.status is not JobStatus.QUEUED or job.cancel_requested_at is not None:
+        raise IllegalTransitionError(job.id, job.status, JobStatus.RUNNING)
+    nxt = job.evolve()  # assigned one by one: this is the hottest transition, and keywords cost
+    nxt.status = JobStatus.RUNNING
+    nxt.execution_id = execution_id
+    nxt.attempts = job.attempts + 1
+    nxt.ordinal = job.ordinal + 1
+    nxt.started_at = job.started_at or at
+    nxt.due_at = None
+    nxt.reason = None
+    nxt.term = term
+    nxt.last_modified = at
+    return nxt
+
+
+def completed(job: JobRecord, result: bytes, *, at: float, progress: Progress | None = None) -> JobRecord:
+    """T5: the body returned ``result``. A cancel request that came too late does not change that."""
+    if job.status is not JobStatus.RUNNING:
+        raise IllegalTransitionError(job.id, job.status, JobStatus.COMPLETED)
+    nxt = job.evolve()
+    nxt.status = JobStatus.COMPLETED
+    nxt.execution_id = None
+    nxt.result = result
+    nxt.error = None
+    nxt.reason = None
+    nxt.progress = progress or job.progress
+    nxt.completed_at = at
+    nxt.last_modified = at
+    return nxt
+
+
+def failed(job: JobRecord, kind: FailureKind, error: ErrorInfo, *, at: float) -> JobRecord:
+    """T6, T11, T13: no attempt is left, or another cannot help."""
+    if job.cancel_requested_at is not None:
+        return cancelled(job, at=at, error=error)
+    return _change(job, JobStatus.FAILED, at, reason=kind, error=error, execution_id=None, completed_at=at, due_at=None)
+
+
+def retry_later(job: JobRecord, error: ErrorInfo, *, at: float, due_at: float) -> JobRecord:
+    """T7: the attempt failed and another is due at ``due_at``."""
+    return _back(job, Reason.RETRY, at=at, due_at=due_at, error=error)
+
+
+def rescheduled(job: JobRecord, *, at: float, due_at: float) -> JobRecord:
+    """T9: later, by the job's own choice; the attempt is given back."""
+    return _back(job, Reason.RESCHEDULED, at=at, due_at=due_at, attempts=job.attempts - 1)
+
+
+def interrupted(job: JobRecord, *, at: float) -> JobRecord:
+    """T9: stopped by the engine for another's sake; the attempt is given back."""
+    return _back(job, Reason.INTERRUPTED, at=at, attempts=job.attempts - 1)
+
+
+def returned(job: JobRecord, *, at: float) -> JobRecord:
+    """T9: dispatched but not begun; as if it had never been dispatched, but for the ordinal."""
+    nxt = _back(job, None, at=at, attempts=job.attempts - 1)
+    if job.ordinal == 1 and nxt.status is JobStatus.QUEUED:
+        nxt.started_at = None
+    return nxt
+
+
+def lost(job: JobRecord, error: ErrorInfo, *, at: float) -> JobRecord:
+    """T11: the process vanished. Crashes have a budget of their own: failures are ``attempts - crashes``."""
+    return _back(job, Reason.LOST, at=at, error=error, crashes=job.crashes + 1)
+
+
+def cancel_requested(job: JobRecord, *, at: float, reason: str | None = None) -> JobRecord:
+    """T10: the running job shall stop. Asked twice, the first request stands."""
+    if job.status is not JobStatus.RUNNING:
+        raise IllegalTransitionError(job.id, job.status, JobStatus.CANCELLED)
+    if job.cancel_requested_at is not None:
+        return job
+    return job.evolve(cancel_requested_at=at, reason=reason, last_modified=at)
+
+
+def cancelled(
+    job: JobRecord, *, at: float, reason: str | None = None, error: ErrorInfo | None = None
+) -> JobRecord:
+    """T8, T12: the job ends as cancelled."""
+    requested = job.cancel_requested_at if job.cancel_requested_at is not None else at
+    why = job.reason if job.cancel_requested_at is not None else reason
+    return _change(
+        job, JobStatus.CANCELLED, at, execution_id=None, completed_at=at, due_at=None, cancel_requested_at=requested,
+        reason=why, error=error or job.error,
+    )  # fmt: skip
+
+
+def _back(job: JobRecord, reason: Reason | None, *, at: float, due_at: float | None = None, **changes: Any) -> JobRecord:
+    """Return the running job to the queue, or end it when somebody asked for its cancellation meanwhile."""
+    if job.cancel_requested_at is not None:
+        return cancelled(job, at=at)
+    return _change(job, JobStatus.QUEUED, at, reason=reason, due_at=due_at, execution_id=None, **changes)

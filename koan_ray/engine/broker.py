@@ -1,0 +1,146 @@
+"""Fans progress out to those who watch: keeps the latest state of each job, forgets what is between.
+
+Lossy on the way, exact at the end: a watcher learns a job's end from the coordinator, so the broker holds no truth and may
+be killed at any time. Job actors tell the states of running bodies again every two seconds, and a session that meets a
+broker of another epoch registers anew.
+
+Bounded: `max_tracked` jobs are remembered, the one that was silent longest is forgotten first; a session has at most one
+undelivered state for each job it watches; sessions that do not call for a minute are forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NamedTuple
+
+from koan_ray.errors import LimitExceededError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from koan_ray.domain.records import Progress
+    from koan_ray.engine.settings import EngineSettings
+    from koan_ray.ports import Clock
+
+_FORGET_AFTER_S = 60.0
+
+
+class States(NamedTuple):
+    """The answer to a poll: the newest state of each job that has one the session has not seen."""
+
+    epoch: str
+    states: list[tuple[str, Progress]]
+
+
+class _Session:
+    __slots__ = ("parked", "seen_at", "unseen", "watched")
+
+    def __init__(self) -> None:
+        self.watched: set[str] = set()
+        self.unseen: dict[str, Progress] = {}
+        self.parked: asyncio.Future[None] | None = None
+        self.seen_at = 0.0
+
+    def wake(self) -> None:
+        if self.parked is not None:
+            if not self.parked.done():
+                self.parked.set_result(None)
+            self.parked = None
+
+
+class Broker:
+    """Latest progress by job, and who wants to know. All methods run on one event loop."""
+
+    def __init__(self, settings: EngineSettings, clock: Clock, epoch: str) -> None:
+        self.epoch = epoch
+        self._clock = clock
+        self._max_tracked, self._max_sessions = settings.max_tracked, settings.max_watchers
+        self._latest: OrderedDict[str, Progress] = OrderedDict()
+        self._sessions: dict[str, _Session] = {}
+        self._by_job: dict[str, set[_Session]] = {}
+        self.n_forgotten = 0
+
+    async def push(self, states: Sequence[tuple[str, Progress]]) -> None:
+        """Take note of newer states; older ones than known are ignored."""
+        for job_id, progress in states:
+            known = self._latest.get(job_id)
+            if known is not None and known.sequence >= progress.sequence:
+                continue
+            self._latest[job_id] = progress
+            self._latest.move_to_end(job_id)
+            for session in self._by_job.get(job_id, ()):
+                session.unseen[job_id] = progress
+                session.wake()
+        while len(self._latest) > self._max_tracked:
+            self._latest.popitem(last=False)
+            self.n_forgotten += 1
+
+    async def poll(
+        self, session_id: str, epoch: str | None, watch: Sequence[str], unwatch: Sequence[str], park_s: float
+    ) -> States:
+        """Watch and unwatch jobs, and return what the session has not seen, waiting up to ``park_s`` for something.
+
+        Parking a newer call answers the older one. A session that names another ``epoch`` is answered at once.
+
+        Raises:
+            LimitExceededError: Too many sessions, or too many jobs for this one; nothing was added.
+        """
+        if epoch is not None and epoch != self.epoch:
+            return States(self.epoch, [])
+        session = self._session(session_id, len(watch))
+        for job_id in unwatch:
+            self._unwatch(session, job_id)
+        for job_id in watch:
+            session.watched.add(job_id)
+            self._by_job.setdefault(job_id, set()).add(session)
+            if (known := self._latest.get(job_id)) is not None:
+                session.unseen[job_id] = known
+        session.wake()
+        if not session.unseen and park_s > 0:
+            session.parked = mine = asyncio.get_running_loop().create_future()
+            timer = self._clock.call_later(park_s, lambda: mine.done() or mine.set_result(None))
+            await mine
+            timer.cancel()
+            if session.parked is mine:
+                session.parked = None
+        session.seen_at = self._clock.monotonic()
+        unseen, session.unseen = session.unseen, {}
+        return States(self.epoch, list(unseen.items()))
+
+    async def latest(self, job_ids: Sequence[str]) -> list[tuple[str, Progress]]:
+        """Return the latest known state of these jobs; nothing for a job that has none."""
+        return [(job_id, self._latest[job_id]) for job_id in job_ids if job_id in self._latest]
+
+    def _session(self, session_id: str, n_more: int) -> _Session:
+        now = self._clock.monotonic()
+        session = self._sessions.get(session_id)
+        if session is None:
+            if len(self._sessions) >= self._max_sessions:
+                self._forget_silent(now)
+            if len(self._sessions) >= self._max_sessions:
+                raise LimitExceededError(
+                    "sessions watching progress", len(self._sessions) + 1, self._max_sessions, "engine.max_watchers"
+                )
+            session = self._sessions[session_id] = _Session()
+        if len(session.watched) + n_more > self._max_tracked:
+            raise LimitExceededError(
+                "jobs one session watches", len(session.watched) + n_more, self._max_tracked, "engine.max_tracked"
+            )
+        session.seen_at = now
+        return session
+
+    def _unwatch(self, session: _Session, job_id: str) -> None:
+        session.watched.discard(job_id)
+        session.unseen.pop(job_id, None)
+        if (watchers := self._by_job.get(job_id)) is not None:
+            watchers.discard(session)
+            if not watchers:
+                del self._by_job[job_id]
+
+    def _forget_silent(self, now: float) -> None:
+        for session_id, session in list(self._sessions.items()):
+            if session.parked is None and now - session.seen_at > _FORGET_AFTER_S:
+                for job_id in list(session.watched):
+                    self._unwatch(session, job_id)
+                del self._sessions[session_id]

@@ -1,0 +1,519 @@
+"""Which job goes to which actor, when another actor is started or ended, and when one must die.
+
+The dispatcher knows queues, actors and deadlines and nothing of what a job's states mean; `Jobs` (the coordinator) decides
+those. Everything runs on one loop; no method suspends.
+
+Batches: an actor is handed as many short jobs as fit `batch_target_s` of work by a moving average for each kind, one
+until that is known. It answers within `overrun_s`, giving back what it has not begun, so that nobody waits behind a long
+job while another actor idles. A job whose process vanished before is always sent alone, so that only it can be to blame
+the next time.
+
+Death: one place decides that an actor dies (`_kill_overdue`, `_end_idle`), and every execution in it is settled when the
+launcher has said that it is dead, never before:
+
+* the execution that had to be stopped: timed out or cancelled, killed;
+* the bodies that were active when the process vanished by itself: lost, a crash counted;
+* bodies that were parked, or that only shared the process with one we killed: interrupted, nothing counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from typing import TYPE_CHECKING, Protocol
+
+from koan_ray.domain.ids import new_id
+from koan_ray.domain.lane import DueTimes, Lane
+from koan_ray.domain.status import Isolation
+from koan_ray.engine.pool import Active, Actor, ActorState, Batch, Pool
+from koan_ray.ports import OrderBatch
+
+if TYPE_CHECKING:
+    from koan_ray.domain.records import ActorSpec, ExecutionRecord, JobRecord, Progress, Terms
+    from koan_ray.engine.settings import EngineSettings
+    from koan_ray.ports import ActorInfo, BatchReply, Clock, Launcher, Order, Push, Report, TimerHandle
+
+_START_RETRY_S = (0.5, 1.0, 2.0, 4.0)
+_HOUSEKEEPING_S = 1.0
+_CHILD_PROCESS_SLACK_S = 3.0  # the actor kills its own child; we step in only when it does not
+_STARVING_S = 1.0  # a lane without an actor takes one from a busy spec after this
+
+
+class Jobs(Protocol):
+    """What the dispatcher asks of the coordinator."""
+
+    def queued(self, job_id: str) -> JobRecord | None:
+        """Return the job if it waits to be dispatched now."""
+
+    def begin(self, job: JobRecord, execution_id: str, now: float) -> tuple[ExecutionRecord, Order]:
+        """Move a queued job to Running."""
+
+    def ended(self, active: Active, report: Report) -> None:
+        """The execution ended by itself."""
+
+    def unbegun(self, active: Active) -> None:
+        """The order came back; its body was never called."""
+
+    def vanished(self, active: Active, cause: str) -> None:
+        """The process that ran it is gone."""
+
+    def interrupted(self, active: Active) -> None:
+        """Its process was ended for another's sake."""
+
+    def killed(self, active: Active, cause: str) -> None:
+        """Its process was killed because it did not stop; cause: cancelled, timeout."""
+
+    def progressed(self, active: Active, progress: Progress) -> None:
+        """A running body has reported."""
+
+    def code_for(self, code_id: str) -> bytes:
+        """Return a shipped class."""
+
+    def terms_for(self, terms_id: str) -> Terms:
+        """Return terms by id."""
+
+    def due_at(self, job_id: str) -> float | None:
+        """Return when a waiting job is due."""
+
+    def became_due(self, job_id: str) -> tuple[ActorSpec, int] | None:
+        """Return where a job belongs whose time has come, as spec and depth; None if it does not wait any more."""
+
+    def refuse_all(self, spec: ActorSpec, cause: str) -> None:
+        """Fail the queued jobs of a spec for which no actor can be started."""
+
+
+class Dispatcher:
+    """Lanes, actors and deadlines of one coordinator."""
+
+    def __init__(self, jobs: Jobs, launcher: Launcher, clock: Clock, settings: EngineSettings, epoch: str) -> None:
+        self._jobs, self._launcher, self._clock, self._settings = jobs, launcher, clock, settings
+        self._epoch = epoch
+        self._lanes: dict[ActorSpec, Lane] = {}
+        self._due = DueTimes()
+        self._due_timer: TimerHandle | None = None
+        self._due_timer_at = math.inf
+        self._pool = Pool()
+        self._active: dict[str, Active] = {}
+        self._deadlines: list[tuple[float, str, str]] = []  # when (monotonic), execution id, cause
+        self._deadline_timer: TimerHandle | None = None
+        self._typical_s: dict[str, float] = {}  # by terms id: moving average of a body's duration
+        self._pump_is_due = False
+        self._n_batches = 0
+        self._n_started = 0
+        self._start_failures: dict[ActorSpec, int] = {}
+        self._not_before: dict[ActorSpec, float] = {}
+        self._capacity = 1
+        self._is_open = False
+        self._housekeeping: TimerHandle | None = None
+        self.counters = {"dispatched": 0, "returned": 0, "actors_started": 0, "actors_lost": 0, "actors_killed": 0,
+                         "actors_recycled": 0, "reports_refused": 0}  # fmt: skip
+
+    # --- what the coordinator says ---------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Begin to dispatch."""
+        self._is_open = True
+        self._capacity = self._launcher.capacity()
+        self._keep_house()
+        self.pump_soon()
+
+    def close(self) -> None:
+        """Stop dispatching and end all actors, whatever they do."""
+        self._is_open = False
+        for timer in (self._housekeeping, self._due_timer, self._deadline_timer):
+            if timer is not None:
+                timer.cancel()
+        for actor in list(self._pool):
+            self._launcher.kill(actor.name)
+
+    def enqueue(self, job_id: str, spec: ActorSpec, depth: int, *, first: bool = False) -> None:
+        """A job is due now."""
+        lane = self._lanes.get(spec)
+        if lane is None:
+            lane = self._lanes[spec] = Lane(spec)
+        if first:
+            lane.push_front(job_id, depth)
+        else:
+            lane.push(job_id, depth)
+        if not self._pump_is_due:
+            self.pump_soon()
+
+    def enqueue_at(self, job_id: str, due_at: float) -> None:
+        """A job will be due."""
+        self._due.push(due_at, job_id)
+        self._arm_due_timer()
+
+    def dequeued(self, spec: ActorSpec, *, was_waiting: bool) -> None:
+        """A job left the queue without being dispatched (it was cancelled)."""
+        if was_waiting:
+            self._due.dropped(lambda due_at, job_id: self._jobs.due_at(job_id) == due_at)
+        elif (lane := self._lanes.get(spec)) is not None:
+            lane.dropped(lambda job_id: self._jobs.queued(job_id) is not None)
+
+    def stop(self, execution_id: str, cause: str) -> None:
+        """Ask a body to stop, and kill its actor when it has not after the grace period."""
+        active = self._active.get(execution_id)
+        if active is None:
+            return
+        active.stop_cause = active.stop_cause or cause
+        self._launcher.cancel(active.actor.name, execution_id, cause)
+        slack = _CHILD_PROCESS_SLACK_S if self._terms(active).isolation is Isolation.PROCESS else 0.0
+        self._add_deadline(self._clock.monotonic() + self._settings.cancel_grace_s + slack, execution_id, cause)
+
+    def snapshot(self) -> dict[str, object]:
+        """Return what `koan-ray status` shows of queues and actors."""
+        return {
+            "queued": sum(map(len, self._lanes.values())),
+            "waiting": len(self._due),
+            "running": len(self._active),
+            "actors": [
+                {
+                    "name": actor.name, "spec": actor.spec.label, "state": actor.state.name.lower(),
+                    "pid": actor.info.pid if actor.info else None, "node_id": actor.info.node_id if actor.info else None,
+                    "running": len(actor.running), "parked": sum(a.parked for a in actor.running.values()),
+                    "jobs_done": actor.jobs_done,
+                }
+                for actor in self._pool
+            ],
+            "counters": dict(self.counters),
+        }  # fmt: skip
+
+    def actor_of(self, execution_id: str) -> ActorInfo | None:
+        """Return where an execution runs."""
+        active = self._active.get(execution_id)
+        return active.actor.info if active is not None else None
+
+    # --- what launchers and actors say -----------------------------------------------------------------------------
+
+    def actor_ready(self, name: str, info: ActorInfo) -> None:
+        """An actor can take batches."""
+        actor = self._pool.get(name)
+        if actor is None:
+            self._launcher.kill(name)
+            return
+        actor.info = info
+        if actor.state is ActorState.STARTING:
+            actor.state = ActorState.READY
+        actor.quiet_since = self._clock.monotonic()
+        self._start_failures.pop(actor.spec, None)
+        self.pump_soon()
+
+    def actor_dead(self, name: str, cause: str) -> None:
+        """An actor is gone; settle everything that was in it."""
+        actor = self._pool.get(name)
+        if actor is None:
+            return
+        self._pool.remove(actor)
+        if actor.state is ActorState.STARTING and not actor.is_killed:
+            self._count_start_failure(actor.spec, cause)
+        inside = [*actor.running, *(e for batch in actor.batches.values() for e in batch.execution_ids)]
+        if inside and not actor.is_killed:
+            self.counters["actors_lost"] += 1
+        for execution_id in inside:
+            active = self._active.pop(execution_id, None)
+            if active is None:
+                continue
+            if active.kill_cause is not None:
+                self._jobs.killed(active, active.kill_cause)
+            elif active.parked or actor.is_killed:
+                self._jobs.interrupted(active)
+            else:
+                self._jobs.vanished(active, cause)
+        self.pump_soon()
+
+    def batch_answered(self, name: str, batch: int, reply: BatchReply) -> None:
+        """An actor has answered a batch: take note of what ended, goes on, or came back."""
+        actor = self._pool.get(name)
+        if actor is None or batch not in actor.batches:
+            self.counters["reports_refused"] += len(reply.ended)
+            return
+        del actor.batches[batch]
+        now = self._clock.monotonic()
+        for report in reply.ended:
+            self._ended(actor, report)
+        for running in reply.running:
+            if (active := self._active.get(running.execution_id)) is not None:
+                active.began_at = now - running.age_s
+                active.parked = running.parked
+                actor.running[running.execution_id] = active
+                self._watch_long(actor, active)
+        for execution_id in reversed(reply.returned):
+            if (active := self._active.pop(execution_id, None)) is not None:
+                self.counters["returned"] += 1
+                self._jobs.unbegun(active)
+        self._after_news(actor, reply.recycle)
+
+    def pushed(self, push: Push) -> bool:
+        """An actor tells of bodies that went on after their batch was answered; false if it is none of ours."""
+        actor = self._pool.get(push.actor)
+        if actor is None:
+            self.counters["reports_refused"] += len(push.ended)
+            return False
+        for execution_id in push.parked:
+            if (active := self._active.get(execution_id)) is not None:
+                active.parked = True
+        for execution_id in push.resumed:
+            if (active := self._active.get(execution_id)) is not None:
+                active.parked = False
+        for execution_id, progress in push.progress:
+            if (active := self._active.get(execution_id)) is not None:
+                self._jobs.progressed(active, progress)
+        for report in push.ended:
+            self._ended(actor, report)
+        self._after_news(actor, push.recycle)
+        return True
+
+    # --- dispatch --------------------------------------------------------------------------------------------------
+
+    def pump_soon(self) -> None:
+        """Match jobs and actors when the loop is free; many causes share one pass."""
+        if not self._pump_is_due and self._is_open:
+            self._pump_is_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_is_due = False
+        for lane in list(self._lanes.values()):
+            if not len(lane):
+                continue
+            # Actors without parked bodies first: should the new body have to be killed, nobody else is hit.
+            actors = sorted(self._pool.of(lane.spec), key=lambda a: (len(a.batches), len(a.running)))
+            actors = self._yield_to_starving(lane, actors)
+            for actor in actors:
+                if not len(lane):
+                    break
+                if actor.room() > 0:
+                    self._send_batch(lane, actor, share=math.ceil(len(lane) / max(1, len(actors))))
+            self._start_actors(lane)
+
+    def _send_batch(self, lane: Lane, actor: Actor, share: int) -> None:
+        settings, now, sent_at = self._settings, self._clock.now(), self._clock.monotonic()
+        room = actor.room()
+        most = 1 if actor.spec.dedicated else min(settings.batch_limit, max(share, room))
+        must_be_short = bool(actor.batches)
+        budget_s = settings.batch_target_s
+        batch = OrderBatch([], [], [])
+        execution_ids: list[str] = []
+        is_short, label = True, ""
+        target_s, typical_s = settings.batch_target_s, self._typical_s
+        for job_id in lane.take(most):
+            job = self._jobs.queued(job_id)
+            if job is None:
+                continue  # cancelled or removed meanwhile
+            terms = job.terms
+            expected_s = typical_s.get(terms.id, target_s)  # unknown counts as long
+            is_long = expected_s >= target_s or job.crashes > 0
+            if is_long:
+                fits = not must_be_short and len(execution_ids) < room and not (job.crashes and execution_ids)
+            else:
+                fits = expected_s <= budget_s or not execution_ids
+            if not fits:
+                lane.push_front(job_id, job.particulars.depth)
+                break
+            execution_id = new_id()
+            execution, order = self._jobs.begin(job, execution_id, now)
+            self._active[execution_id] = Active(actor, execution, terms.id, sent_at)
+            execution_ids.append(execution_id)
+            batch.orders.append(order)
+            budget_s -= expected_s
+            if terms.id not in actor.known:
+                self._introduce(actor, terms, batch)
+            label = label or terms.kind
+            if is_long:
+                is_short = False
+                if len(execution_ids) >= room or job.crashes:
+                    break
+        if not execution_ids:
+            return
+        self._n_batches += 1
+        self.counters["dispatched"] += len(execution_ids)
+        actor.batches[self._n_batches] = Batch(execution_ids, is_short=is_short, sent_at=sent_at)
+        self._launcher.send(actor.name, self._n_batches, batch, label=label)
+
+    def _introduce(self, actor: Actor, terms: Terms, batch: OrderBatch) -> None:
+        actor.known.add(terms.id)
+        batch.terms.append(terms)
+        if terms.code_id not in actor.known:
+            actor.known.add(terms.code_id)
+            batch.code.append((terms.code_id, self._jobs.code_for(terms.code_id)))
+
+    def _ended(self, actor: Actor, report: Report) -> None:
+        active = self._active.pop(report.execution_id, None)
+        actor.running.pop(report.execution_id, None)
+        if active is None:
+            self.counters["reports_refused"] += 1
+            return
+        actor.jobs_done += 1
+        typical = self._typical_s.get(active.terms_id)
+        taken = report.duration_s
+        if typical is None:
+            self._typical_s[active.terms_id] = taken
+        else:  # quick to believe in long bodies, slow to forget them
+            self._typical_s[active.terms_id] = typical + (taken - typical) * (0.5 if taken > typical else 0.1)
+        self._jobs.ended(active, report)
+
+    def _after_news(self, actor: Actor, recycle: str | None) -> None:
+        actor.quiet_since = self._clock.monotonic()
+        if recycle is not None or actor.spec.dedicated:
+            actor.recycle = recycle or "dedicated"
+            actor.state = ActorState.RETIRING
+        if actor.state is ActorState.RETIRING and actor.is_idle:
+            self._retire(actor)
+        self.pump_soon()
+
+    def _watch_long(self, actor: Actor, active: Active) -> None:
+        terms = self._terms(active)
+        self._launcher.attend(actor.name, active.execution.id, terms.kind)
+        if terms.timeout_s is not None and active.began_at is not None:
+            slack = _CHILD_PROCESS_SLACK_S if terms.isolation is Isolation.PROCESS else 0.0
+            kill_at = active.began_at + terms.timeout_s + self._settings.cancel_grace_s + slack
+            self._add_deadline(kill_at, active.execution.id, "timeout")
+
+    # --- actors ----------------------------------------------------------------------------------------------------
+
+    def _limit(self) -> int:
+        return self._settings.max_actors or self._capacity
+
+    def _start_actors(self, lane: Lane) -> None:
+        if not len(lane) or self._clock.monotonic() < self._not_before.get(lane.spec, 0.0):
+            return
+        same = list(self._pool.of(lane.spec))
+        busy = sum(actor.room() == 0 and actor.state is ActorState.READY for actor in same)
+        retiring = sum(actor.state is ActorState.RETIRING for actor in same)
+        wanted = busy + retiring + math.ceil(len(lane) / lane.spec.concurrency)
+        while len(same) < wanted:
+            if self._pool.n_counted_for(lane.spec) >= self._limit():
+                self._make_room(lane.spec)
+                return
+            lent = len(self._pool) >= self._limit()
+            self._n_started += 1
+            name = f"koan_ray.job/{self._epoch}/{self._n_started}"
+            actor = Actor(name, lane.spec, at=self._clock.monotonic(), lent=lent)
+            self._pool.add(actor)
+            same.append(actor)
+            self.counters["actors_started"] += 1
+            self._launcher.start(name, lane.spec, self, lent=lent)
+
+    def _make_room(self, spec: ActorSpec) -> None:
+        """End an idle actor of another spec; its place is free when it is dead, and the pump runs again then."""
+        if (idle := self._pool.idle_of_another_spec(spec)) is not None:
+            self._retire(idle)
+
+    def _yield_to_starving(self, lane: Lane, actors: list[Actor]) -> list[Actor]:
+        """Give up one actor of a busy lane when another lane has had none for a while and there is no room for it."""
+        if len(self._lanes) == 1:
+            return actors
+        now = self._clock.monotonic()
+        for other in self._lanes.values():
+            if other is lane or not len(other) or any(True for _ in self._pool.of(other.spec)):
+                other.waiting_since = None
+                continue
+            other.waiting_since = other.waiting_since or now
+            if now - other.waiting_since >= _STARVING_S and self._pool.n_counted_for(other.spec) >= self._limit():
+                for actor in actors:
+                    if actor.state is ActorState.READY and not actor.has_parked:
+                        actor.state = ActorState.RETIRING
+                        other.waiting_since = now
+                        if actor.is_idle:
+                            self._retire(actor)
+                        return [a for a in actors if a is not actor]
+        return actors
+
+    def _count_start_failure(self, spec: ActorSpec, cause: str) -> None:
+        failures = self._start_failures[spec] = self._start_failures.get(spec, 0) + 1
+        if failures > len(_START_RETRY_S):
+            self._start_failures.pop(spec)
+            self._jobs.refuse_all(spec, cause)
+            return
+        delay = _START_RETRY_S[failures - 1]
+        self._not_before[spec] = self._clock.monotonic() + delay
+        self._clock.call_later(delay, self.pump_soon)
+
+    def _retire(self, actor: Actor) -> None:
+        actor.state = ActorState.RETIRING
+        if not actor.is_killed:
+            actor.is_killed = True
+            if actor.recycle not in (None, "dedicated"):
+                self.counters["actors_recycled"] += 1
+            self._launcher.retire(actor.name)
+
+    def _kill(self, actor: Actor) -> None:
+        actor.state = ActorState.RETIRING
+        if not actor.is_killed:
+            actor.is_killed = True
+            self.counters["actors_killed"] += 1
+            self._launcher.kill(actor.name)
+
+    # --- time ------------------------------------------------------------------------------------------------------
+
+    def _arm_due_timer(self) -> None:
+        at = self._due.next_at()
+        if at is None or at >= self._due_timer_at:
+            return
+        if self._due_timer is not None:
+            self._due_timer.cancel()
+        self._due_timer_at = at
+        self._due_timer = self._clock.call_later(max(0.0, at - self._clock.now()), self._release_due)
+
+    def _release_due(self) -> None:
+        self._due_timer, self._due_timer_at = None, math.inf
+        for due_at, job_id in self._due.take_due(self._clock.now()):
+            if self._jobs.due_at(job_id) == due_at and (place := self._jobs.became_due(job_id)) is not None:
+                self.enqueue(job_id, *place)
+        self._arm_due_timer()
+
+    def _add_deadline(self, at: float, execution_id: str, cause: str) -> None:
+        heapq.heappush(self._deadlines, (at, execution_id, cause))
+        if self._deadlines[0][1] == execution_id or self._deadline_timer is None:
+            self._arm_deadline_timer()
+
+    def _arm_deadline_timer(self) -> None:
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+            self._deadline_timer = None
+        if self._deadlines:
+            delay = max(0.0, self._deadlines[0][0] - self._clock.monotonic())
+            self._deadline_timer = self._clock.call_later(delay, self._kill_overdue)
+
+    def _kill_overdue(self) -> None:
+        now = self._clock.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, execution_id, cause = heapq.heappop(self._deadlines)
+            if (active := self._active.get(execution_id)) is not None and active.kill_cause is None:
+                active.kill_cause = active.stop_cause or cause
+                self._kill(active.actor)
+        self._arm_deadline_timer()
+
+    def _keep_house(self) -> None:
+        """Once a second: end what idles or is too old, kill what does not answer, notice a cluster that grew."""
+        now, settings = self._clock.monotonic(), self._settings
+        self._capacity = self._launcher.capacity()
+        for actor in list(self._pool):
+            if actor.state is ActorState.READY and actor.is_idle and now - actor.quiet_since > settings.idle_ttl_s:
+                self._retire(actor)
+            elif actor.state is ActorState.READY and now - actor.started_at > settings.recycle_age_s:
+                actor.state, actor.recycle = ActorState.RETIRING, "age"
+                if actor.is_idle:
+                    self._retire(actor)
+            for batch in actor.batches.values():
+                if now - batch.sent_at > settings.stuck_after_s and not actor.is_killed:
+                    self._kill_stuck(actor, batch)
+        self._drop_idle_lanes()
+        self._housekeeping = self._clock.call_later(_HOUSEKEEPING_S, self._keep_house)
+        self.pump_soon()
+
+    def _kill_stuck(self, actor: Actor, batch: Batch) -> None:
+        """The process has not answered: it is stopped, swapped out, or native code holds its GIL."""
+        actor.is_killed = False
+        self._launcher.kill(actor.name)  # counted as vanished for what is in the batch, as it was not our wish
+        actor.state = ActorState.RETIRING
+        batch.sent_at = self._clock.monotonic()
+
+    def _drop_idle_lanes(self) -> None:
+        for spec, lane in list(self._lanes.items()):
+            if not len(lane) and not any(True for _ in self._pool.of(spec)):
+                del self._lanes[spec]
+
+    def _terms(self, active: Active) -> Terms:
+        return self._jobs.terms_for(active.terms_id)

@@ -1,0 +1,631 @@
+"""What a process that uses jobs holds of the engine: a driver, a Ray task, a job actor.
+
+It has no thread of its own for the usual work. Calls go out from the thread that asks, answers come in on the
+transport's threads, and both directions gather: while `_MAX_SUBMITS` submissions are on their way, further ones wait and
+go together with the next; one parked `wait` call brings the ends of all jobs that this process waits for.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from koan_ray.definition import Definition
+from koan_ray.domain.durations import instant
+from koan_ray.domain.ids import child_id, is_id, new_id
+from koan_ray.domain.records import JobView, Particulars, Terms
+from koan_ray.domain.status import ExecutionStatus, JobStatus
+from koan_ray.engine.coordinator import Row, Submission
+from koan_ray.engine.watching import Watching
+from koan_ray.errors import (
+    ConfigurationError,
+    JobCancelledError,
+    JobFailedError,
+    JobLostError,
+    JobNotFoundError,
+    PayloadTooLargeError,
+    RuntimeUnavailableError,
+)
+from koan_ray.jobs import Job, JobExecution
+from koan_ray.listing import JobPage
+from koan_ray.pending import Pending
+from koan_ray.registry import find
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from koan_ray.domain.records import End, ErrorInfo, Progress
+    from koan_ray.engine.coordinator import Accepted, Ends, ExecutionView
+    from koan_ray.ports import Transport
+    from koan_ray.progress import JobProgressUpdate
+    from koan_ray.run import RunSettings
+
+_MAX_SUBMITS = 2
+_CHUNK = 1000  # rows of one submission
+_MAX_CHUNKS = 4  # of one start_many on their way
+_MAX_WAITS = 2
+_PARK_S = 20.0
+_PLAIN = Particulars()
+
+
+class _Submit(NamedTuple):
+    pending: Pending[Any]
+    job_type: type[Job[Any, Any]]
+    terms: Terms
+    about: Particulars
+    row: tuple[Any, ...]
+
+
+class _Wait(NamedTuple):
+    pending: Pending[Any] | None
+    job: Job[Any, Any] | None
+    told: Callable[[End | BaseException], None] | None = None  # instead of a pending
+
+
+class Session:
+    """One process's view of the engine; implements `koan_ray.ambient.EnginePort`.
+
+    Args:
+        transport: To coordinator and broker.
+        inline_limit: Bytes of one context.
+        ship: Turns a job class into ``(code_id, bytes)``.
+        trace: Returns ``(trace id, traceparent)`` of the current span, if any.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        inline_limit: int,
+        ship: Callable[[type[Any]], tuple[str, bytes]],
+        trace: Callable[[], tuple[str | None, str | None]],
+    ) -> None:
+        self.id = new_id()
+        self.epoch: str | None = None
+        self._transport, self._inline_limit, self._ship, self._trace = transport, inline_limit, ship, trace
+        self._lock = threading.Lock()
+        self._closed: BaseException | None = None
+        self._submits: list[_Submit] = []
+        self._n_submits = 0
+        self._terms: dict[tuple[Any, ...], Terms] = {}
+        self._code: dict[str, bytes] = {}
+        self._sent_code: set[str] = set()
+        self._waits: dict[str, list[_Wait]] = {}
+        self._to_watch: list[str] = []
+        self._n_waits = 0
+        self._timeouts = Timeouts()
+        self._watching = Watching(self)
+
+    @property
+    def transport(self) -> Transport:
+        """To coordinator and broker."""
+        return self._transport
+
+    def close(self, why: str) -> None:
+        """Fail everything that is under way, and refuse what comes."""
+        error = RuntimeUnavailableError(why)
+        with self._lock:
+            self._closed = error
+            submits, self._submits = self._submits, []
+            waits, self._waits = self._waits, {}
+        for submit in submits:
+            submit.pending.fail(error)
+        for waiting in waits.values():
+            for wait in waiting:
+                _tell(wait, error)
+        self._watching.close()
+        self._timeouts.close()
+
+    # --- submit ----------------------------------------------------------------------------------------------------
+
+    def submit(self, job_type: type[Job[Any, Any]], context: Any, settings: RunSettings) -> Pending[Any]:
+        """Submit one job whose context is encoded already."""
+        pending: Pending[Any] = Pending()
+        try:
+            self._check_open()
+            terms = self._terms_of(job_type, settings)
+            about = self._about(settings)
+            self._check_size(job_type, context)
+        except Exception as error:  # noqa: BLE001 - told where the outcome is looked for
+            pending.fail(error)
+            return pending
+        parent = settings.parent
+        job_id = child_id(parent.id, parent.key) if parent is not None and parent.key is not None else new_id()
+        row = (job_id, 0, 0, context, time.time(), settings.delay_s)
+        with self._lock:
+            self._submits.append(_Submit(pending, job_type, terms, about, row))
+            batch = self._next_submits()
+        if batch:
+            self._send_submits(batch)
+        return pending
+
+    def _next_submits(self) -> list[_Submit]:
+        if not self._submits or self._n_submits >= _MAX_SUBMITS:
+            return []
+        self._n_submits += 1
+        batch, self._submits = self._submits[:_CHUNK], self._submits[_CHUNK:]
+        return batch
+
+    def _send_submits(self, batch: list[_Submit]) -> None:
+        terms: dict[str, int] = {}
+        abouts: dict[int, int] = {}
+        rows = []
+        for submit in batch:
+            place = terms.setdefault(submit.terms.id, len(terms))
+            about = abouts.setdefault(id(submit.about), len(abouts))
+            job_id, _, _, context, created_at, delay_s = submit.row
+            rows.append((job_id, place, about, context, created_at, delay_s))
+        by_id = {submit.terms.id: submit.terms for submit in batch}
+        by_about = {id(submit.about): submit.about for submit in batch}
+        submission = Submission([by_id[t] for t in terms], [by_about[a] for a in abouts], rows, {})
+
+        def accepted(answer: Accepted | None, error: BaseException | None) -> None:
+            for place, submit in enumerate(batch):
+                problem = error if answer is None else answer.refused.get(place)
+                if problem is not None:
+                    submit.pending.fail(problem)
+                elif answer is not None:
+                    job = submit.job_type._in_hand(self._view(submit.terms, submit.about, submit.row, answer))  # noqa: SLF001
+                    submit.pending.resolve(job)
+            with self._lock:
+                self._n_submits -= 1
+                more = self._next_submits()
+            if more:
+                self._send_submits(more)
+
+        self._send(submission, accepted)
+
+    def _send(self, submission: Submission, done: Callable[[Accepted | None, BaseException | None], None]) -> None:
+        """Send a submission, with the classes that the coordinator has not been sent yet or does not have any more."""
+        fresh = {t.code_id for t in submission.terms} - self._sent_code
+        if fresh:
+            submission = submission._replace(code={code_id: self._code[code_id] for code_id in fresh})
+
+        def answered(answer: Accepted | None, error: BaseException | None) -> None:
+            if answer is not None and answer.need_code:
+                again = submission._replace(code={code_id: self._code[code_id] for code_id in answer.need_code})
+                self._transport.coordinator("submit", (again,), answered)
+                return
+            if answer is not None:
+                self._sent_code |= fresh
+                self.epoch = answer.epoch
+            done(answer, error)
+
+        self._transport.coordinator("submit", (submission,), answered)
+
+    def submit_many(self, job_type: type[Job[Any, Any]], contexts: Iterable[Any], settings: RunSettings) -> Pending[Any]:
+        """Submit a job for each context, reading them on a thread while earlier ones are on their way."""
+        pending: Pending[Any] = Pending()
+        try:
+            self._check_open()
+            if settings.parent is not None and settings.parent.key is not None:
+                msg = "start_many: a child key names one job; start the children one by one, or leave the key out"
+                raise ConfigurationError(msg)
+            feed = _Feed(self, pending, job_type, self._terms_of(job_type, settings), self._about(settings), settings.delay_s)
+            iterator = iter(contexts)
+        except Exception as error:  # noqa: BLE001 - told where the outcome is looked for
+            pending.fail(error)
+            return pending
+        threading.Thread(target=feed.run, args=(iterator,), name="koan-start-many", daemon=True).start()
+        return pending
+
+    def _terms_of(self, job_type: type[Job[Any, Any]], settings: RunSettings) -> Terms:
+        key = (job_type, settings.retry, settings.timeout_s)
+        known = self._terms.get(key)
+        if known is None:
+            definition: Definition = job_type.definition
+            _ = definition.context_adapter, definition.result_adapter  # refuses types that pydantic cannot handle
+            code_id, blob = self._ship(job_type)
+            self._code[code_id] = blob
+            known = self._terms[key] = definition.terms(code_id, retry=settings.retry, timeout_s=settings.timeout_s)
+        return known
+
+    def _about(self, settings: RunSettings) -> Particulars:
+        if settings.persistence is not None:
+            msg = (
+                "persist(): no document store is part of this version; jobs live in the coordinator's memory. "
+                "Leave .persist() out."
+            )
+            raise ConfigurationError(msg)
+        trace_id, traceparent = self._trace()
+        parent = settings.parent
+        correlation = settings.correlation_id or (parent.correlation_id if parent is not None else None) or trace_id
+        if not (correlation or parent or settings.metadata or settings.name or settings.description):
+            return _PLAIN
+        return Particulars(
+            settings.name, settings.description, dict(settings.metadata) or None, correlation, traceparent,
+            parent.id if parent is not None else None, parent.depth + 1 if parent is not None else 0,
+        )  # fmt: skip
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise self._closed
+
+    def _check_size(self, job_type: type[Job[Any, Any]], context: bytes) -> None:
+        if len(context) > self._inline_limit:
+            raise PayloadTooLargeError(job_type.kind, "context", len(context), self._inline_limit)
+
+    def _view(self, terms: Terms, about: Particulars, row: tuple[Any, ...], accepted: Accepted) -> JobView:
+        return JobView(
+            row[0], terms.kind, "queued", row[3], row[4], about.name, about.description, about.metadata,
+            about.correlation_id, about.parent_job_id, about.depth, accepted.queued_at, None, None, accepted.queued_at,
+            epoch=accepted.epoch,
+        )  # fmt: skip
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Call ``action`` after a while, on a thread kept for that."""
+        self._timeouts.add(delay_s, action)
+
+    # --- wait ------------------------------------------------------------------------------------------------------
+
+    def wait(self, job: Job[Any, Any], timeout: float | None) -> Pending[Any]:
+        """Resolve to the job's result when it ends."""
+        pending: Pending[Any] = Pending(yields_place=True)
+        if job._is_removed:  # noqa: SLF001 - one package
+            pending.fail(JobNotFoundError(job.id))
+        elif job.status.is_final:
+            _conclude(pending, job)
+        elif self._closed is not None:
+            pending.fail(self._closed)
+        else:
+            self._await_end(job.id, _Wait(pending, job))
+            if timeout is not None and not pending.done:
+                self._timeouts.add(timeout, lambda: self._time_out(job.id, pending, timeout))
+        return pending
+
+    def on_end(self, job_id: str, told: Callable[[End | BaseException], None]) -> None:
+        """Call ``told`` once with the end of a job, or with what is in the way of learning it."""
+        self._await_end(job_id, _Wait(None, None, told))
+
+    def _await_end(self, job_id: str, wait: _Wait) -> None:
+        with self._lock:
+            waiting = self._waits.get(job_id)
+            if waiting is not None:
+                waiting.append(wait)
+                return
+            self._waits[job_id] = [wait]
+            self._to_watch.append(job_id)
+            call = self._next_wait()
+        if call is not None:
+            self._send_wait(call)
+
+    def _time_out(self, job_id: str, pending: Pending[Any], timeout: float) -> None:
+        with self._lock:  # it stays watched: the end is told once and costs little
+            waiting = self._waits.get(job_id, [])
+            waiting[:] = [wait for wait in waiting if wait.pending is not pending]
+        pending.fail(TimeoutError(f"job {job_id} has not ended within {timeout:g} s; it goes on"))
+
+    def _next_wait(self) -> list[str] | None:
+        """Return the ids of the next wait call, None if none is needed now. Needs the lock."""
+        if not self._waits or self._closed is not None:
+            return None
+        if self._n_waits == 0 or (self._to_watch and self._n_waits < _MAX_WAITS):
+            self._n_waits += 1
+            ids, self._to_watch = self._to_watch[:_CHUNK], self._to_watch[_CHUNK:]
+            return ids
+        return None
+
+    def _send_wait(self, ids: list[str]) -> None:
+        park_s = 0.0 if self._to_watch else _PARK_S
+        args = (self.id, self.epoch, ids, park_s)
+        self._transport.coordinator("wait", args, lambda ends, error: self._waited(ids, ends, error))
+
+    def _waited(self, ids: list[str], ends: Ends | None, error: BaseException | None) -> None:
+        told: list[tuple[list[_Wait], End | BaseException]] = []
+        with self._lock:
+            self._n_waits -= 1
+            if ends is None:
+                failed = ids or list(self._waits)
+                told = [(self._waits.pop(job_id, []), error or RuntimeError()) for job_id in failed]
+            else:
+                if ends.epoch != self.epoch and self.epoch is not None:
+                    self._to_watch = list(self._waits)  # a coordinator that does not know this session: ask anew
+                self.epoch = ends.epoch
+                told = [(self._waits.pop(end.id, []), end) for end in ends.ended]
+                for job_id in ends.unknown:
+                    waiting = self._waits.pop(job_id, [])
+                    told.append((waiting, self._missing(job_id, waiting, ends.epoch)))
+            call = self._next_wait()
+        if call is not None:
+            self._send_wait(call)
+        for waiting, outcome in told:
+            for wait in waiting:
+                _tell(wait, outcome)
+
+    def _missing(self, job_id: str, waiting: list[_Wait], epoch: str) -> BaseException:
+        seen = {wait.job._view.epoch for wait in waiting if wait.job is not None} - {""}  # noqa: SLF001 - one package
+        return JobLostError(job_id) if not seen or epoch not in seen else JobNotFoundError(job_id)
+
+    # --- the rest: one call each -------------------------------------------------------------------------------------
+
+    def refresh(self, job: Job[Any, Any]) -> Pending[Any]:
+        """Update a job in hand, with the newest progress where it runs."""
+        pending: Pending[Any] = Pending()
+
+        def progressed(states: list[tuple[str, Progress]] | None, _error: BaseException | None) -> None:
+            for _, state in states or ():
+                known = job._view.progress  # noqa: SLF001 - one package
+                if known is None or state.sequence > known.sequence:
+                    job._view = job._view._replace(progress=state)  # noqa: SLF001
+            pending.resolve(job)
+
+        def got(view: JobView | None, error: BaseException | None) -> None:
+            if view is None:
+                lost = isinstance(error, JobNotFoundError) and job._view.epoch not in ("", self.epoch)  # noqa: SLF001
+                pending.fail(JobLostError(job.id) if lost else error or RuntimeError())
+                return
+            job._view = view._replace(epoch=job._view.epoch)  # noqa: SLF001
+            if view.status == JobStatus.RUNNING:
+                self._transport.broker("latest", ([view.id],), progressed)
+            else:
+                pending.resolve(job)
+
+        self._call(pending, "get", (job.id,), got)
+        return pending
+
+    def cancel(self, job_id: str, reason: str | None) -> Pending[Any]:
+        """Cancel a job; resolves to its status now."""
+        return self._ask("cancel", (_checked(job_id), reason), JobStatus)
+
+    def remove(self, job_id: str) -> Pending[None]:
+        """Delete a job that has ended."""
+        return self._ask("remove", (_checked(job_id),), lambda nothing: nothing)
+
+    def executions(self, job_id: str) -> Pending[list[JobExecution]]:
+        """Return a job's executions, oldest first."""
+        return self._ask("executions", (_checked(job_id),), lambda found: [_present(one) for one in found])
+
+    def get(self, job_id: str, job_type: type[Job[Any, Any]] | None = None) -> Pending[Any]:
+        """Return a job; of ``job_type`` if given."""
+
+        def present(view: JobView) -> Job[Any, Any]:
+            if job_type is not None and view.kind != job_type.kind:
+                raise JobNotFoundError(job_id, job_type.kind, view.kind)
+            return self._present(view, job_type)
+
+        return self._ask("get", (_checked(job_id),), present)
+
+    def query(self, filters: Mapping[str, Any], job_type: type[Job[Any, Any]] | None = None) -> Pending[Any]:
+        """Return a page of jobs."""
+
+        def present(page: tuple[list[JobView], str | None]) -> JobPage[Any]:
+            return JobPage([self._present(view, job_type) for view in page[0]], page[1])
+
+        return self._ask("query", (_limited_to(job_type, filters),), present)
+
+    def children(self, job_id: str, job_type: type[Job[Any, Any]] | None) -> Pending[Any]:
+        """Return all children of a job, oldest first."""
+        pending: Pending[Any] = Pending()
+        found: list[Job[Any, Any]] = []
+        filters = _limited_to(job_type, {"parent_job_id": job_id, "order_by": "created_at", "limit": 1000})
+
+        def got(page: tuple[list[JobView], str | None] | None, error: BaseException | None) -> None:
+            if page is None:
+                pending.fail(error or RuntimeError())
+                return
+            found.extend(self._present(view, job_type) for view in page[0])
+            if page[1] is None:
+                pending.resolve(found)
+            else:
+                self._call(pending, "query", ({**filters, "cursor": page[1]},), got)
+
+        self._call(pending, "query", (filters,), got)
+        return pending
+
+    def parent(self, job: Job[Any, Any], job_type: type[Job[Any, Any]] | None) -> Pending[Any]:
+        """Return a job's parent, None if it has none."""
+        if job.parent_job_id is None:
+            pending: Pending[Any] = Pending()
+            pending.resolve(None)
+            return pending
+        return self.get(job.parent_job_id, job_type)
+
+    def count(self, filters: Mapping[str, Any]) -> Pending[int]:
+        """Return how many jobs match."""
+        return self._ask("count", (dict(filters),), int)
+
+    def retry(self, job_id: str) -> Pending[Any]:
+        """Run a failed or cancelled job anew."""
+        return self._ask("retry", (_checked(job_id), new_id()), lambda view: self._present(view, None))
+
+    def status(self) -> Pending[dict[str, Any]]:
+        """Return what the coordinator says of itself."""
+        return self._ask("status", (), lambda status: status)
+
+    def watch(self, job: Job[Any, Any], deliver: Callable[[JobProgressUpdate | BaseException], None]) -> Callable[[], None]:
+        """Call ``deliver`` with the job's progress until its end; returns what ends it sooner."""
+        self._check_open()
+        return self._watching.watch(job.id, deliver)
+
+    def _present(self, view: JobView, job_type: type[Job[Any, Any]] | None) -> Job[Any, Any]:
+        known: type[Job[Any, Any]] = job_type or find(view.kind) or Job
+        return known._in_hand(view._replace(epoch=self.epoch or ""))  # noqa: SLF001 - one package
+
+    def _ask(self, method: str, args: tuple[Any, ...], present: Callable[[Any], Any]) -> Pending[Any]:
+        pending: Pending[Any] = Pending()
+
+        def answered(answer: Any, error: BaseException | None) -> None:
+            if error is not None:
+                pending.fail(error)
+                return
+            try:
+                pending.resolve(present(answer))
+            except Exception as problem:  # noqa: BLE001 - becomes the outcome
+                pending.fail(problem)
+
+        self._call(pending, method, args, answered)
+        return pending
+
+    def _call(
+        self, pending: Pending[Any], method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        if self._closed is not None:
+            pending.fail(self._closed)
+        else:
+            self._transport.coordinator(method, args, done)
+
+
+class _Feed:
+    """One `start_many`: reads contexts and keeps a few chunks of rows on their way."""
+
+    def __init__(
+        self, session: Session, pending: Pending[Any], job_type: type[Job[Any, Any]], terms: Terms, about: Particulars,
+        delay_s: float,
+    ) -> None:  # fmt: skip
+        self._session, self._pending, self._job_type = session, pending, job_type
+        self._terms, self._about, self._delay_s = terms, about, delay_s
+        self._jobs: list[list[Job[Any, Any]]] = []
+        self._free = threading.Semaphore(_MAX_CHUNKS)
+        self._lock = threading.Lock()
+        self._n_open = 1  # chunks on their way, and the reading itself
+        self._error: BaseException | None = None
+
+    def run(self, contexts: Any) -> None:
+        encode = self._job_type.definition.encode_context
+        rows: list[tuple[Any, ...]] = []
+        limit = 64  # the first chunks are small, so that actors begin while the rest is read
+        place = 0
+        try:
+            for context in contexts:
+                encoded = encode(context)
+                self._session._check_size(self._job_type, encoded)  # noqa: SLF001 - one module
+                rows.append((new_id(), 0, 0, encoded, time.time(), self._delay_s))
+                place += 1
+                if len(rows) >= limit:
+                    self._send(rows)
+                    rows, limit = [], min(_CHUNK, limit * 2)
+                if self._error is not None:
+                    break
+            if rows and self._error is None:
+                self._send(rows)
+        except BaseException as error:  # noqa: BLE001 - a user's iterable may raise anything
+            error.add_note(f"at place {place} of the contexts given to start_many; the jobs before it are cancelled")
+            self._error = self._error or error
+        self._closed_one()
+
+    def _send(self, rows: list[tuple[Any, ...]]) -> None:
+        self._free.acquire()  # back-pressure: the source is read no faster than the coordinator accepts
+        chunk: list[Job[Any, Any]] = []
+        with self._lock:
+            self._n_open += 1
+            self._jobs.append(chunk)
+
+        def accepted(answer: Accepted | None, error: BaseException | None) -> None:
+            if answer is None:
+                self._error = self._error or error
+            else:
+                for problem in answer.refused.values():
+                    self._error = self._error or problem
+                make, view, terms, about = self._job_type._in_hand, self._session._view, self._terms, self._about  # noqa: SLF001
+                chunk.extend(
+                    make(view(terms, about, row, answer)) for place, row in enumerate(rows) if place not in answer.refused
+                )
+            self._free.release()
+            self._closed_one()
+
+        self._session._send(Submission([self._terms], [self._about], rows, {}), accepted)  # noqa: SLF001 - one module
+
+    def _closed_one(self) -> None:
+        with self._lock:
+            self._n_open -= 1
+            if self._n_open:
+                return
+        jobs = [job for chunk in self._jobs for job in chunk]
+        if self._error is None:
+            self._pending.resolve(jobs)
+            return
+        for job in jobs:
+            self._session.cancel(job.id, "another context of the same start_many was refused")
+        self._pending.fail(self._error)
+
+
+class Timeouts:
+    """Calls things at a time; one thread, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._n = 0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def add(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Call ``action`` after ``delay_s``."""
+        with self._changed:
+            self._n += 1
+            heapq.heappush(self._heap, (time.monotonic() + delay_s, self._n, action))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="koan-timeouts", daemon=True)
+                self._thread.start()
+            elif self._heap[0][1] == self._n:
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Call nothing more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (not self._heap or self._heap[0][0] > time.monotonic()):
+                    self._changed.wait(self._heap[0][0] - time.monotonic() if self._heap else None)
+                if self._closed:
+                    return
+                _, _, action = heapq.heappop(self._heap)
+            action()
+
+
+def _limited_to(job_type: type[Job[Any, Any]] | None, filters: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(filters) if job_type is None else {**filters, "kind": job_type.kind}
+
+
+def _checked(job_id: object) -> str:
+    if not is_id(job_id):
+        msg = f"job id: expected the id of a job (a UUID as text), got {job_id!r:.100}"
+        raise ConfigurationError(msg)
+    return str(job_id)
+
+
+def _tell(wait: _Wait, outcome: End | BaseException) -> None:
+    if wait.told is not None:
+        wait.told(outcome)
+    elif wait.pending is not None and wait.job is not None:
+        if isinstance(outcome, BaseException):
+            wait.pending.fail(outcome)
+            return
+        job, end = wait.job, outcome
+        job._view = job._view._replace(  # noqa: SLF001 - one package
+            status=end.status, reason=end.reason, result=end.result, error=end.error, queued_at=end.queued_at,
+            started_at=end.started_at, completed_at=end.completed_at, last_modified=end.last_modified,
+            attempts=end.attempts, progress=end.progress, cancel_requested=end.cancel_requested,
+        )  # fmt: skip
+        _conclude(wait.pending, job)
+
+
+def _conclude(pending: Pending[Any], job: Job[Any, Any]) -> None:
+    """Give a pending wait the outcome of its job, which has ended."""
+    view = job._view  # noqa: SLF001 - one package
+    if view.status == JobStatus.COMPLETED:
+        try:
+            pending.resolve(job.result)
+        except Exception as error:  # noqa: BLE001 - a result that no longer fits its class
+            pending.fail(error)
+    elif view.status == JobStatus.CANCELLED:
+        pending.fail(JobCancelledError(view.id, view.kind, view.reason))
+    else:
+        error = view.error
+        about = ("", "", "") if error is None else error
+        failed = JobFailedError(view.id, view.kind, view.reason or "", about[0], about[1], view.attempts, about[2])
+        pending.fail(failed)
+
+
+def _present(found: ExecutionView) -> JobExecution:
+    (execution_id, job_id, attempt, started_at, completed_at, status, reason, error_type, message, trace) = found.record
+    return JobExecution(
+        execution_id, job_id, attempt, instant(started_at), instant(completed_at), ExecutionStatus(status), reason,  # type: ignore[arg-type]
+        error_type, message, trace, found.metrics,
+    )  # fmt: skip

@@ -1,0 +1,33 @@
+"""The engine's numbers, resolved and checked; `koan_ray.config` fills them from a user's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Every limit and interval of coordinator, broker and job actors. Durations in seconds, sizes in bytes."""
+
+    max_actors: int = 0  # 0: as many as the cluster has CPUs
+    max_queued: int = 2_000_000  # jobs that are not final; one more is refused
+    max_depth: int = 100  # of a job tree
+    max_crashes: int = 3  # losses of the process before a job is Failed(poison)
+    cancel_grace_s: float = 5.0  # from the request to stop until the actor is killed
+    inline_limit: int = 1_048_576  # of one context or result, as JSON
+    max_sessions: int = 10_000  # drivers, tasks and job actors that wait for jobs at a time
+    max_watched: int = 1_000_000  # jobs one session waits for
+    batch_target_s: float = 0.010  # work that is handed to an actor at a time
+    batch_limit: int = 500  # jobs that are handed to an actor at a time
+    overrun_s: float = 0.020  # after this a batch is answered, and what was not begun goes back
+    idle_ttl_s: float = 30.0  # an idle actor is ended after this
+    recycle_age_s: float = 14_400.0  # an actor is replaced after this
+    recycle_rss: int = 4 * 1024**3  # an actor above this is replaced when idle
+    orphan_timeout_s: float = 60.0  # a job actor that cannot reach a coordinator ends itself after this
+    stuck_after_s: float = 30.0  # an actor that does not answer a batch is killed after this
+    max_parked: int = 1000  # jobs of one actor that wait for other jobs
+    completed_retention_s: float = 3600.0
+    faulted_retention_s: float = 7200.0
+    max_finished: int = 1_000_000  # finished jobs kept in memory
+    max_watchers: int = 10_000  # sessions that watch progress
+    max_tracked: int = 100_000  # jobs whose latest progress the broker keeps

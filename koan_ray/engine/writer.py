@@ -1,0 +1,160 @@
+"""Group commit: all that has gathered is written at once, one flush in flight, acks wait for their flush only.
+
+The latest state of a job wins; a job that moved twice between two flushes is written once. What a crash leaves behind is
+decided by the order *stage, flush, tell*: nobody hears of a state that is not written.
+
+A flush that ended in `StoreUnavailableError` is resolved by reading back: as the only writer of these records, what we
+find is either our write (rev and term as we set them) or the state before it, which is then written again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from koan_ray.errors import StaleLeaseError, StoreUnavailableError
+from koan_ray.ports import Change
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from koan_ray.domain.records import ExecutionRecord, JobRecord
+    from koan_ray.ports import Clock, JobStore, TimerHandle
+
+_WRITE_BEHIND_S = 0.05
+_RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Writer:
+    """The one place that writes records of one store.
+
+    Args:
+        store: Where to.
+        clock: For the write-behind interval and the waits after an outage.
+        on_written: Called after a flush with the records it wrote, in the order they were staged.
+        on_fenced: Called with a record that a newer writer has replaced; that writer owns the shard now.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        clock: Clock,
+        on_written: Callable[[Sequence[JobRecord]], None],
+        on_fenced: Callable[[JobRecord], None] | None = None,
+    ) -> None:
+        self._store, self._clock = store, clock
+        self._on_written, self._on_fenced = on_written, on_fenced
+        self._dirty: dict[str, JobRecord] = {}
+        self._executions: dict[str, tuple[ExecutionRecord, ...]] = {}
+        self._acks: list[asyncio.Future[None]] = []
+        self._flushing: asyncio.Task[None] | None = None
+        self._timer: TimerHandle | None = None
+
+    def stage(self, job: JobRecord, execution: ExecutionRecord | None = None) -> None:
+        """Write this state with the next flush, which begins as soon as the loop is free."""
+        self._put(job, execution)
+        if self._flushing is None:
+            self._begin()
+
+    def stage_behind(self, job: JobRecord, execution: ExecutionRecord | None = None) -> None:
+        """Write this state within 50 ms, or with the next flush if that is sooner; a newer one may overtake it."""
+        self._put(job, execution)
+        if self._flushing is None and self._timer is None:
+            self._timer = self._clock.call_later(_WRITE_BEHIND_S, self._begin)
+
+    def forget_execution(self, job_id: str, execution_id: str) -> bool:
+        """Drop an execution that never began, if no flush has taken it yet; false if one has."""
+        staged = self._executions.get(job_id, ())
+        kept = tuple(execution for execution in staged if execution.id != execution_id)
+        if len(kept) == len(staged):
+            return False
+        if kept:
+            self._executions[job_id] = kept
+        else:
+            del self._executions[job_id]
+        return True
+
+    async def flushed(self) -> None:
+        """Return when everything staged before this call is written."""
+        if not self._dirty and self._flushing is None:
+            return
+        ack: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._acks.append(ack)
+        self._begin()
+        await ack
+
+    def _put(self, job: JobRecord, execution: ExecutionRecord | None) -> None:
+        self._dirty[job.id] = job
+        if execution is not None:
+            staged = self._executions.get(job.id)
+            if staged is None:
+                self._executions[job.id] = (execution,)
+            else:
+                self._executions[job.id] = (*(e for e in staged if e.id != execution.id), execution)
+
+    def _begin(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._flushing is None:
+            self._flushing = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            while self._dirty or self._acks:
+                acks, self._acks = self._acks, []
+                written = await self._flush()
+                self._on_written(written)
+                for ack in acks:
+                    if not ack.done():
+                        ack.set_result(None)
+        finally:
+            self._flushing = None
+
+    async def _flush(self) -> list[JobRecord]:
+        dirty, self._dirty = self._dirty, {}
+        executions, self._executions = self._executions, {}
+        changes = []
+        for job in dirty.values():
+            expect = job.rev
+            job.rev = expect + 1
+            changes.append(Change(job, expect, executions.get(job.id, ())))
+        try:
+            refused = await self._store.apply(changes)
+        except StoreUnavailableError:
+            refused = await self._resolve(changes)
+        if not refused:
+            return list(dirty.values())
+        for change in refused:
+            self._report_fenced(change)
+        gone = {change.job.id for change in refused}
+        return [job for job in dirty.values() if job.id not in gone]
+
+    async def _resolve(self, changes: list[Change]) -> list[Change]:
+        """Write what an interrupted flush did not, and return what a newer writer has replaced."""
+        refused: list[Change] = []
+        for turn in range(1_000_000):
+            await self._pause(_RETRY_S[min(turn, len(_RETRY_S) - 1)])
+            try:
+                missing = []
+                for change in changes:
+                    stored = await self._store.get(change.job.id)
+                    rev, term = (stored.rev, stored.term) if stored is not None else (0, change.job.term)
+                    if rev == change.expect:
+                        missing.append(change)
+                    elif (rev, term) != (change.job.rev, change.job.term):
+                        refused.append(change)
+                return refused + await self._store.apply(missing)
+            except StoreUnavailableError:
+                refused = []
+        return refused
+
+    async def _pause(self, delay_s: float) -> None:
+        over = asyncio.Event()
+        self._clock.call_later(delay_s, over.set)
+        await over.wait()
+
+    def _report_fenced(self, change: Change) -> None:
+        if self._on_fenced is None:
+            raise StaleLeaseError(change.job.id, change.job.term, change.job.term + 1)
+        self._on_fenced(change.job)

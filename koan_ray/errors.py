@@ -1,0 +1,236 @@
+"""Every error that koan_ray raises, in one tree.
+
+Each constructor takes exactly the values that `args` holds, so that an error survives pickling on its way through Ray.
+A message says what happened, to which thing, the value and the limit, and what to do now.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class KoanRayError(Exception):
+    """Base of everything koan_ray raises on purpose."""
+
+
+# --- our user can fix these before anything runs ---------------------------------------------------------------------
+
+
+class ConfigurationError(KoanRayError):
+    """A setting, filter or argument is unusable; nothing was started or changed."""
+
+
+class JobDefinitionError(KoanRayError):
+    """A job class cannot be used as written."""
+
+
+class InvalidContextError(KoanRayError):
+    """The context does not fit the job's declared type; nothing was submitted."""
+
+    def __init__(self, kind: str, problems: list[tuple[str, str]]) -> None:
+        super().__init__(kind, problems)
+        self.kind, self.problems = kind, problems
+
+    @property
+    def fields(self) -> list[str]:
+        """Paths of the fields that were refused, such as ``["to", "items.0.price"]``."""
+        return [path for path, _ in self.problems]
+
+    def __str__(self) -> str:
+        listed = "; ".join(f"{path}: {message}" for path, message in self.problems)
+        return f"job {self.kind!r}: the context was refused: {listed}. Nothing was submitted; correct the context."
+
+
+class PayloadTooLargeError(KoanRayError):
+    """A context or result is larger than the engine keeps."""
+
+    def __init__(self, kind: str, what: str, size: int, limit: int) -> None:
+        super().__init__(kind, what, size, limit)
+        self.kind, self.what, self.size, self.limit = kind, what, size, limit
+
+    def __str__(self) -> str:
+        return (
+            f"job {self.kind!r}: the {self.what} takes {self.size:,} bytes as JSON, the limit is {self.limit:,} "
+            f"(engine.inline_limit). Store the data elsewhere and pass a reference to it."
+        )
+
+
+class UnknownKindError(KoanRayError):
+    """No job class of this kind is defined in this process."""
+
+    def __init__(self, kind: str, known: list[str]) -> None:
+        super().__init__(kind, known)
+        self.kind, self.known = kind, known
+
+    def __str__(self) -> str:
+        known = ", ".join(repr(name) for name in self.known[:20]) or "none"
+        return f"job kind {self.kind!r} is not defined in this process (known: {known}); import its module first."
+
+
+class JobNotFoundError(KoanRayError):
+    """No job has this id, or none of the kind asked for, as far as the engine knows."""
+
+    def __init__(self, job_id: str, kind: str | None = None, actual: str | None = None) -> None:
+        super().__init__(job_id, kind, actual)
+        self.job_id, self.kind, self.actual = job_id, kind, actual
+
+    def __str__(self) -> str:
+        if self.kind is not None:
+            return f"job {self.job_id}: is of kind {self.actual!r}, not {self.kind!r}; use Jobs.get() or the right class."
+        return (
+            f"job {self.job_id}: not found. It never existed here, was removed, or has expired "
+            f"(memory.completed_retention, memory.faulted_retention)."
+        )
+
+
+# --- what `job.wait()` raises ----------------------------------------------------------------------------------------
+
+
+class JobFailedError(KoanRayError):
+    """The job ended as Failed."""
+
+    def __init__(
+        self, job_id: str, kind: str, failure: str, error_type: str, error_message: str, attempts: int, stack_trace: str
+    ) -> None:
+        super().__init__(job_id, kind, failure, error_type, error_message, attempts, stack_trace)
+        self.job_id, self.kind, self.failure = job_id, kind, failure
+        self.error_type, self.error_message = error_type, error_message
+        self.attempts, self.stack_trace = attempts, stack_trace
+
+    def __str__(self) -> str:
+        times = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
+        return (
+            f"job {self.kind!r} {self.job_id} failed ({self.failure}) after {times}: "
+            f"{self.error_type}: {self.error_message}"
+        )
+
+
+class JobCancelledError(KoanRayError):
+    """The job ended as Cancelled."""
+
+    def __init__(self, job_id: str, kind: str, reason: str | None) -> None:
+        super().__init__(job_id, kind, reason)
+        self.job_id, self.kind, self.reason = job_id, kind, reason
+
+    def __str__(self) -> str:
+        return f"job {self.kind!r} {self.job_id} was cancelled" + (f": {self.reason}" if self.reason else "")
+
+
+class JobLostError(KoanRayError):
+    """An in-memory job is gone because the coordinator that held it died."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return (
+            f"job {self.job_id} lived in the memory of a coordinator that has died; whether it ran is unknown. "
+            f"Submit it again, or use .persist() for jobs that must survive."
+        )
+
+
+# --- conflicts -------------------------------------------------------------------------------------------------------
+
+
+class ConflictError(KoanRayError):
+    """The state that a change relied on is not the state found; nothing was changed."""
+
+
+class IllegalTransitionError(ConflictError):
+    """The state machine has no such move."""
+
+    def __init__(self, job_id: str, source: str, target: str) -> None:
+        super().__init__(job_id, source, target)
+        self.job_id, self.source, self.target = job_id, source, target
+
+    def __str__(self) -> str:
+        return f"job {self.job_id}: cannot go from {self.source} to {self.target}; nothing was changed."
+
+
+class StaleLeaseError(ConflictError):
+    """The lease behind this write has been replaced; nothing was written."""
+
+    def __init__(self, shard: str, held: int, current: int) -> None:
+        super().__init__(shard, held, current)
+        self.shard, self.held, self.current = shard, held, current
+
+    def __str__(self) -> str:
+        return (
+            f"shard {self.shard}: lease term {self.held} was replaced by {self.current}; nothing was written. "
+            f"Another coordinator has the shard; stand down."
+        )
+
+
+class JobIdConflictError(ConflictError):
+    """A job with this id exists and differs from the one submitted."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"job {self.job_id}: exists with another kind or context; choose another id or child key."
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+class LimitExceededError(KoanRayError):
+    """A stated limit is reached; the request was refused and changed nothing."""
+
+    def __init__(self, what: str, value: int, limit: int, setting: str) -> None:
+        super().__init__(what, value, limit, setting)
+        self.what, self.value, self.limit, self.setting = what, value, limit, setting
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: {self.value:,} exceeds the limit of {self.limit:,}; nothing was changed. "
+            f"Wait for work to finish, or raise {self.setting}."
+        )
+
+
+# --- stores and runtimes, translated at the border -------------------------------------------------------------------
+
+
+class StoreError(KoanRayError):
+    """A store could not do what was asked."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store did not answer; whether the change was made is unknown."""
+
+
+class RecordCorruptError(StoreError):
+    """A stored record cannot be read."""
+
+
+class RuntimeUnavailableError(KoanRayError):
+    """Ray, or the part of it that was needed, cannot be reached."""
+
+
+class CoordinatorUnavailableError(RuntimeUnavailableError):
+    """The coordinator did not answer; whether the request was carried out is unknown. Requests may be repeated."""
+
+
+# --- control flow that a job may raise; not errors -------------------------------------------------------------------
+
+
+class NonRetryable(Exception):  # noqa: N818 - the contract's name: control flow, not an error
+    """Raise it in a job to fail at once, whatever attempts are left: ``raise NonRetryable(error)``."""
+
+    def __init__(self, error: BaseException | str) -> None:
+        super().__init__(error)
+        self.error: BaseException | str = error
+
+
+class Reschedule(Exception):  # noqa: N818 - the contract's name: control flow, not an error
+    """Raise it in a job to run again later without using an attempt: ``raise Reschedule(after=30)``.
+
+    Args:
+        after: How long to wait; a `timedelta` or seconds, not negative.
+    """
+
+    def __init__(self, after: Any = 0.0) -> None:
+        super().__init__(after)
+        self.after: Any = after

@@ -1,0 +1,164 @@
+"""`Pending`: something that has already started, to be awaited or to be blocked on.
+
+One implementation for asyncio, plain scripts, notebooks and Ray tasks: it is resolved from any thread, an awaiting loop
+is told through ``call_soon_threadsafe``, and a blocking caller waits on an event that no loop has to turn for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+from koan_ray import ambient
+from koan_ray.domain.durations import seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from koan_ray.domain.durations import Duration
+
+T = TypeVar("T", covariant=True)
+
+
+class Pending(Generic[T]):
+    """The outcome of an operation that has already started.
+
+    ``await pending`` in a coroutine, or ``pending.get(timeout=…)`` to block; both any number of times. Not awaiting it does
+    not stop the operation.
+    """
+
+    __slots__ = ("_callbacks", "_done", "_error", "_event", "_lock", "_value", "_yields_place")
+
+    def __init__(self, *, yields_place: bool = False) -> None:
+        self._lock = threading.Lock()
+        self._done = False
+        self._value: object = None
+        self._error: BaseException | None = None
+        self._event: threading.Event | None = None
+        self._callbacks: list[Callable[[], None]] | None = None
+        # True for waits on other jobs: in a job's body, other jobs may use its actor meanwhile.
+        self._yields_place = yields_place
+
+    @property
+    def done(self) -> bool:
+        """The outcome is known."""
+        return self._done
+
+    @property
+    def succeeded(self) -> bool:
+        """The outcome is known and is a value."""
+        return self._done and self._error is None
+
+    def get(self, timeout: Duration | None = None) -> T:
+        """Block until the outcome is known and return or raise it.
+
+        Args:
+            timeout: `timedelta` or seconds; None waits for ever.
+
+        Raises:
+            TimeoutError: It is not known in time; the operation goes on.
+        """
+        if not self._done:
+            limit = None if timeout is None else seconds(timeout, name="timeout")
+            parking = ambient.attempt.get() if self._yields_place else None
+            if parking is None:
+                self._block(limit)
+            else:
+                parking.park(blocking=True)
+                try:
+                    self._block(limit)
+                finally:
+                    parking.resume()
+        return self._outcome()
+
+    def __await__(self) -> Generator[object, None, T]:
+        if not self._done:
+            parking = ambient.attempt.get() if self._yields_place else None
+            if parking is None:
+                yield from self._suspend().__await__()
+            else:
+                parking.park(blocking=False)
+                try:
+                    yield from self._suspend().__await__()
+                finally:
+                    yield from parking.resume_async().__await__()
+        return self._outcome()
+
+    def resolve(self, value: object) -> bool:
+        """Set the outcome to ``value``; false if there was one already."""
+        return self._finish(value, None)
+
+    def fail(self, error: BaseException) -> bool:
+        """Set the outcome to ``error``; false if there was one already."""
+        return self._finish(None, error)
+
+    def add_done_callback(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when the outcome is known, in the thread that resolves it, or now."""
+        with self._lock:
+            if not self._done:
+                if self._callbacks is None:
+                    self._callbacks = []
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def map(self, function: Callable[[T], object]) -> Pending[object]:
+        """Return a pending with ``function`` applied to the value."""
+        mapped: Pending[object] = Pending(yields_place=self._yields_place)
+
+        def finish() -> None:
+            try:
+                mapped.resolve(function(self._outcome()))
+            except BaseException as error:  # noqa: BLE001 - becomes the outcome
+                mapped.fail(error)
+
+        self.add_done_callback(finish)
+        return mapped
+
+    def _finish(self, value: object, error: BaseException | None) -> bool:
+        with self._lock:
+            if self._done:
+                return False
+            self._value, self._error, self._done = value, error, True
+            callbacks, self._callbacks = self._callbacks, None
+            event = self._event
+        if event is not None:
+            event.set()
+        for callback in callbacks or ():
+            callback()
+        return True
+
+    def _block(self, timeout: float | None) -> None:
+        with self._lock:
+            if self._done:
+                return
+            if self._event is None:
+                self._event = threading.Event()
+            event = self._event
+        in_time = ambient.block(event, timeout) if ambient.block is not None else event.wait(timeout)
+        if not in_time:
+            msg = f"no outcome within {timeout:g} s; the operation goes on"
+            raise TimeoutError(msg)
+
+    async def _suspend(self) -> None:
+        loop = asyncio.get_running_loop()
+        known = loop.create_future()
+
+        def tell() -> None:
+            if not known.done():
+                known.set_result(None)
+
+        def tell_loop() -> None:
+            try:
+                loop.call_soon_threadsafe(tell)
+            except RuntimeError:  # the loop was closed; nobody waits any more
+                return
+
+        self.add_done_callback(tell_loop)
+        await known
+
+    def _outcome(self) -> T:
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        return cast("T", self._value)

@@ -1,0 +1,277 @@
+"""What the engine needs from the outside, as protocols, and the messages that cross them.
+
+The engine is handed a `Clock`, a random source, a `JobStore` and a `Launcher`; it reaches for none of them itself.
+Implementations: `koan_ray.stores`, `koan_ray.runtime`, and for tests `koan_ray.testing`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from koan_ray.domain.records import (
+    ActorSpec,
+    ErrorInfo,
+    ExecutionRecord,
+    JobRecord,
+    Particulars,
+    Progress,
+    Terms,
+)
+from koan_ray.domain.retry import Advice
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable, Sequence
+
+    from koan_ray.domain.query import Page, Query
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+class TimerHandle(Protocol):
+    """A call that is going to happen."""
+
+    def cancel(self) -> None:
+        """Make it not happen, if it has not yet."""
+
+
+class Clock(Protocol):
+    """Time as the engine knows it."""
+
+    def now(self) -> float:
+        """Return the wall clock in epoch seconds; only for time stamps and due times."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back; for durations and timeouts."""
+
+    def call_later(self, delay_s: float, action: Callable[[], None]) -> TimerHandle:
+        """Call ``action`` on the engine's loop after ``delay_s`` seconds."""
+
+
+class LoopClock:
+    """The real time, with timers on an asyncio loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = loop
+
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+
+    def call_later(self, delay_s: float, action: Callable[[], None]) -> TimerHandle:
+        """Call ``action`` on the loop after ``delay_s`` seconds."""
+        if self._loop is None:
+            msg = "this clock was made without a loop and has no timers"
+            raise RuntimeError(msg)
+        return self._loop.call_later(delay_s, action)
+
+
+# --- store -----------------------------------------------------------------------------------------------------------
+
+
+class Change(NamedTuple):
+    """One guarded write: ``job`` replaces the stored record only while that has ``rev == expect``.
+
+    Shape: ``expect`` 0 inserts and is refused where the id exists. ``executions`` are upserted with the job; an execution
+    that is already closed in the store is never rewritten.
+    """
+
+    job: JobRecord
+    expect: int
+    executions: tuple[ExecutionRecord, ...] = ()
+
+
+class JobStore(Protocol):
+    """Where job and execution records are kept. Passed by `koan_ray.testing.contracts.StoreContract`."""
+
+    async def apply(self, changes: Sequence[Change]) -> list[Change]:
+        """Write all changes whose guard holds and return the others, which changed nothing.
+
+        When this returns, what it wrote is durable to the degree the store promises. Changes are independent: one that
+        is refused does not hold up its neighbours. The store keeps each record as given, with its ``rev``.
+
+        Raises:
+            StoreUnavailableError: It is unknown which changes were written; read them back.
+        """
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        """Return the record of a job as last written."""
+
+    async def executions(self, job_id: str) -> list[ExecutionRecord]:
+        """Return a job's executions, oldest first."""
+
+    async def query(self, query: Query) -> Page:
+        """Return one page of records; see `koan_ray.domain.query`."""
+
+    async def count(self, query: Query) -> int:
+        """Return how many records match, ignoring limit and cursor."""
+
+    async def remove(self, job_id: str) -> bool:
+        """Delete a job and its executions; false if there was none."""
+
+    async def expire(self, now: float) -> int:
+        """Delete what has outlived its retention and return how many jobs that were."""
+
+
+# --- orders and reports: the messages between coordinator and job actors ---------------------------------------------
+
+
+class Order(NamedTuple):
+    """Begin one execution."""
+
+    execution_id: str
+    job_id: str
+    terms_id: str
+    context: bytes
+    attempt: int
+    ordinal: int  # executions begun before this one
+    created_at: float
+    queued_at: float
+    particulars: Particulars
+    error: ErrorInfo | None = None  # how the previous attempt failed
+
+
+class OrderBatch(NamedTuple):
+    """Orders for one actor, with the terms and classes that it has not been sent before."""
+
+    orders: list[Order]
+    terms: list[Terms]
+    code: list[tuple[str, bytes]]
+
+
+class Report(NamedTuple):
+    """How one execution ended, as seen by its job actor.
+
+    ``outcome``: ``succeeded``, ``failed``, ``timeout``, ``cancelled``, ``rescheduled``, ``non_retryable``,
+    ``result_rejected``, ``context_rejected``, ``crashed`` (a child process vanished).
+    """
+
+    execution_id: str
+    job_id: str
+    outcome: str
+    began_at: float
+    duration_s: float
+    result: bytes | None = None
+    error: ErrorInfo | None = None
+    delay_s: float = 0.0  # of a reschedule
+    advice: Advice | None = None
+    progress: Progress | None = None
+    metrics: tuple[tuple[str, Any], ...] = ()
+
+
+class Running(NamedTuple):
+    """An execution that goes on after its batch was answered."""
+
+    execution_id: str
+    job_id: str
+    age_s: float  # how long it has run; a duration, because clocks of two nodes differ
+    parked: bool = False
+
+
+class BatchReply(NamedTuple):
+    """What became of a batch: each order is in exactly one of the lists."""
+
+    ended: list[Report]
+    running: list[Running]
+    returned: list[str]  # execution ids that were not begun
+    recycle: str | None = None  # why this actor should take no more work
+
+
+class Push(NamedTuple):
+    """News from a job actor outside of a batch reply."""
+
+    actor: str
+    ended: list[Report]
+    parked: list[str]
+    resumed: list[str]
+    progress: list[tuple[str, Progress]]  # by execution id, at most once a second for each
+    recycle: str | None = None
+
+
+# --- launcher --------------------------------------------------------------------------------------------------------
+
+
+class ActorInfo(NamedTuple):
+    """Where a job actor lives."""
+
+    node_id: str
+    actor_id: str
+    pid: int
+
+
+class ActorEvents(Protocol):
+    """What a launcher tells the coordinator; every call happens on the coordinator's loop."""
+
+    def actor_ready(self, name: str, info: ActorInfo) -> None:
+        """The actor can take batches."""
+
+    def actor_dead(self, name: str, cause: str) -> None:
+        """The actor is gone for sure, whatever the reason; said once."""
+
+    def batch_answered(self, name: str, batch: int, reply: BatchReply) -> None:
+        """The actor has answered a batch."""
+
+
+class Launcher(Protocol):
+    """Starts, talks to and ends job actors. Passed by `koan_ray.testing.contracts.LauncherContract`.
+
+    No method blocks or raises for the actor's sake: what goes wrong with an actor is told as `ActorEvents.actor_dead`.
+    """
+
+    def capacity(self) -> int:
+        """Return how many actors of one CPU the cluster can hold; at least 1."""
+
+    def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
+        """Begin to start an actor; ``actor_ready`` or ``actor_dead`` follows.
+
+        Args:
+            name: Unique for all time.
+            spec: What it must be like.
+            events: Who is told.
+            lent: It runs on the CPU of a parent that waits for its children, and so holds none itself.
+        """
+
+    def send(self, name: str, batch: int, orders: OrderBatch, *, label: str) -> None:
+        """Hand over a batch; ``batch_answered`` follows within moments, also while the bodies go on."""
+
+    def cancel(self, name: str, execution_id: str, cause: str) -> None:
+        """Ask a body to stop: set its token, and raise `CancelledError` in an async one. ``cause``: cancelled, timeout."""
+
+    def attend(self, name: str, execution_id: str, label: str) -> None:
+        """Show a long execution under its label where the runtime has a dashboard; changes nothing."""
+
+    def retire(self, name: str) -> None:
+        """End an idle actor; ``actor_dead`` follows."""
+
+    def kill(self, name: str) -> None:
+        """End an actor now, whatever it does; ``actor_dead`` follows once that is certain."""
+
+    async def adopt(self, events: ActorEvents) -> int:
+        """Find the job actors that a previous coordinator left, and end them; return how many there were."""
+
+
+class Random(Protocol):
+    """The part of `random.Random` that the engine uses."""
+
+    def random(self) -> float:
+        """Return a number in [0, 1)."""
+
+
+
+# --- between a process that uses jobs and the engine -------------------------------------------------------------------
+
+
+class Transport(Protocol):
+    """How a session reaches coordinator and broker, wherever they are.
+
+    Calls never block and are idempotent, so a transport repeats those whose fate is unknown. ``done`` is called exactly
+    once, from any thread, with ``(answer, None)`` or ``(None, error)``; errors of the runtime are already ours:
+    `RuntimeUnavailableError` when nobody will answer any more.
+    """
+
+    def coordinator(self, method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]) -> None:
+        """Call a method of the coordinator."""
+
+    def broker(self, method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]) -> None:
+        """Call a method of the progress broker."""

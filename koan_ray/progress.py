@@ -1,0 +1,297 @@
+"""Progress as users see it: what a body reports with, and what watchers receive."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+from koan_ray.domain.durations import instant
+from koan_ray.domain.progress import estimate_completion
+from koan_ray.domain.status import JobStatus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from datetime import datetime
+    from types import TracebackType
+
+    from koan_ray.cancellation import CancellationToken
+    from koan_ray.domain.records import Progress
+
+# Begins to deliver updates, last the final one or what is in the way of learning it; returns what ends it sooner.
+_Watch = Callable[[Callable[[Any], None]], Callable[[], None]]
+_log = logging.getLogger("koan_ray.progress")
+_HANDLER_THREADS = 8
+_STREAM_BUFFER = 256  # updates a slow reader of a stream may fall behind; then the oldest is dropped
+
+
+class JobProgress:
+    """What `execute` reports its progress with.
+
+    `report` is a local assignment and may be called in a tight loop. The newest report of each job is sent on about
+    every ten milliseconds; those between are not seen by anybody, the last one always is.
+    """
+
+    __slots__ = ("_announce", "_began_at", "_is_new", "_latest", "_token")
+
+    def __init__(self, announce: Callable[[], None], token: CancellationToken, *, began_at: float | None = None) -> None:
+        self._announce = announce
+        self._token = token
+        self._began_at = time.time() if began_at is None else began_at
+        self._latest: tuple[float, object, str | None] | None = None
+        self._is_new = False
+
+    @overload
+    def report(self, percentage: float, message: str | None = None) -> None: ...
+    @overload
+    def report(self, current: int, total: int, message: str | None = None) -> None: ...
+    def report(  # type: ignore[misc]  # the two forms share one fast body
+        self,
+        percentage: float | None = None,
+        total: int | str | None = None,
+        message: str | None = None,
+        *,
+        current: int | None = None,
+    ) -> None:
+        """Say how far the job is: ``report(0.5, "half")`` or ``report(3, 10, "third of ten")``.
+
+        Args:
+            percentage: 0 to 1; a value outside is moved to the nearer end.
+            current: The step reached, of ``total``.
+            total: How many steps there are.
+            message: What is going on, for people.
+        """
+        first = percentage if current is None else current
+        self._latest = (first + 0.0, total, message)  # type: ignore[operator]  # refuses what is not a number
+        if not self._is_new:
+            self._is_new = True
+            self._announce()
+
+    def _take(self, latest: tuple[float, object, str | None]) -> None:
+        """Take over what was reported in another process."""
+        self._latest = latest
+        if not self._is_new:
+            self._is_new = True
+            self._announce()
+
+    @property
+    def estimated_completion(self) -> datetime | None:
+        """When the job will be done if it goes on at its average speed so far; None before the first report."""
+        if self._latest is None:
+            return None
+        from koan_ray.domain.progress import parse_report  # noqa: PLC0415 - not on the path of report()
+
+        percentage = parse_report(*self._latest).percentage
+        return instant(estimate_completion(percentage, began_at=self._began_at, now=time.time()))
+
+    @property
+    def cancellation_requested(self) -> bool:
+        """Whether the body shall stop."""
+        return self._token.requested
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgressUpdate:
+    """One state of a job as its watchers see it. Sequences grow; the last update carries the final status."""
+
+    job_id: str
+    sequence: int
+    percentage: float
+    message: str | None
+    current_step: int | None
+    total_steps: int | None
+    estimated_completion: datetime | None
+    updated_at: datetime | None
+    status: JobStatus
+
+
+def update_from(job_id: str, progress: Progress, status: JobStatus) -> JobProgressUpdate:
+    """Present a progress record."""
+    return JobProgressUpdate(
+        job_id, progress.sequence, progress.percentage, progress.message, progress.current_step, progress.total_steps,
+        instant(progress.estimated_at), instant(progress.updated_at or None), status,
+    )  # fmt: skip
+
+
+class Subscription:
+    """A handler that is being called with a job's progress, until `close` or the end of the job.
+
+    A context manager: leaving the block closes it. After the last update `closed` is true.
+    """
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self.closed = False
+
+    def close(self) -> None:
+        """Call the handler no more."""
+        if not self.closed:
+            self.closed = True
+            self._stop()
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def subscribe(handler: Callable[[JobProgressUpdate], Any], watch: _Watch) -> Subscription:
+    """Call ``handler`` with each update until the job ends, one at a time and in order.
+
+    A plain function is called on one of a few threads kept for this; a coroutine function on the running loop, or on a
+    loop in a thread of its own when none runs. What a handler raises is logged and does not end the subscription. A slow
+    one misses updates between, never the last.
+    """
+    mailbox = _Mailbox(handler)
+    subscription = Subscription(mailbox.close)
+    mailbox.on_end = subscription.close
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            mailbox.schedule = lambda: _handlers().submit(lambda: asyncio.run(mailbox.serve_async()))
+        else:
+            mailbox.schedule = lambda: asyncio.run_coroutine_threadsafe(mailbox.serve_async(), loop)
+    else:
+        mailbox.schedule = lambda: _handlers().submit(mailbox.serve)
+    mailbox.stop = watch(mailbox.put)
+    return subscription
+
+
+class _Mailbox:
+    """Updates on their way to one handler; at most one call of it at a time."""
+
+    def __init__(self, handler: Callable[[JobProgressUpdate], Any]) -> None:
+        self._handler = handler
+        self._lock = threading.Lock()
+        self._updates: deque[JobProgressUpdate] = deque(maxlen=_STREAM_BUFFER)
+        self._is_serving = False
+        self._is_closed = False
+        self.schedule: Callable[[], Any] = lambda: None
+        self.stop: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = lambda: None
+
+    def put(self, update: JobProgressUpdate | BaseException) -> None:
+        if isinstance(update, BaseException):
+            _log.warning("progress_subscription_ended: %s", update)
+            self.on_end()
+            return
+        with self._lock:
+            if self._is_closed:
+                return
+            self._updates.append(update)
+            if self._is_serving:
+                return
+            self._is_serving = True
+        try:
+            self.schedule()
+        except RuntimeError:  # the loop or the interpreter is closing; nobody is left to be told
+            self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            self._updates.clear()
+        self.stop()
+
+    def serve(self) -> None:
+        while (update := self._next()) is not None:
+            try:
+                self._handler(update)
+            except Exception:
+                _log.exception("progress_handler_failed: job %s", update.job_id)
+            self._after(update)
+
+    async def serve_async(self) -> None:
+        while (update := self._next()) is not None:
+            try:
+                await self._handler(update)
+            except Exception:
+                _log.exception("progress_handler_failed: job %s", update.job_id)
+            self._after(update)
+
+    def _next(self) -> JobProgressUpdate | None:
+        with self._lock:
+            if self._updates:
+                return self._updates.popleft()
+            self._is_serving = False
+            return None
+
+    def _after(self, update: JobProgressUpdate) -> None:
+        if update.status.is_final:
+            self.on_end()
+
+
+@functools.cache
+def _handlers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_HANDLER_THREADS, thread_name_prefix="koan-progress")
+
+
+class ProgressStream:
+    """A job's progress as an async iterator that ends with the job; ``for update in stream.blocking()`` in scripts.
+
+    A reader that falls more than 256 updates behind loses the oldest; the last update is never lost.
+    """
+
+    def __init__(self, watch: _Watch) -> None:
+        self._watch = watch
+
+    async def __aiter__(self) -> AsyncIterator[JobProgressUpdate]:
+        loop = asyncio.get_running_loop()
+        updates: asyncio.Queue[JobProgressUpdate | BaseException] = asyncio.Queue()
+
+        def put(update: JobProgressUpdate | BaseException) -> None:
+            if updates.qsize() >= _STREAM_BUFFER:
+                updates.get_nowait()
+            updates.put_nowait(update)
+
+        def deliver(update: JobProgressUpdate | BaseException) -> None:
+            try:
+                loop.call_soon_threadsafe(put, update)
+            except RuntimeError:  # the loop was closed under its reader
+                return
+
+        stop = self._watch(deliver)
+        try:
+            while True:
+                update = await updates.get()
+                if isinstance(update, BaseException):
+                    raise update
+                yield update
+                if update.status.is_final:
+                    return
+        finally:
+            stop()
+
+    def blocking(self) -> Iterator[JobProgressUpdate]:
+        """Iterate without a loop, blocking for each update."""
+        updates: queue.Queue[JobProgressUpdate | BaseException] = queue.Queue()
+
+        def deliver(update: JobProgressUpdate | BaseException) -> None:
+            if updates.qsize() >= _STREAM_BUFFER:
+                updates.get_nowait()
+            updates.put(update)
+
+        stop = self._watch(deliver)
+        try:
+            while True:
+                update = updates.get()
+                if isinstance(update, BaseException):
+                    raise update
+                yield update
+                if update.status.is_final:
+                    return
+        finally:
+            stop()

@@ -1,0 +1,162 @@
+"""The engine in this process, without Ray: the same coordinator, broker and agents, on threads.
+
+For tests, quickstarts and small deployments. What differs from Ray: bodies share this process, so one that does not stop
+can be given up but not killed, and its thread lives on until it returns; ``resources`` are not reserved, and job actors
+are counted against the machine's CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from koan_ray import wiring
+from koan_ray.engine.agent import Agent
+from koan_ray.engine.session import Session
+from koan_ray.errors import RuntimeUnavailableError
+from koan_ray.ports import ActorInfo, BatchReply, LoopClock
+from koan_ray.runtime.child import ForkserverChildren
+from koan_ray.runtime.code import LocalCode
+from koan_ray.runtime.loop import LoopThread
+from koan_ray.telemetry import traces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from koan_ray.config import Settings
+    from koan_ray.domain.records import ActorSpec, Progress
+    from koan_ray.engine.broker import Broker
+    from koan_ray.engine.coordinator import Coordinator
+    from koan_ray.engine.settings import EngineSettings
+    from koan_ray.ports import ActorEvents, OrderBatch, Push
+
+
+class LocalRuntime:
+    """Coordinator and broker on a loop thread, job actors as agents; also the transport to them."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._thread = LoopThread("koan-engine")
+        clock = LoopClock(self._thread.loop)
+        self.code = LocalCode()
+        self._launcher = LocalLauncher(self, settings, clock)
+        self.core: Coordinator = wiring.coordinator(settings, self._launcher, clock)
+        self.broker_core: Broker = wiring.broker(settings, clock)
+        self._is_stopped = False
+        self.session = Session(self, inline_limit=settings.inline_limit, ship=self.code.ship, trace=traces.current)
+        self._thread.run(self.core.start())
+
+    @classmethod
+    def start(cls, settings: Settings) -> LocalRuntime:
+        """Start an engine in this process."""
+        return cls(wiring.engine_settings(settings))
+
+    def coordinator(self, method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]) -> None:
+        """Call a method of the coordinator; see `Transport`."""
+        self._call(self.core, method, args, done)
+
+    def broker(self, method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]) -> None:
+        """Call a method of the broker; see `Transport`."""
+        self._call(self.broker_core, method, args, done)
+
+    def _call(self, core: Any, method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]) -> None:
+        if self._is_stopped:
+            done(None, RuntimeUnavailableError("the engine was shut down; call koan.init() to start another"))
+            return
+        self._thread.begin(getattr(core, method)(*args), done)
+
+    def on_loop(self, action: Callable[..., Any], *args: Any) -> None:
+        """Call something where coordinator and broker live."""
+        if not self._is_stopped:
+            self._thread.call(action, *args)
+
+    def push(self, push: Push, done: Callable[[bool | None], None]) -> None:
+        """Bring an agent's news to the coordinator; see `Uplink`."""
+        self.on_loop(lambda: done(self.core.pushed(push)))
+
+    def progress(self, states: list[tuple[str, Progress]]) -> None:
+        """Bring states to the broker; see `Uplink`."""
+        self.broker("push", (states,), lambda _answer, _error: None)
+
+    def stop(self) -> None:
+        """End coordinator, broker and agents. Bodies that run are asked to stop and given up."""
+        if not self._is_stopped:
+            self._thread.call(self.core.stop)
+            self._launcher.stop()
+            self._is_stopped = True
+            self._thread.stop()
+
+
+class LocalLauncher:
+    """Job actors as agents in this process; see `Launcher`."""
+
+    def __init__(self, runtime: LocalRuntime, settings: EngineSettings, clock: LoopClock) -> None:
+        self._runtime, self._settings, self._clock = runtime, settings, clock
+        self._agents: dict[str, tuple[Agent, ThreadPoolExecutor, ActorEvents]] = {}
+        self._lock = threading.Lock()
+        self._children = ForkserverChildren(settings.cancel_grace_s)
+
+    def capacity(self) -> int:
+        """As many actors as this process may use CPUs."""
+        return len(os.sched_getaffinity(0))
+
+    def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
+        """Make an agent; it is ready at once."""
+        agent = Agent(
+            name, spec.concurrency, self._settings, clock=self._clock, uplink=self._runtime, load=self._runtime.code.load,
+            children=self._children, span=wiring.attempt_span, watch_process=False,
+        )  # fmt: skip
+        threads = ThreadPoolExecutor(2, thread_name_prefix="koan-batch")
+        with self._lock:
+            self._agents[name] = (agent, threads, events)
+        info = ActorInfo("local", name, os.getpid())
+        self._runtime.on_loop(events.actor_ready, name, info)
+
+    def send(self, name: str, batch: int, orders: OrderBatch, *, label: str) -> None:
+        """Have the agent run a batch on one of its two threads."""
+        found = self._agents.get(name)
+        if found is None:
+            return
+        agent, threads, events = found
+
+        def run() -> None:
+            reply: BatchReply = agent.run_batch(orders)
+            self._runtime.on_loop(events.batch_answered, name, batch, reply)
+
+        threads.submit(run)
+
+    def cancel(self, name: str, execution_id: str, cause: str) -> None:
+        """Ask a body to stop."""
+        if (found := self._agents.get(name)) is not None:
+            found[0].cancel(execution_id, cause)
+
+    def attend(self, name: str, execution_id: str, label: str) -> None:
+        """There is no dashboard here."""
+
+    def retire(self, name: str) -> None:
+        """Let an idle agent go."""
+        self._end(name, "retired")
+
+    def kill(self, name: str) -> None:
+        """Give an agent up: whatever its bodies do from now on changes nothing. Their threads cannot be ended."""
+        self._end(name, "killed")
+
+    def _end(self, name: str, cause: str) -> None:
+        with self._lock:
+            found = self._agents.pop(name, None)
+        if found is not None:
+            agent, threads, events = found
+            agent.stop()
+            threads.shutdown(wait=False)
+            self._runtime.on_loop(events.actor_dead, name, cause)
+
+    async def adopt(self, events: ActorEvents) -> int:
+        """A new process has no job actors."""
+        return 0
+
+    def stop(self) -> None:
+        """End all agents."""
+        for name in list(self._agents):
+            self._end(name, "the engine was shut down")
+        self._children.close()

@@ -1,0 +1,253 @@
+"""Ray actors: shells with nothing to decide.
+
+Coordinator and broker are sync actors: Ray's threads hand each call to a private event loop and wait for its answer,
+which takes nearly twice as many calls a second as an async actor does. If a call returns, the change is in the store; if
+it raises, it may or may not have happened: repeat it, every call is idempotent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from koan_ray import ambient, wiring
+from koan_ray.engine.agent import Agent
+from koan_ray.engine.session import Session
+from koan_ray.ports import ActorInfo, LoopClock
+from koan_ray.runtime.child import ForkserverChildren
+from koan_ray.runtime.code import Shipping
+from koan_ray.runtime.loop import LoopThread
+from koan_ray.runtime.ray import options
+from koan_ray.runtime.ray.launcher import RayLauncher
+from koan_ray.runtime.ray.transport import RayTransport
+from koan_ray.telemetry import logs, traces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from koan_ray.domain.records import Progress
+    from koan_ray.engine.coordinator import Coordinator
+    from koan_ray.engine.settings import EngineSettings
+    from koan_ray.jobs import Job
+    from koan_ray.ports import BatchReply, OrderBatch, Push
+
+
+class CoordinatorActor:
+    """Owns job state for one namespace."""
+
+    def __init__(self, settings: EngineSettings, namespace: str) -> None:
+        # No I/O here: a constructor that fails is restarted for ever. The first call does the rest.
+        _tune_collector()
+        self._thread = LoopThread("koan-coordinator")
+        clock = LoopClock(self._thread.loop)
+        launcher = RayLauncher(namespace, settings, self._thread)
+        self._core = wiring.coordinator(settings, launcher, clock)
+        self._settings = settings
+        self._when_started = _starting_first(self._core)
+
+    def _call(self, method: str, *args: Any) -> Any:
+        return self._thread.run(self._when_started(method, args))
+
+    def warm(self) -> EngineSettings:
+        """Begin, and return the settings in force."""
+        self._call("status")
+        return self._settings
+
+    @ray.method(concurrency_group="submit")
+    def submit(self, submission: Any) -> Any:
+        """Accept jobs."""
+        return self._call("submit", submission)
+
+    @ray.method(concurrency_group="wait")
+    def wait(self, session_id: str, epoch: str | None, job_ids: list[str], park_s: float) -> Any:
+        """Return ends of jobs."""
+        return self._call("wait", session_id, epoch, job_ids, park_s)
+
+    @ray.method(concurrency_group="report")
+    def pushed(self, push: Push) -> bool:
+        """Take note of what a job actor says."""
+        return bool(self._call("note", push))
+
+    @ray.method(concurrency_group="control")
+    def cancel(self, job_id: str, reason: str | None) -> Any:
+        """Cancel a job."""
+        return self._call("cancel", job_id, reason)
+
+    @ray.method(concurrency_group="control")
+    def retry(self, job_id: str, as_id: str) -> Any:
+        """Run a failed job anew."""
+        return self._call("retry", job_id, as_id)
+
+    @ray.method(concurrency_group="control")
+    def remove(self, job_id: str) -> Any:
+        """Delete a job."""
+        return self._call("remove", job_id)
+
+    @ray.method(concurrency_group="control")
+    def get(self, job_id: str) -> Any:
+        """Return a job."""
+        return self._call("get", job_id)
+
+    @ray.method(concurrency_group="control")
+    def query(self, filters: dict[str, Any]) -> Any:
+        """Return a page of jobs."""
+        return self._call("query", filters)
+
+    @ray.method(concurrency_group="control")
+    def count(self, filters: dict[str, Any]) -> Any:
+        """Return how many jobs match."""
+        return self._call("count", filters)
+
+    @ray.method(concurrency_group="control")
+    def executions(self, job_id: str) -> Any:
+        """Return a job's executions."""
+        return self._call("executions", job_id)
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> Any:
+        """Return counts, limits and actors."""
+        return {**self._call("status"), "pid": os.getpid()}
+
+    @ray.method(concurrency_group="control")
+    def end(self) -> int:
+        """End all job actors; the coordinator itself is ended by the caller. Returns how many there were."""
+        n_actors = len(self._call("status")["actors"])
+        self._thread.call(self._core.stop)
+        return n_actors
+
+    def __repr__(self) -> str:
+        return "KoanCoordinator"
+
+
+def _starting_first(core: Coordinator) -> Callable[[str, tuple[Any, ...]], Coroutine[Any, Any, Any]]:
+    """Return a way to call ``core`` that starts it at the first call.
+
+    A function and not a method: with a single coroutine among its methods, Ray would make an async actor of the shell.
+    """
+    starting: asyncio.Task[None] | None = None
+
+    async def call(method: str, args: tuple[Any, ...]) -> Any:
+        nonlocal starting
+        if starting is None:
+            starting = asyncio.get_running_loop().create_task(core.start())
+        if not starting.done():
+            await asyncio.shield(starting)
+        return await getattr(core, method)(*args)
+
+    return call
+
+
+class BrokerActor:
+    """Fans progress out; holds no truth."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._thread = LoopThread("koan-broker")
+        self._core = wiring.broker(settings, LoopClock(self._thread.loop))
+
+    @ray.method(concurrency_group="push")
+    def push(self, states: list[tuple[str, Progress]]) -> None:
+        """Take note of states."""
+        self._thread.run(self._core.push(states))
+
+    @ray.method(concurrency_group="poll")
+    def poll(self, session_id: str, epoch: str | None, watch: list[str], unwatch: list[str], park_s: float) -> Any:
+        """Return states that a session has not seen."""
+        return self._thread.run(self._core.poll(session_id, epoch, watch, unwatch, park_s))
+
+    def latest(self, job_ids: list[str]) -> Any:
+        """Return the latest states of jobs."""
+        return self._thread.run(self._core.latest(job_ids))
+
+    def pid(self) -> int:
+        """Return the process id."""
+        return os.getpid()
+
+    def __repr__(self) -> str:
+        return "KoanBroker"
+
+
+class JobActor:
+    """Runs the bodies of jobs."""
+
+    def __init__(self, name: str, label: str, concurrency: int, settings: EngineSettings, namespace: str) -> None:
+        self._label = label
+        self._uplink = _Uplink(namespace)
+        self._shipping = Shipping()
+        transport = self._uplink.transport
+        # What bodies use for their own jobs; it does nothing before it is used.
+        session = Session(transport, inline_limit=settings.inline_limit, ship=self._shipping.ship, trace=traces.current)
+        ambient.set_engine(session)
+        self._agent = Agent(
+            name, concurrency, settings, clock=LoopClock(), uplink=self._uplink, load=self._load,
+            children=ForkserverChildren(settings.cancel_grace_s), span=wiring.attempt_span, on_orphaned=_leave,
+        )  # fmt: skip
+        self._gone = threading.Event()
+
+    def _load(self, code_id: str, blob: bytes) -> type[Job[Any, Any]]:
+        return self._shipping.load(code_id, blob)
+
+    def info(self) -> ActorInfo:
+        """Return where this actor lives."""
+        context = ray.get_runtime_context()
+        return ActorInfo(context.get_node_id(), str(context.get_actor_id()), os.getpid())
+
+    @ray.method(concurrency_group="run")
+    def run_batch(self, batch: OrderBatch) -> BatchReply:
+        """Begin orders, and say how they stand."""
+        return self._agent.run_batch(batch)
+
+    @ray.method(concurrency_group="control")
+    def cancel(self, execution_id: str, cause: str) -> None:
+        """Ask a body to stop."""
+        self._agent.cancel(execution_id, cause)
+
+    @ray.method(concurrency_group="watch")
+    def watch(self) -> None:
+        """Never return: the caller learns of this process's death at once."""
+        self._gone.wait()
+
+    @ray.method(concurrency_group="attend")
+    def attend(self, execution_id: str) -> None:
+        """Return when an execution has ended."""
+        self._agent.attend(execution_id)
+
+    def __repr__(self) -> str:
+        return f"KoanJobs[{self._label}]"
+
+
+class _Uplink:
+    """From an agent to coordinator and broker."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self.transport = RayTransport(self._find)
+
+    def _find(self, whom: str) -> Any:
+        name = options.COORDINATOR_NAME if whom == "coordinator" else options.BROKER_NAME
+        return ray.get_actor(name, namespace=self._namespace)
+
+    def push(self, push: Push, done: Callable[[bool | None], None]) -> None:
+        def answered(known: bool | None, error: BaseException | None) -> None:
+            done(None if error is not None else known)
+
+        self.transport.coordinator("pushed", (push,), answered)
+
+    def progress(self, states: list[tuple[str, Progress]]) -> None:
+        self.transport.broker("push", (states,), lambda _answer, _error: None)
+
+
+def _leave(why: str) -> None:
+    logs.get_logger().warning("job_actor_orphaned", reason=why)
+    os._exit(0)
+
+
+def _tune_collector() -> None:
+    """Let a million queued records not be traversed at every collection of young objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 1_000)

@@ -1,0 +1,172 @@
+"""Starts, talks to and ends job actors on a Ray cluster; see `koan_ray.ports.Launcher`.
+
+Runs in the coordinator's process. What may block (registering an actor with the GCS, killing, looking at the cluster)
+runs on one thread of its own, in order; answers come back to the coordinator's loop.
+
+Each job actor has a parked `watch` call: its error is how a death is learned, about 12 ms after it happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util import list_named_actors
+
+from koan_ray.runtime.ray import options, translate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from koan_ray.domain.records import ActorSpec
+    from koan_ray.engine.settings import EngineSettings
+    from koan_ray.ports import ActorEvents, OrderBatch
+    from koan_ray.runtime.loop import LoopThread
+
+_REWATCH_S = 0.5
+
+
+class _Actor:
+    """A job actor's handle, with the calls that are made often prepared."""
+
+    __slots__ = ("events", "handle", "is_attended", "labelled", "name")
+
+    def __init__(self, name: str, events: ActorEvents) -> None:
+        self.name, self.events = name, events
+        self.handle: Any = None
+        self.labelled: dict[str, Any] = {}
+        self.is_attended = 0
+
+
+class RayLauncher:
+    """Job actors of one coordinator."""
+
+    def __init__(self, namespace: str, settings: EngineSettings, loop: LoopThread) -> None:
+        self._namespace, self._settings, self._loop = namespace, settings, loop
+        self._actors: dict[str, _Actor] = {}
+        self._slow = ThreadPoolExecutor(1, thread_name_prefix="koan-launcher")
+        self._capacity = 1
+        self._is_looking = False
+        self._actor_class: Any = None
+
+    def capacity(self) -> int:
+        """Return the cluster's CPUs as of a moment ago."""
+        if not self._is_looking:
+            self._is_looking = True
+            self._slow.submit(self._look)
+        return self._capacity
+
+    def _look(self) -> None:
+        try:
+            self._capacity = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        except Exception:  # noqa: BLE001, S110 - the GCS is away for now; what we know stands
+            pass
+        finally:
+            self._is_looking = False
+
+    def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
+        """Begin to start an actor."""
+        actor = self._actors[name] = _Actor(name, events)
+        self._slow.submit(self._create, actor, spec, lent)
+
+    def _create(self, actor: _Actor, spec: ActorSpec, lent: bool) -> None:  # noqa: FBT001 - called through an executor
+        try:
+            if self._actor_class is None:
+                from koan_ray.runtime.ray.actors import JobActor  # the shells import this module
+
+                self._actor_class = ray.remote(concurrency_groups=options.JOB_GROUPS)(JobActor)
+            chosen = options.job_actor(spec, actor.name, self._namespace, lent=lent)
+            actor.handle = self._actor_class.options(**chosen).remote(
+                actor.name, spec.label, spec.concurrency, self._settings, self._namespace
+            )
+        except Exception as error:  # noqa: BLE001 - Ray refuses bad options with whatever it likes
+            self._loop.call(self._dead, actor, f"{type(error).__name__}: {error}"[:500])
+            return
+        self._then(actor.handle.info.remote(), lambda info: actor.events.actor_ready(actor.name, info))
+        self._watch(actor)
+
+    def _watch(self, actor: _Actor) -> None:
+        if actor.name in self._actors and actor.handle is not None:
+            actor.handle.watch.remote().future().add_done_callback(lambda future: self._watched(actor, future.exception()))
+
+    def _watched(self, actor: _Actor, error: BaseException | None) -> None:
+        if error is None or translate.is_unknown(error):
+            # It may still live, on a node that does not answer. Only a death that Ray is sure of counts.
+            self._loop.call(self._loop.loop.call_later, _REWATCH_S, self._watch, actor)
+        else:
+            self._loop.call(self._dead, actor, translate.cause_of_death(error))
+
+    def _dead(self, actor: _Actor, cause: str) -> None:
+        if self._actors.pop(actor.name, None) is not None:
+            actor.events.actor_dead(actor.name, cause)
+
+    def send(self, name: str, batch: int, orders: OrderBatch, *, label: str) -> None:
+        """Hand over a batch."""
+        actor = self._actors.get(name)
+        if actor is None:
+            return
+        run = actor.labelled.get(label)
+        if run is None:  # prepared once: options() on every call costs a tenth of the call
+            if len(actor.labelled) >= 100:
+                actor.labelled.clear()
+            run = actor.labelled[label] = actor.handle.run_batch.options(name=label)
+        self._then(run.remote(orders), lambda reply: actor.events.batch_answered(name, batch, reply))
+
+    def cancel(self, name: str, execution_id: str, cause: str) -> None:
+        """Ask a body to stop."""
+        if (actor := self._actors.get(name)) is not None:
+            actor.handle.cancel.remote(execution_id, cause)
+
+    def attend(self, name: str, execution_id: str, label: str) -> None:
+        """Let the dashboard show a call in progress under the job's kind."""
+        actor = self._actors.get(name)
+        if actor is None or actor.is_attended >= options.ATTEND_LIMIT:
+            return
+        actor.is_attended += 1
+
+        def ended(_future: Any) -> None:
+            actor.is_attended -= 1
+
+        actor.handle.attend.options(name=label).remote(execution_id).future().add_done_callback(ended)
+
+    def retire(self, name: str) -> None:
+        """End an idle actor."""
+        self.kill(name)
+
+    def kill(self, name: str) -> None:
+        """End an actor; its `watch` call says when it is gone."""
+        if (actor := self._actors.get(name)) is not None:
+            self._slow.submit(self._kill, actor)
+
+    def _kill(self, actor: _Actor) -> None:
+        if actor.handle is not None:
+            ray.kill(actor.handle, no_restart=True)
+
+    async def adopt(self, events: ActorEvents) -> int:
+        """End what a previous coordinator left: the jobs that run there lived in its memory and are lost."""
+        return await asyncio.get_running_loop().run_in_executor(self._slow, self._end_strays)
+
+    def _end_strays(self) -> int:
+        self._look()
+        strays = [
+            entry["name"]
+            for entry in list_named_actors(all_namespaces=True)
+            if entry["namespace"] == self._namespace and entry["name"].startswith(options.JOB_PREFIX)
+        ]
+        for name in strays:
+            try:
+                ray.kill(ray.get_actor(name, namespace=self._namespace), no_restart=True)
+            except ValueError:  # gone meanwhile
+                continue
+        return len(strays)
+
+    def _then(self, ref: Any, tell: Callable[[Any], None]) -> None:
+        """Bring an answer to the loop. Errors are not looked at: `watch` tells of every death."""
+
+        def answered(future: Any) -> None:
+            if future.exception() is None:
+                self._loop.call(tell, future.result())
+
+        ref.future().add_done_callback(answered)

@@ -1,0 +1,155 @@
+"""From a driver, a task or a job actor to coordinator and broker.
+
+Calls are idempotent, so this repeats those whose fate is unknown. Ray itself repeats calls over a restart of the actor
+(`max_task_retries`); what arrives here is an actor that is gone for good, for example because somebody ran
+``koan-ray down``: then it is created anew, where this process may do that.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from koan_ray.errors import RuntimeUnavailableError
+from koan_ray.runtime.ray import translate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Done = Callable[[Any, BaseException | None], None]
+
+_RETRY_S = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
+_BLOCKED_LOOK_S = 0.5
+_ABSENT_S = 0.5
+_MAX_GATHERED = 1000
+
+
+class RayTransport:
+    """See `koan_ray.ports.Transport`.
+
+    Args:
+        find: Returns the actor handle of "coordinator" or "broker", creating the actor if this process may.
+    """
+
+    def __init__(self, find: Callable[[str], Any]) -> None:
+        self._find = find
+        self._handles: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._outstanding: dict[int, Any] = {}
+        self._finding: dict[str, list[tuple[Callable[[], None], Done]]] = {}
+        self._absent_until: dict[str, float] = {}
+        self._n = 0
+        self._is_closed = False
+
+    def coordinator(self, method: str, args: tuple[Any, ...], done: Done) -> None:
+        """Call a method of the coordinator."""
+        self._call("coordinator", method, args, done, 0)
+
+    def broker(self, method: str, args: tuple[Any, ...], done: Done) -> None:
+        """Call a method of the broker."""
+        self._call("broker", method, args, done, 0)
+
+    def close(self) -> None:
+        """Answer nothing more."""
+        self._is_closed = True
+
+    def block(self, event: threading.Event, timeout: float | None) -> bool:
+        """Wait for an event that a call in progress will set, in a way that tells Ray that this task is blocked.
+
+        Ray then gives the CPU of the task to others, such as the jobs that it waits for.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while not event.is_set():
+            left = _BLOCKED_LOOK_S if until is None else min(_BLOCKED_LOOK_S, until - time.monotonic())
+            if left <= 0:
+                return event.is_set()
+            with self._lock:
+                refs = list(self._outstanding.values())
+            if refs:
+                ray.wait(refs, num_returns=1, timeout=left, fetch_local=False)
+                event.wait(0.002)  # the callback of the ref that became ready runs in another thread
+            else:
+                event.wait(min(left, 0.05))
+        return True
+
+    def _call(self, whom: str, method: str, args: tuple[Any, ...], done: Done, turn: int) -> None:
+        if self._is_closed:
+            done(None, RuntimeUnavailableError("the engine was shut down; call koan.init() to start or join one"))
+            return
+        handle = self._handles.get(whom)
+        if handle is None:
+            self._find_first(whom, lambda: self._call(whom, method, args, done, turn), done)
+            return
+        try:
+            ref = getattr(handle, method).remote(*args)
+        except Exception as error:  # noqa: BLE001 - Ray raises what it likes at submission
+            self._failed(whom, method, args, done, turn, error)
+            return
+        with self._lock:
+            self._n += 1
+            number = self._n
+            self._outstanding[number] = ref
+
+        def answered(future: Any) -> None:
+            with self._lock:
+                self._outstanding.pop(number, None)
+            error = future.exception()
+            if error is None:
+                done(future.result(), None)
+            else:
+                self._failed(whom, method, args, done, turn, error)
+
+        ref.future().add_done_callback(answered)
+
+    def know(self, whom: str, handle: Any) -> None:
+        """Use this handle from now on."""
+        self._handles[whom] = handle
+
+    def _find_first(self, whom: str, then: Callable[[], None], done: Done) -> None:
+        """Look the actor up, or create it, then go on with all calls that have gathered.
+
+        On a thread of its own: it asks the GCS, and this may be a thread of Ray's that the answer needs.
+        """
+        with self._lock:
+            waiting = self._finding.get(whom)
+            if waiting is not None:
+                if len(waiting) < _MAX_GATHERED:
+                    waiting.append((then, done))
+                    return
+            elif time.monotonic() >= self._absent_until.get(whom, 0.0):
+                self._finding[whom] = [(then, done)]
+                threading.Thread(target=self._look_up, args=(whom,), name="koan-find", daemon=True).start()
+                return
+        done(None, RuntimeUnavailableError(f"there is no {whom} at present; repeat the request"))
+
+    def _look_up(self, whom: str) -> None:
+        problem: BaseException | None = None
+        try:
+            self._handles[whom] = self._find(whom)
+        except Exception as error:  # noqa: BLE001 - not there, or Ray is away
+            problem = translate.to_ours(error, f"looking for the {whom}")
+        with self._lock:
+            waiting = self._finding.pop(whom)
+            if problem is not None:
+                self._absent_until[whom] = time.monotonic() + _ABSENT_S
+        for then, done in waiting:
+            if problem is None:
+                then()
+            else:
+                done(None, problem)
+
+    def _failed(
+        self, whom: str, method: str, args: tuple[Any, ...], done: Done, turn: int, error: BaseException
+    ) -> None:
+        if (translate.is_gone(error) or translate.is_unknown(error)) and turn < len(_RETRY_S) and not self._is_closed:
+            if translate.is_gone(error):
+                self._handles.pop(whom, None)
+            # A timer thread, because this may be a thread of Ray's, which must not sleep or create actors.
+            timer = threading.Timer(_RETRY_S[turn], self._call, (whom, method, args, done, turn + 1))
+            timer.daemon = True
+            timer.start()
+            return
+        done(None, translate.to_ours(error, f"{whom}.{method}"))

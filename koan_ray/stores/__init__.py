@@ -1,0 +1,1 @@
+"""Implementations of `koan_ray.ports.JobStore`."""

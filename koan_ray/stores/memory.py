@@ -1,0 +1,165 @@
+"""Jobs in this process's memory: gone with it, expired after a while, capped.
+
+A finished job is kept for `completed_retention_s` or `faulted_retention_s`. Above `max_finished` the job that finished
+first is forgotten before its time, so that memory stays bounded at any rate; queued and running jobs are limited where
+they are accepted (`engine.max_queued`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from typing import TYPE_CHECKING
+
+from koan_ray.domain.query import Page, Query
+from koan_ray.domain.status import ExecutionStatus, JobStatus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from koan_ray.domain.records import ExecutionRecord, JobRecord
+    from koan_ray.ports import Change
+
+_SLICE = 4096  # records scanned before other work on the loop gets its turn
+
+
+class MemoryStore:
+    """The default store.
+
+    Cost: get and apply are dictionary operations. A query looks at every record, in slices that leave the loop free,
+    except for children (``parent_job_id``), which have an index.
+    """
+
+    def __init__(
+        self, *, completed_retention_s: float = 3600.0, faulted_retention_s: float = 7200.0, max_finished: int = 1_000_000
+    ) -> None:
+        self._retention = {
+            JobStatus.COMPLETED: completed_retention_s,
+            JobStatus.FAILED: faulted_retention_s,
+            JobStatus.CANCELLED: faulted_retention_s,
+        }
+        self._max_finished = max_finished
+        self._jobs: dict[str, JobRecord] = {}
+        # One execution is the usual case and kept bare; a list each would double the memory of small jobs.
+        self._executions: dict[str, ExecutionRecord | list[ExecutionRecord]] = {}
+        self._children: dict[str, set[str]] = {}
+        self._finished: dict[JobStatus, deque[tuple[float, str]]] = {status: deque() for status in self._retention}
+        self._n_finished = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    async def apply(self, changes: Sequence[Change]) -> list[Change]:
+        """Write what is guarded right; see `JobStore.apply`. Never suspends."""
+        jobs = self._jobs
+        refused = []
+        for change in changes:
+            job, expect, executions = change
+            stored = jobs.get(job.id)
+            if (stored.rev if stored is not None else 0) != expect:
+                refused.append(change)
+                continue
+            jobs[job.id] = job
+            for execution in executions:
+                self._keep(execution)
+            if stored is None and job.particulars.parent_job_id is not None:
+                self._children.setdefault(job.particulars.parent_job_id, set()).add(job.id)
+            if job.completed_at is not None and (stored is None or not stored.status.is_final):
+                self._finished[job.status].append((job.completed_at, job.id))
+                self._n_finished += 1
+        while self._n_finished > self._max_finished:
+            self._forget_oldest()
+        return refused
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        """Return the record of a job."""
+        return self._jobs.get(job_id)
+
+    async def executions(self, job_id: str) -> list[ExecutionRecord]:
+        """Return a job's executions, oldest first."""
+        kept = self._executions.get(job_id)
+        if kept is None:
+            return []
+        return list(kept) if isinstance(kept, list) else [kept]
+
+    async def query(self, query: Query) -> Page:
+        """Return one page; the records match at the moment each was looked at."""
+        found: list[tuple[tuple[float, str], JobRecord]] = []
+        keep = query.limit + 1
+        pick = heapq.nlargest if query.descending else heapq.nsmallest
+        async for batch in self._scan(query):
+            found += [(query.sort_key(job), job) for job in batch if query.is_after_cursor(job)]
+            if len(found) > 4 * keep:
+                found = pick(keep, found, key=lambda pair: pair[0])
+        page = [job for _, job in pick(keep, found, key=lambda pair: pair[0])]
+        more = len(page) > query.limit
+        page = page[: query.limit]
+        return Page(page, query.cursor_after(page[-1]) if more else None)
+
+    async def count(self, query: Query) -> int:
+        """Return how many records match."""
+        return sum([len(batch) async for batch in self._scan(query)])
+
+    async def remove(self, job_id: str) -> bool:
+        """Delete a job and its executions."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            return False
+        self._forget(job)
+        return True
+
+    async def expire(self, now: float) -> int:
+        """Forget the finished jobs that have outlived their retention."""
+        before = len(self._jobs)
+        for status, queue in self._finished.items():
+            while queue and queue[0][0] + self._retention[status] <= now:
+                self._forget_at(queue)
+        return before - len(self._jobs)
+
+    async def _scan(self, query: Query) -> AsyncIterator[list[JobRecord]]:
+        if query.parent_job_id is not None:
+            ids = list(self._children.get(query.parent_job_id, ()))
+        else:
+            ids = list(self._jobs)
+        for start in range(0, len(ids), _SLICE):
+            if start:
+                await asyncio.sleep(0)
+            records = (self._jobs.get(job_id) for job_id in ids[start : start + _SLICE])
+            yield [job for job in records if job is not None and query.matches(job)]
+
+    def _keep(self, execution: ExecutionRecord) -> None:
+        kept = self._executions.get(execution.job_id)
+        if kept is None:
+            self._executions[execution.job_id] = execution
+            return
+        if not isinstance(kept, list):
+            if kept.id == execution.id:
+                if kept.status is ExecutionStatus.RUNNING:
+                    self._executions[execution.job_id] = execution
+                return
+            kept = self._executions[execution.job_id] = [kept]
+        for place in range(len(kept) - 1, -1, -1):
+            if kept[place].id == execution.id:
+                if kept[place].status is ExecutionStatus.RUNNING:
+                    kept[place] = execution
+                return
+        kept.append(execution)
+
+    def _forget_oldest(self) -> None:
+        self._forget_at(min((queue for queue in self._finished.values() if queue), key=lambda queue: queue[0][0]))
+
+    def _forget_at(self, queue: deque[tuple[float, str]]) -> None:
+        _, job_id = queue.popleft()
+        self._n_finished -= 1
+        if (job := self._jobs.get(job_id)) is not None:
+            self._forget(job)
+
+    def _forget(self, job: JobRecord) -> None:
+        del self._jobs[job.id]
+        self._executions.pop(job.id, None)
+        parent = job.particulars.parent_job_id
+        if parent is not None and (siblings := self._children.get(parent)) is not None:
+            siblings.discard(job.id)
+            if not siblings:
+                del self._children[parent]
