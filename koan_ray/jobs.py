@@ -83,6 +83,7 @@ class Job(Generic[C, R]):
     _koan_root: ClassVar[bool] = True
     _view: JobView
     _is_removed = False
+    _chunk: Any = None  # jobs that were accepted with this one
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -12,10 +12,13 @@ from koan_ray.engine.broker import Broker
 from koan_ray.engine.coordinator import Coordinator
 from koan_ray.engine.settings import EngineSettings
 from koan_ray.stores.memory import MemoryStore
+from koan_ray.telemetry import traces
 
 if TYPE_CHECKING:
     from koan_ray.config import Settings
     from koan_ray.ports import Clock, Launcher
+
+attempt_span = traces.attempt_span
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
@@ -49,5 +52,3 @@ def _epoch() -> str:
     # The random half of a UUIDv7: unique for each start, and short, because actors carry it in their names.
     return new_id()[-12:]
 
-
-attempt_span = None

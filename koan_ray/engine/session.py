@@ -59,9 +59,18 @@ class _Submit(NamedTuple):
 
 
 class _Wait(NamedTuple):
-    pending: Pending[Any] | None
+    pending: Pending[Any] | None  # None: the job in hand is brought up to date, and nobody is told
     job: Job[Any, Any] | None
     told: Callable[[End | BaseException], None] | None = None  # instead of a pending
+
+
+class _Chunk:
+    """Jobs that were accepted together. Who waits for one of them will wait for the others: all are watched at once."""
+
+    __slots__ = ("jobs",)
+
+    def __init__(self) -> None:
+        self.jobs: list[Job[Any, Any]] = []
 
 
 class Session:
@@ -270,7 +279,7 @@ class Session:
         elif self._closed is not None:
             pending.fail(self._closed)
         else:
-            self._await_end(job.id, _Wait(pending, job))
+            self._await_end(job.id, _Wait(pending, job), job._chunk)  # noqa: SLF001 - one package
             if timeout is not None and not pending.done:
                 self._timeouts.add(timeout, lambda: self._time_out(job.id, pending, timeout))
         return pending
@@ -279,7 +288,7 @@ class Session:
         """Call ``told`` once with the end of a job, or with what is in the way of learning it."""
         self._await_end(job_id, _Wait(None, None, told))
 
-    def _await_end(self, job_id: str, wait: _Wait) -> None:
+    def _await_end(self, job_id: str, wait: _Wait, chunk: _Chunk | None = None) -> None:
         with self._lock:
             waiting = self._waits.get(job_id)
             if waiting is not None:
@@ -287,6 +296,12 @@ class Session:
                 return
             self._waits[job_id] = [wait]
             self._to_watch.append(job_id)
+            if chunk is not None:
+                neighbours, chunk.jobs = chunk.jobs, []
+                for job in neighbours:
+                    if job.id not in self._waits and not job.status.is_final:
+                        self._waits[job.id] = [_Wait(None, job)]
+                        self._to_watch.append(job.id)
             call = self._next_wait()
         if call is not None:
             self._send_wait(call)
@@ -476,7 +491,7 @@ class _Feed:
     ) -> None:  # fmt: skip
         self._session, self._pending, self._job_type = session, pending, job_type
         self._terms, self._about, self._delay_s = terms, about, delay_s
-        self._jobs: list[list[Job[Any, Any]]] = []
+        self._jobs: list[list[Job[Any, Any]]] = []  # by chunk, in order
         self._free = threading.Semaphore(_MAX_CHUNKS)
         self._lock = threading.Lock()
         self._n_open = 1  # chunks on their way, and the reading itself
@@ -519,9 +534,13 @@ class _Feed:
                 for problem in answer.refused.values():
                     self._error = self._error or problem
                 make, view, terms, about = self._job_type._in_hand, self._session._view, self._terms, self._about  # noqa: SLF001
-                chunk.extend(
-                    make(view(terms, about, row, answer)) for place, row in enumerate(rows) if place not in answer.refused
-                )
+                together = _Chunk()
+                for place, row in enumerate(rows):
+                    if place not in answer.refused:
+                        job = make(view(terms, about, row, answer))
+                        job._chunk = together  # noqa: SLF001 - one package
+                        chunk.append(job)
+                together.jobs = list(chunk)
             self._free.release()
             self._closed_one()
 
@@ -593,17 +612,18 @@ def _checked(job_id: object) -> str:
 def _tell(wait: _Wait, outcome: End | BaseException) -> None:
     if wait.told is not None:
         wait.told(outcome)
-    elif wait.pending is not None and wait.job is not None:
-        if isinstance(outcome, BaseException):
+    elif isinstance(outcome, BaseException):
+        if wait.pending is not None:
             wait.pending.fail(outcome)
-            return
+    elif wait.job is not None:
         job, end = wait.job, outcome
         job._view = job._view._replace(  # noqa: SLF001 - one package
             status=end.status, reason=end.reason, result=end.result, error=end.error, queued_at=end.queued_at,
             started_at=end.started_at, completed_at=end.completed_at, last_modified=end.last_modified,
             attempts=end.attempts, progress=end.progress, cancel_requested=end.cancel_requested,
         )  # fmt: skip
-        _conclude(wait.pending, job)
+        if wait.pending is not None:
+            _conclude(wait.pending, job)
 
 
 def _conclude(pending: Pending[Any], job: Job[Any, Any]) -> None:

@@ -1,0 +1,264 @@
+"""What a user can set, and where it may come from: keywords, environment, ``koan.toml``, defaults, in this order.
+
+All problems are reported at once, each with its path, the value and where it came from. Credentials in URLs are never shown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from koan_ray.domain.durations import seconds
+from koan_ray.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMES = ("memory://", "mongodb://", "mongodb+srv://", "sqlite:///", "postgresql://", "file:///")
+_CREDENTIALS = re.compile(r"//[^/@\s]*@")
+_PREFIX = "KOAN_RAY_"
+
+
+def _duration(value: object) -> timedelta:
+    try:
+        return timedelta(seconds=seconds(value, name="duration"))
+    except ConfigurationError:
+        text = "expected a duration of 0 or more: a timedelta, seconds, or text such as '90s', '60m', '2h', '30d'"
+        raise ValueError(text) from None
+
+
+def _url(value: str) -> str:
+    if not value.startswith(SCHEMES):
+        msg = f"expected a URL that begins with one of {', '.join(SCHEMES)}"
+        raise ValueError(msg)
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Count = Annotated[int, Field(ge=0)]
+Some = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceSettings(_Section):
+    """One named connection to a store."""
+
+    url: Annotated[str, AfterValidator(_url)] = Field("memory://", repr=False)
+
+
+class JobsSettings(_Section):
+    """Where ``.persist()`` without arguments keeps jobs."""
+
+    default_source: str = "default"
+    default_partition: str = ""
+
+
+class MemorySettings(_Section):
+    """How long the in-memory store keeps finished jobs, and how many."""
+
+    completed_retention: Duration = timedelta(minutes=60)
+    faulted_retention: Duration = timedelta(minutes=120)
+    max_finished: Some = 1_000_000
+
+
+class ArchivalSettings(_Section):
+    """When finished documents move to the archive."""
+
+    enabled: bool = True
+    check_interval: Duration = timedelta(minutes=60)
+
+
+class EngineSection(_Section):
+    """Limits and intervals of coordinator, broker and job actors; what each means: `koan_ray.engine.settings`."""
+
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "koan"
+    max_actors: Count = 0
+    max_queued: Some = 2_000_000
+    max_depth: Some = 100
+    max_crashes: Some = 3
+    cancel_grace: Duration = timedelta(seconds=5)
+    inline_limit: Some = 1_048_576
+    max_sessions: Some = 10_000
+    max_watched: Some = 1_000_000
+    batch_target: Duration = timedelta(milliseconds=10)
+    batch_limit: Some = 500
+    overrun: Duration = timedelta(milliseconds=20)
+    idle_ttl: Duration = timedelta(seconds=30)
+    recycle_age: Duration = timedelta(hours=4)
+    recycle_rss: Some = 4 * 1024**3
+    orphan_timeout: Duration = timedelta(seconds=60)
+    stuck_after: Duration = timedelta(seconds=30)
+    max_parked: Some = 1000
+    max_watchers: Some = 10_000
+    max_tracked: Some = 100_000
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, by section.
+
+    ``Settings(engine={"max_actors": 2})`` takes the rest from the environment (``KOAN_RAY_ENGINE__MAX_QUEUED=1000``),
+    ``koan.toml`` in the working directory (or the file that ``KOAN_RAY_CONFIG_FILE`` names), and the defaults.
+
+    Raises:
+        ConfigurationError: One line for each problem.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+    _config_file: ClassVar[str] = "CONFIG_FILE"
+
+    sources: dict[str, SourceSettings] = Field(default_factory=dict)
+    jobs: JobsSettings = JobsSettings()
+    memory: MemorySettings = MemorySettings()
+    archival: ArchivalSettings = ArchivalSettings()
+    engine: EngineSection = EngineSection()
+
+    def __init__(self, **sections: Any) -> None:
+        try:
+            super().__init__(**sections)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error, sections)) from None
+        except SettingsError as error:
+            raise ConfigurationError(_masked(f"settings: {error}")) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Keywords, then the environment, then the file."""
+        return init_settings, _Environment(settings_cls), _File(settings_cls)
+
+    def differences(self, other: Settings) -> list[str]:
+        """Return a line for each setting in which two settings differ, such as ``engine.max_actors: 2 != 4``."""
+        mine, theirs = _flat(self.model_dump()), _flat(other.model_dump())
+        return [
+            _masked(f"{path}: {mine.get(path)!s} != {theirs.get(path)!s}")
+            for path in sorted(mine.keys() | theirs.keys())
+            if mine.get(path) != theirs.get(path)
+        ]
+
+
+class _Environment(EnvSettingsSource):
+    """The environment; a name with our prefix that is no setting is refused instead of ignored."""
+
+    def __call__(self) -> dict[str, Any]:
+        found = super().__call__()
+        for name in os.environ:
+            if not name.upper().startswith(_PREFIX) or name.upper() == _PREFIX + "CONFIG_FILE":
+                continue
+            section, _, rest = name[len(_PREFIX) :].lower().partition("__")
+            if rest and section not in self.settings_cls.model_fields:
+                found.setdefault(section, {})[rest] = os.environ[name]
+        return found
+
+
+class _File(TomlConfigSettingsSource):
+    """``koan.toml``."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        named = os.environ.get(_PREFIX + "CONFIG_FILE")
+        path = Path(named or "koan.toml")
+        if named and not path.is_file():
+            msg = f"{_PREFIX}CONFIG_FILE: there is no file {named!r}"
+            raise ConfigurationError(msg)
+        try:
+            super().__init__(settings_cls, path)
+        except (ValueError, OSError) as error:
+            msg = f"{path}: cannot be read as TOML: {error}"
+            raise ConfigurationError(msg) from None
+
+
+def load_settings(settings: Settings | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Return ``settings``, or what overrides, environment, file and defaults say.
+
+    Raises:
+        ConfigurationError: One line for each problem; or both were given.
+    """
+    if settings is None:
+        return Settings(**(overrides or {}))
+    if overrides:
+        msg = f"koan.init(): give either settings= or sections ({', '.join(overrides)}), not both"
+        raise ConfigurationError(msg)
+    if not isinstance(settings, Settings):
+        msg = f"koan.init(): settings must be koan.Settings, got {settings!r}"
+        raise ConfigurationError(msg)
+    return settings
+
+
+def _explain(error: ValidationError, sections: Mapping[str, Any]) -> str:
+    return "\n".join(_explain_one(cast("dict[str, Any]", item), sections) for item in error.errors(include_url=False))
+
+
+def _explain_one(item: dict[str, Any], sections: Mapping[str, Any]) -> str:
+    path = tuple(str(part) for part in item["loc"])
+    name = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        known = _names_at(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        return f"{name}: is no setting{_origin(path, sections)}; {hint}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return _masked(f"{name}: {message}, got {item['input']!r:.200}{_origin(path, sections)}")
+
+
+def _origin(path: tuple[str, ...], sections: Mapping[str, Any]) -> str:
+    here: Any = sections
+    for part in path:
+        here = here.get(part, _ABSENT) if isinstance(here, dict) else _ABSENT
+    if here is not _ABSENT:
+        return ""
+    variable = _PREFIX + "__".join(path).upper()
+    if any(name.upper() == variable or name.upper().startswith(variable + "__") for name in os.environ):
+        return f" (from the environment, {variable})"
+    return f" (from {os.environ.get(_PREFIX + 'CONFIG_FILE', 'koan.toml')})"
+
+
+_ABSENT = object()
+
+
+def _names_at(path: tuple[str, ...]) -> list[str]:
+    if not path:
+        return list(Settings.model_fields)
+    field = Settings.model_fields.get(path[0])
+    if path[0] == "sources":
+        return list(SourceSettings.model_fields)
+    model = field.annotation if field is not None else None
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _masked(text: str) -> str:
+    return _CREDENTIALS.sub("//***@", text)
