@@ -5,8 +5,10 @@
     import koan_ray as koan
     from pydantic import BaseModel
 
+
     class EmailContext(BaseModel):
         to: str
+
 
     class EmailJob(koan.Job[EmailContext, bool]):
         async def execute(self, context, progress, cancellation) -> bool:
@@ -14,7 +16,8 @@
             await send_email(context.to)
             return True
 
-    job = await EmailJob.start(EmailContext(to="user@example.com")).run()   # or .run().get() without a loop
+
+    job = await EmailJob.start(EmailContext(to="user@example.com")).run()  # or .run().get() without a loop
     assert await job.wait()
 
 Names are loaded when they are first used, so that ``import koan_ray`` and ``koan-ray --help`` stay quick.
@@ -87,7 +90,58 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = sorted(_HOME)  # noqa: PLE0605 - compared with reality by a test
+__all__ = [
+    "CancellationToken",
+    "ConfigurationError",
+    "ConflictError",
+    "CoordinatorUnavailableError",
+    "CustomRetryPolicy",
+    "Engine",
+    "ExecutionStatus",
+    "IllegalTransitionError",
+    "InvalidContextError",
+    "Isolation",
+    "Job",
+    "JobCancelledError",
+    "JobDefinitionError",
+    "JobExecution",
+    "JobFailedError",
+    "JobIdConflictError",
+    "JobLostError",
+    "JobManyBuilder",
+    "JobNotFoundError",
+    "JobPage",
+    "JobProgress",
+    "JobProgressUpdate",
+    "JobRecipe",
+    "JobRunBuilder",
+    "JobStatus",
+    "JobStream",
+    "Jobs",
+    "KoanRayError",
+    "LimitExceededError",
+    "NonRetryable",
+    "ParentPolicy",
+    "PayloadTooLargeError",
+    "Pending",
+    "ProgressStream",
+    "RecipeBuilder",
+    "RecordCorruptError",
+    "Reschedule",
+    "Resources",
+    "RetryPolicy",
+    "RetryStrategy",
+    "RuntimeUnavailableError",
+    "Settings",
+    "StaleLeaseError",
+    "StoreError",
+    "StoreUnavailableError",
+    "Subscription",
+    "UnknownKindError",
+    "init",
+    "job",
+    "shutdown",
+]
 
 
 def __getattr__(name: str) -> Any:

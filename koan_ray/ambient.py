@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from koan_ray.domain.records import JobView
     from koan_ray.jobs import Job, JobExecution
     from koan_ray.pending import Pending
-    from koan_ray.progress import JobProgressUpdate
     from koan_ray.run import RunSettings
 
 
@@ -36,7 +35,7 @@ class EnginePort(Protocol):
     def parent(self, job: Job[Any, Any], job_type: type[Job[Any, Any]] | None) -> Pending[Any]: ...
     def count(self, filters: Mapping[str, Any]) -> Pending[int]: ...
     def retry(self, job_id: str) -> Pending[Any]: ...
-    def watch(self, job: Job[Any, Any], deliver: Callable[[JobProgressUpdate], None]) -> Callable[[], None]: ...
+    def watch(self, job: Job[Any, Any], deliver: Callable[[Any], None]) -> Callable[[], None]: ...
 
 
 class Parking(Protocol):

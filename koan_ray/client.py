@@ -39,7 +39,8 @@ class Engine:
 
     def __init__(self, runtime: _Runtime, settings: Settings, key: tuple[Runtime, str | None]) -> None:
         self.settings = settings
-        self._runtime, self._key = runtime, key
+        self.runtime, self.address = key
+        self._runtime = runtime
 
     def status(self) -> Pending[dict[str, Any]]:
         """Return what the coordinator says of itself: jobs, actors, limits, counters."""
@@ -58,7 +59,7 @@ class Engine:
         self.shutdown()
 
     def __repr__(self) -> str:
-        return f"<koan_ray.Engine {self._key[0]}>"
+        return f"<koan_ray.Engine {self.runtime}>"
 
 
 _lock = threading.RLock()
@@ -88,7 +89,13 @@ def init(
         msg = f"runtime: expected 'ray' or 'local', got {runtime!r}"
         raise ConfigurationError(msg)
     with _lock:
-        if _current is not None and address is None and settings is None and not overrides and runtime in ("ray", _current._key[0]):
+        if (
+            _current is not None
+            and address is None
+            and settings is None
+            and not overrides
+            and runtime in ("ray", _current.runtime)
+        ):
             return _current
         wanted = load_settings(settings, overrides)
         if _current is not None:
@@ -110,7 +117,7 @@ def init(
 
 def _check_same(engine: Engine, wanted: Settings, runtime: Runtime, address: str | None) -> None:
     differences = engine.settings.differences(wanted)
-    has_runtime, has_address = engine._key  # noqa: SLF001 - one module
+    has_runtime, has_address = engine.runtime, engine.address
     if runtime != has_runtime:
         differences.append(f"runtime: {has_runtime!r} != {runtime!r}")
     if address not in (None, has_address):
@@ -127,7 +134,7 @@ def shutdown(engine: Engine | None = None) -> None:
     Jobs of a cluster go on. With ``runtime="local"``, or where `init` started the local Ray, the engine ends and the jobs
     in its memory are gone.
     """
-    global _current  # noqa: PLW0603 - one engine a process
+    global _current
     with _lock:
         if _current is None or engine not in (None, _current):
             return

@@ -121,7 +121,11 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix=_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
     _config_file: ClassVar[str] = "CONFIG_FILE"
 
@@ -144,9 +148,9 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' signature
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Keywords, then the environment, then the file."""
         return init_settings, _Environment(settings_cls), _File(settings_cls)
@@ -202,10 +206,11 @@ def load_settings(settings: Settings | None = None, overrides: Mapping[str, Any]
     if overrides:
         msg = f"koan.init(): give either settings= or sections ({', '.join(overrides)}), not both"
         raise ConfigurationError(msg)
-    if not isinstance(settings, Settings):
-        msg = f"koan.init(): settings must be koan.Settings, got {settings!r}"
+    given: object = settings
+    if not isinstance(given, Settings):
+        msg = f"koan.init(): settings must be koan.Settings, got {given!r}"
         raise ConfigurationError(msg)
-    return settings
+    return given
 
 
 def _explain(error: ValidationError, sections: Mapping[str, Any]) -> str:

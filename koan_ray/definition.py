@@ -51,7 +51,7 @@ class Resources:
     label_selector: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        amounts = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "memory": self.memory or 0}
+        amounts: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "memory": self.memory or 0}
         amounts |= {f"custom[{name!r}]": amount for name, amount in self.custom.items()}
         for name, amount in amounts.items():
             if not isinstance(amount, (int, float)) or isinstance(amount, bool) or not 0 <= amount < float("inf"):
@@ -202,7 +202,8 @@ def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidContextError: A key is not text, or holds ``$`` in front, a ``.`` or NUL; or a value is not JSON.
     """
-    for key in metadata:
+    keys: list[Any] = list(metadata)
+    for key in keys:
         if not isinstance(key, str) or not key or key.startswith("$") or "." in key or "\0" in key:
             problem = "keys are non-empty text without '.' or NUL, not beginning with '$'"
             raise InvalidContextError("metadata", [(repr(key), problem)])
@@ -222,7 +223,7 @@ def _name(declared: Any) -> str:
 
 def _kind(job_type: type[Any]) -> str:
     kind = job_type.__dict__.get("kind", job_type.__name__)
-    if not isinstance(kind, str) or not kind or len(kind) > 200 or not kind.isprintable():  # noqa: PLR2004
+    if not isinstance(kind, str) or not kind or len(kind) > 200 or not kind.isprintable():
         msg = f"job class {job_type.__qualname__}: kind must be printable text of 1 to 200 characters, got {kind!r}"
         raise JobDefinitionError(msg)
     return kind
@@ -238,7 +239,7 @@ def _types(job_type: type[Any]) -> tuple[Any, Any]:
                 continue
             for parameter, argument in zip(origin.__parameters__, get_args(base), strict=False):
                 bound.setdefault((origin, parameter), bound.get((cls, argument), argument))
-    root = next(cls for cls in job_type.__mro__ if cls.__dict__.get("_koan_root", False))
+    root: Any = next(cls for cls in job_type.__mro__ if cls.__dict__.get("_koan_root", False))
     found = [bound.get((root, parameter), Any) for parameter in root.__parameters__]
     context, result = (Any if isinstance(item, TypeVar) else item for item in found[:2])
     return context, result
@@ -275,7 +276,7 @@ def _timeout(job_type: type[Any]) -> float | None:
 
 def _concurrency(job_type: type[Any]) -> int:
     value = job_type.concurrency
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10_000:  # noqa: PLR2004
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10_000:
         msg = f"job class {job_type.__qualname__}: concurrency must be 1 to 10,000, got {value!r}"
         raise JobDefinitionError(msg)
     return value

@@ -100,8 +100,7 @@ class JobFailedError(KoanRayError):
     def __str__(self) -> str:
         times = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         return (
-            f"job {self.kind!r} {self.job_id} failed ({self.failure}) after {times}: "
-            f"{self.error_type}: {self.error_message}"
+            f"job {self.kind!r} {self.job_id} failed ({self.failure}) after {times}: {self.error_type}: {self.error_message}"
         )
 
 

@@ -418,8 +418,11 @@ def _job_class(function: Callable[..., Any], attributes: dict[str, Any]) -> type
     by_name = [p.name for p in parameters if p.name in _BY_NAME]
     others = [p for p in parameters if p.name not in _BY_NAME and p.default is p.empty]
     contexts = [p for p in parameters if p.name not in _BY_NAME and p.kind is not p.VAR_KEYWORD]
-    if len(others) > 1 or (contexts and contexts[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_POSITIONAL)):
-        msg = f"@koan.job {name}{inspect.signature(function)}: expected ({name}(context, progress, cancellation)), the last two optional"
+    if len(others) > 1 or (
+        contexts and contexts[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_POSITIONAL)
+    ):
+        signature = inspect.signature(function)
+        msg = f"@koan.job {name}{signature}: expected {name}(context, progress, cancellation), the last two optional"
         raise JobDefinitionError(msg)
     try:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -435,7 +438,7 @@ def _job_class(function: Callable[..., Any], attributes: dict[str, Any]) -> type
         __doc__=function.__doc__,
         function=staticmethod(function),
     )
-    base = Job[context_type, hints.get("return", Any)]  # type: ignore[valid-type]
+    base = Job[context_type, hints.get("return", Any)]  # type: ignore[valid-type,misc]
     return cast("type[Job[Any, Any]]", types.new_class(name, (base,), {}, lambda namespace: namespace.update(body)))
 
 
@@ -447,12 +450,12 @@ def _as_method(function: Callable[..., Any], *, takes_context: bool, by_name: tu
 
     if inspect.iscoroutinefunction(function):
 
-        async def execute_async(self: Any, context: Any, progress: JobProgress, cancellation: CancellationToken) -> Any:
+        async def execute_async(_job: Any, context: Any, progress: JobProgress, cancellation: CancellationToken) -> Any:
             return await call(context, progress, cancellation)
 
         return execute_async
 
-    def execute(self: Any, context: Any, progress: JobProgress, cancellation: CancellationToken) -> Any:
+    def execute(_job: Any, context: Any, progress: JobProgress, cancellation: CancellationToken) -> Any:
         return call(context, progress, cancellation)
 
     return execute

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from koan_ray.domain.durations import Duration
 
-T = TypeVar("T", covariant=True)
+T = TypeVar("T", covariant=True)  # noqa: PLC0105 - the one type parameter of the one class here
 
 
 class Pending(Generic[T]):

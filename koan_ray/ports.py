@@ -22,7 +22,7 @@ from koan_ray.domain.retry import Advice
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from koan_ray.domain.query import Page, Query
 
@@ -222,6 +222,9 @@ class Launcher(Protocol):
     def capacity(self) -> int:
         """Return how many actors of one CPU the cluster can hold; at least 1."""
 
+    def is_crowded(self) -> bool:
+        """Tell whether others wait for resources of the cluster, which idle actors could make free."""
+
     def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
         """Begin to start an actor; ``actor_ready`` or ``actor_dead`` follows.
 
@@ -256,7 +259,6 @@ class Random(Protocol):
 
     def random(self) -> float:
         """Return a number in [0, 1)."""
-
 
 
 # --- between a process that uses jobs and the engine -------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from koan_ray.domain.durations import instant
 from koan_ray.domain.progress import estimate_completion
@@ -88,7 +88,7 @@ class JobProgress:
         """When the job will be done if it goes on at its average speed so far; None before the first report."""
         if self._latest is None:
             return None
-        from koan_ray.domain.progress import parse_report  # noqa: PLC0415 - not on the path of report()
+        from koan_ray.domain.progress import parse_report
 
         percentage = parse_report(*self._latest).percentage
         return instant(estimate_completion(percentage, began_at=self._began_at, now=time.time()))
@@ -138,7 +138,7 @@ class Subscription:
             self.closed = True
             self._stop()
 
-    def __enter__(self) -> Subscription:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -210,7 +210,7 @@ class _Mailbox:
         while (update := self._next()) is not None:
             try:
                 self._handler(update)
-            except Exception:
+            except Exception:  # noqa: BLE001 - a user's handler; logged, and the next update is its own chance
                 _log.exception("progress_handler_failed: job %s", update.job_id)
             self._after(update)
 
@@ -218,7 +218,7 @@ class _Mailbox:
         while (update := self._next()) is not None:
             try:
                 await self._handler(update)
-            except Exception:
+            except Exception:  # noqa: BLE001 - a user's handler; logged, and the next update is its own chance
                 _log.exception("progress_handler_failed: job %s", update.job_id)
             self._after(update)
 

@@ -44,8 +44,9 @@ class RecipeBuilder:
 
     def use_policy(self, *, retry: RetryPolicy | None = None, timeout: Duration | None = None) -> RecipeBuilder:
         """Replace the class's retry policy or timeout for the recipe's runs; None leaves the class's."""
-        if retry is not None and not isinstance(retry, RetryPolicy):
-            msg = f"use_policy: retry must be a RetryPolicy, got {retry!r}"
+        given: object = retry
+        if given is not None and not isinstance(given, RetryPolicy):
+            msg = f"use_policy: retry must be a RetryPolicy, got {given!r}"
             raise ConfigurationError(msg)
         timeout_s = None if timeout is None else seconds(timeout, name="use_policy: timeout")
         if timeout_s == 0:

@@ -91,8 +91,9 @@ class _Builder(Generic[J]):
 
     def named(self, name: str, description: str | None = None) -> Self:
         """Give the job a name, and say what it is for, for people."""
-        if not isinstance(name, str) or len(name) > _MAX_NAME:
-            msg = f"named: expected text of at most {_MAX_NAME} characters, got {name!r:.80}"
+        given: object = name
+        if not isinstance(given, str) or len(given) > _MAX_NAME:
+            msg = f"named: expected text of at most {_MAX_NAME} characters, got {given!r:.80}"
             raise ConfigurationError(msg)
         return self._with(name=name, description=description)
 

@@ -51,4 +51,3 @@ def broker(settings: EngineSettings, clock: Clock) -> Broker:
 def _epoch() -> str:
     # The random half of a UUIDv7: unique for each start, and short, because actors carry it in their names.
     return new_id()[-12:]
-

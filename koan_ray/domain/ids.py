@@ -32,7 +32,7 @@ def child_id(parent_id: str, key: str) -> str:
 
 def is_id(value: object) -> bool:
     """Tell whether ``value`` is the text form of a UUID."""
-    if not isinstance(value, str) or len(value) != 36:  # noqa: PLR2004 - the text form of a UUID
+    if not isinstance(value, str) or len(value) != 36:
         return False
     try:
         uuid.UUID(value)

@@ -29,7 +29,7 @@ def parse_report(first: float, second: object = None, message: str | None = None
 def _share(value: float) -> float:
     if value >= 1.0:
         return 1.0
-    return value if value > 0.0 else 0.0  # NaN compares false
+    return max(0.0, value)  # NaN compares false
 
 
 def estimate_completion(percentage: float, *, began_at: float, now: float) -> float | None:
@@ -39,6 +39,6 @@ def estimate_completion(percentage: float, *, began_at: float, now: float) -> fl
     """
     if percentage >= 1.0:
         return now
-    if percentage < 0.001 or now <= began_at:  # noqa: PLR2004 - stated above
+    if percentage < 0.001 or now <= began_at:
         return None
     return now + (now - began_at) * (1.0 - percentage) / percentage

@@ -178,7 +178,15 @@ class ExecutionRecord:
     ) -> ExecutionRecord:
         """Return this execution as it ended."""
         return ExecutionRecord(
-            self.id, self.job_id, self.attempt, self.started_at, status, reason, max(at, self.started_at), error, metrics
+            self.id,
+            self.job_id,
+            self.attempt,
+            self.started_at,
+            status,
+            reason,
+            max(at, self.started_at),
+            error,
+            metrics,
         )
 
 

@@ -51,7 +51,8 @@ class RetryPolicy:
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_attempts, int) or isinstance(self.max_attempts, bool) or self.max_attempts < 1:
+        attempts: object = self.max_attempts
+        if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1:
             msg = f"retry.max_attempts: expected a whole number of at least 1, got {self.max_attempts!r}; use 1 for no retry"
             raise ConfigurationError(msg)
         try:
@@ -64,7 +65,7 @@ class RetryPolicy:
         if max_s < initial_s:
             msg = f"retry.max_delay: expected a duration >= retry.initial_delay ({initial_s:g}s), got {max_s:g}s"
             raise ConfigurationError(msg)
-        if not 1.0 <= self.backoff_multiplier <= 1e6:  # noqa: PLR2004 - stated in the message
+        if not 1.0 <= self.backoff_multiplier <= 1e6:
             msg = f"retry.backoff_multiplier: expected 1 to 1,000,000, got {self.backoff_multiplier!r}"
             raise ConfigurationError(msg)
         if not 0.0 <= self.jitter <= 1.0:

@@ -120,9 +120,7 @@ def cancel_requested(job: JobRecord, *, at: float, reason: str | None = None) ->
     return job.evolve(cancel_requested_at=at, reason=reason, last_modified=at)
 
 
-def cancelled(
-    job: JobRecord, *, at: float, reason: str | None = None, error: ErrorInfo | None = None
-) -> JobRecord:
+def cancelled(job: JobRecord, *, at: float, reason: str | None = None, error: ErrorInfo | None = None) -> JobRecord:
     """T8, T12: the job ends as cancelled."""
     requested = job.cancel_requested_at if job.cancel_requested_at is not None else at
     why = job.reason if job.cancel_requested_at is not None else reason

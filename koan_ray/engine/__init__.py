@@ -1,0 +1,37 @@
+"""Decides and writes: coordinator, dispatcher, writer, broker, and the inside of a job actor. Knows only ports.
+
+::
+
+                 submit                    dispatch                      report
+    driver ────────────────► COORDINATOR ─────────────► AGENT (job actor) ───────► COORDINATOR ──► waiters
+      ▲                      job records,  batches of     attempts run the           settles, retries,
+      │ ends                 lanes, due     orders        bodies                     group commit
+      └──────────────────── times, actors                    │
+      ▲                                                      │ newest progress, every few tens of ms
+      └────────── states ◄────────────── BROKER ◄────────────┘
+
+The life of a job is the table in `koan_ray.domain.transitions`; every move is made by the coordinator, in one thread, and
+told to nobody before the `Writer` has written it.
+
+Who is authoritative
+    The store, for every job and execution. The coordinator's ``_live`` holds what is not final and is the truth between two
+    flushes only for itself. The broker holds nothing that anybody relies on.
+
+What a crash leaves behind (jobs in memory)
+    *Job actor*: the launcher says that it is dead; bodies that were active are lost (a crash is counted, the attempt is kept
+    apart from failures) and queued again, parked ones are interrupted and keep their attempt.
+    *Broker*: watchers see a gap; running bodies are announced again within two seconds, ends come from the coordinator.
+    *Coordinator*: its jobs are gone. Sessions see another epoch and fail their waits with `JobLostError`; the job actors of
+    the old epoch are ended by the new coordinator before it dispatches anything, or end themselves.
+    *Driver*: nothing; its jobs go on, and its session is forgotten after five minutes.
+
+The fence is the execution id: a report for any other than the job's current execution is counted and dropped, so that it
+does not matter whether it is late, doubled or from a process that was thought dead.
+
+Waiting never deadlocks: a body that waits for other jobs gives its place in its actor to them, deeper jobs go first, and
+the CPU of an actor in which every body waits is lent to an actor of another spec.
+
+Rejected: one actor call for each job (slower than plain Ray tasks); queues in pending Ray calls (24 KB each); Ray's own
+retries and restarts for job actors (retry has one owner); coroutines that sleep until a retry is due (a due time in a heap
+survives, a coroutine does not).
+"""

@@ -100,6 +100,10 @@ class _Live:
         self.told_at = float("-inf")
         self.waits_for: Callable[[], None] | None = None  # called when it gets its place back
 
+    def as_running(self) -> Running:
+        age_s = self.attempt.age_s if self.attempt is not None else 0.0
+        return Running(self.order.execution_id, self.order.job_id, age_s, self.is_parked)
+
 
 class _UserLoop:
     """An event loop in a thread of its own."""
@@ -209,11 +213,8 @@ class Agent:
                 self._todo = deque(live for live in self._todo if live.box is not box)
                 for live in returned:
                     del self._live[live.order.execution_id]
-            running = [
-                Running(live.order.execution_id, live.order.job_id, live.attempt.age_s if live.attempt else 0.0, live.is_parked)
-                for live in (self._live.values() if box.n_left > len(returned) else ())
-                if live.box is box
-            ]  # fmt: skip
+            left = self._live.values() if box.n_left > len(returned) else ()
+            running = [live.as_running() for live in left if live.box is box]
         if running:
             self._bell.set()  # their timeouts are the ticker's now
         return BatchReply(box.ended, running, [live.order.execution_id for live in returned], self._recycle)
@@ -557,7 +558,7 @@ class Agent:
             self._in_flight = True
         self._uplink.push(push, lambda known: self._pushed(push, known))
 
-    def _pushed(self, push: Push, known: bool | None) -> None:
+    def _pushed(self, push: Push, known: bool | None) -> None:  # noqa: FBT001 - the callback of `Uplink.push`
         now = self.clock.monotonic()
         with self._lock:
             self._in_flight = False
@@ -579,7 +580,7 @@ class _Leftovers:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._max_rss = settings.recycle_rss
-        self._cwd = os.getcwd()
+        self._cwd = os.getcwd()  # noqa: PTH109 - compared as text after every body
         self._environment = dict(os.environ._data)  # type: ignore[attr-defined]  # noqa: SLF001 - bytes: compared in C
         self._n_threads = _foreign_threads()
         self._looked_at = 0.0
@@ -589,7 +590,7 @@ class _Leftovers:
         if os.environ._data != self._environment:  # type: ignore[attr-defined]  # noqa: SLF001 - see above
             return "a job changed the environment"
         try:
-            if os.getcwd() != self._cwd:
+            if os.getcwd() != self._cwd:  # noqa: PTH109 - as above
                 return "a job changed the working directory"
         except OSError:
             return "a job removed the working directory"

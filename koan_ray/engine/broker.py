@@ -14,6 +14,7 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
+from koan_ray.engine.waiters import settle
 from koan_ray.errors import LimitExceededError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Broker:
         session.wake()
         if not session.unseen and park_s > 0:
             session.parked = mine = asyncio.get_running_loop().create_future()
-            timer = self._clock.call_later(park_s, lambda: mine.done() or mine.set_result(None))
+            timer = self._clock.call_later(park_s, lambda: settle(mine))
             await mine
             timer.cancel()
             if session.parked is mine:

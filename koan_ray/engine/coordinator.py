@@ -13,6 +13,7 @@ and remove of what is already so change nothing; reports for an execution that i
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from koan_ray.ports import Clock, JobStore, Launcher, Push, Random, TimerHandle
 
 _SWEEP_S = 10.0
+_LINGER_S = 0.005
 _MAX_CODE = 1000  # shipped classes kept; those of live jobs are always kept
 _FEW_PARKED = 48  # above this, waits are answered sooner so that all sessions get their turn
 _MAX_REASON = 500
@@ -73,10 +75,11 @@ class Row(NamedTuple):
 class Submission(NamedTuple):
     """Jobs to accept, with what they share held once."""
 
-    terms: list[Terms]
+    terms: list[str]  # ids
     particulars: list[Particulars]
     rows: list[tuple[Any, ...]]  # of Row; bare tuples, because a million of them cross process borders
-    code: dict[str, bytes]
+    introduced: list[Terms]  # those that the coordinator has not been sent yet
+    code: dict[str, bytes]  # their classes
 
 
 class Accepted(NamedTuple):
@@ -85,7 +88,9 @@ class Accepted(NamedTuple):
     epoch: str
     queued_at: float
     refused: dict[int, KoanRayError]  # by place in the rows; the others were accepted
-    need_code: list[str]  # if not empty, nothing was accepted: send again with these classes
+    needs: list[str]  # ids of terms; if not empty, nothing was accepted: send again and introduce these
+    is_watched: bool = False  # the session will be told of the ends without asking
+    ended: tuple[End, ...] = ()  # of a job that has ended already
 
 
 class Ends(NamedTuple):
@@ -123,6 +128,7 @@ class Coordinator:
         self._term = 1
         self._live: dict[str, JobRecord] = {}
         self._children: dict[str, set[str]] = {}  # live children by parent
+        self._lingering: dict[str, asyncio.Future[End | None]] = {}  # submissions that are answered with an end
         self._terms: dict[str, Terms] = {}
         self._n_by_terms: Counter[str] = Counter()  # live jobs; their terms and classes are kept
         self._code: OrderedDict[str, bytes] = OrderedDict()
@@ -153,22 +159,24 @@ class Coordinator:
 
     # --- submit ----------------------------------------------------------------------------------------------------
 
-    async def submit(self, submission: Submission) -> Accepted:
+    async def submit(self, submission: Submission, watcher: str | None = None) -> Accepted:
         """Accept jobs. Rows are independent: a refused one does not hold up the others, except at the queue limit.
+
+        ``watcher``: a session that is to be told of their ends, as if it had asked with `wait`.
 
         Raises:
             LimitExceededError: The queue would grow beyond ``engine.max_queued``; nothing was accepted.
         """
-        terms, particulars, rows, code = submission
-        need = [t.code_id for t in terms if t.code_id not in self._code and t.code_id not in code]
-        if need:
-            return Accepted(self.epoch, 0.0, {}, need)
+        terms_ids, particulars, rows, introduced, code = submission
+        self._learn(introduced, code)
+        needs = [terms_id for terms_id in terms_ids if not self._knows(terms_id)]
+        if needs:
+            return Accepted(self.epoch, 0.0, {}, needs)
         if len(self._live) + len(rows) > self._settings.max_queued:
             raise LimitExceededError(
                 "jobs queued or running", len(self._live) + len(rows), self._settings.max_queued, "engine.max_queued"
             )
-        self._learn(terms, code)
-        terms = [self._terms[t.id] for t in terms]  # equal terms of two submissions are one object
+        terms = [self._terms[terms_id] for terms_id in terms_ids]
         now = self._clock.now()
         refused: dict[int, KoanRayError] = {}
         for place, raw in enumerate(rows):
@@ -181,8 +189,39 @@ class Coordinator:
                 if error is not None:
                     continue
             self._accept(row, job_terms, about, now)
+        may_linger = watcher is not None and len(rows) == 1 and not refused
+        if may_linger and (end := await self._linger(rows[0][0])) is not None:
+            return Accepted(self.epoch, now, refused, [], ended=(end,))
+        is_watched = watcher is not None and self._watch_early(watcher, [row[0] for row in rows])
         await self._writer.flushed()
-        return Accepted(self.epoch, now, refused, [])
+        return Accepted(self.epoch, now, refused, [], is_watched)
+
+    async def _linger(self, job_id: str) -> End | None:
+        """Return the end of a job that is known to take no time, so that its submission is answered with its result.
+
+        It spares the caller, who is about to wait for it, a call. `_LINGER_S` is the most that this delays an answer.
+        """
+        await self._writer.flushed()
+        job = self._live.get(job_id)
+        if job is None or job.status is not JobStatus.RUNNING or not self._dispatcher.is_brief(job.terms.id):
+            return None
+        ended: asyncio.Future[End | None] = asyncio.get_running_loop().create_future()
+        self._lingering[job_id] = ended
+        timer = self._clock.call_later(_LINGER_S, lambda: None if ended.done() else ended.set_result(None))
+        try:
+            return await ended
+        finally:
+            timer.cancel()
+            self._lingering.pop(job_id, None)
+
+    def _watch_early(self, session_id: str, job_ids: list[str]) -> bool:
+        if any(job_id not in self._live for job_id in job_ids):
+            return False  # it has ended meanwhile: the session asks
+        try:
+            self._waiters.watch(session_id, job_ids)
+        except LimitExceededError:
+            return False  # it will ask, and be told of the limit then
+        return True
 
     def _accept(self, row: Row, terms: Terms, about: Particulars, now: float) -> None:
         job = JobRecord(row.job_id, terms, about, row.context, row.created_at, term=self._term)
@@ -218,6 +257,10 @@ class Coordinator:
     def _is_closing(self, parent_id: str) -> bool:
         parent = self._live.get(parent_id)
         return parent is None or parent.status.is_final or parent.cancel_requested_at is not None
+
+    def _knows(self, terms_id: str) -> bool:
+        terms = self._terms.get(terms_id)
+        return terms is not None and terms.code_id in self._code
 
     def _learn(self, terms: Sequence[Terms], code: Mapping[str, bytes]) -> None:
         for item in terms:
@@ -317,7 +360,7 @@ class Coordinator:
         about = old.particulars._replace(retry_of=job_id, parent_job_id=None, depth=0)
         now = self._clock.now()
         row = Row(as_id, 0, 0, old.context, now)
-        await self.submit(Submission([old.terms], [about], [row], {}))
+        await self.submit(Submission([old.terms.id], [about], [row], [old.terms], {}))
         return await self.get(as_id)
 
     async def remove(self, job_id: str) -> None:
@@ -382,6 +425,7 @@ class Coordinator:
         """Return counts of jobs and actors, limits and counters."""
         return {
             "epoch": self.epoch,
+            "pid": os.getpid(),
             "live": len(self._live),
             "limits": {"max_queued": self._settings.max_queued, "max_actors": self._settings.max_actors},
             "jobs": dict(self.counters),
@@ -445,9 +489,7 @@ class Coordinator:
     def _after_failure(self, job: JobRecord, report: Report, now: float) -> tuple[JobRecord, Reason]:
         error = report.error or ErrorInfo("UnknownError", "")
         reason = Reason.FAILED if report.outcome == "failed" else Reason(report.outcome)
-        verdict = decide(
-            job.terms.retry, reason, job.attempts - job.crashes, self._random.random, report.advice or Advice()
-        )
+        verdict = decide(job.terms.retry, reason, job.attempts - job.crashes, self._random.random, report.advice or Advice())
         if verdict.retry:
             after = transitions.retry_later(job, error, at=now, due_at=now + verdict.delay_s)
             return after, Reason.RETRY if reason is Reason.FAILED else reason
@@ -552,7 +594,7 @@ class Coordinator:
             after = transitions.lost(job, error, at=now)
         self._settle(active, after, ExecutionStatus.FAILED, Reason.LOST, report=report, error=error, first=True)
 
-    def _settle(  # noqa: PLR0913 - one execution's ending, told once
+    def _settle(
         self,
         active: Active,
         after: JobRecord,
@@ -608,6 +650,8 @@ class Coordinator:
                 siblings.discard(job.id)
                 if not siblings:
                     del self._children[parent_id]
+            if self._lingering and (lingering := self._lingering.get(job.id)) is not None and not lingering.done():
+                lingering.set_result(end_of(job))
             if waiters.is_watched(job.id):
                 waiters.ended(end_of(job))
         waiters.wake()

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from koan_ray.ports import ActorInfo, BatchReply, Clock, Launcher, Order, Push, Report, TimerHandle
 
 _START_RETRY_S = (0.5, 1.0, 2.0, 4.0)
+_BRIEF_S = 0.001
 _HOUSEKEEPING_S = 1.0
+_CROWDED_TTL_S = 1.0  # an idle actor makes room after this when others wait for the resources that it holds
 _CHILD_PROCESS_SLACK_S = 3.0  # the actor kills its own child; we step in only when it does not
 _STARVING_S = 1.0  # a lane without an actor takes one from a busy spec after this
 
@@ -160,6 +162,10 @@ class Dispatcher:
         self._launcher.cancel(active.actor.name, execution_id, cause)
         slack = _CHILD_PROCESS_SLACK_S if self._terms(active).isolation is Isolation.PROCESS else 0.0
         self._add_deadline(self._clock.monotonic() + self._settings.cancel_grace_s + slack, execution_id, cause)
+
+    def is_brief(self, terms_id: str) -> bool:
+        """Tell whether jobs with these terms are known to take less than `_BRIEF_S`."""
+        return self._typical_s.get(terms_id, math.inf) < _BRIEF_S
 
     def snapshot(self) -> dict[str, object]:
         """Return what `koan-ray status` shows of queues and actors."""
@@ -345,6 +351,7 @@ class Dispatcher:
             self.counters["reports_refused"] += 1
             return
         actor.jobs_done += 1
+        actor.quiet_since = self._clock.monotonic()
         typical = self._typical_s.get(active.terms_id)
         taken = report.duration_s
         if typical is None:
@@ -354,7 +361,6 @@ class Dispatcher:
         self._jobs.ended(active, report)
 
     def _after_news(self, actor: Actor, recycle: str | None) -> None:
-        actor.quiet_since = self._clock.monotonic()
         if recycle is not None or actor.spec.dedicated:
             actor.recycle = recycle or "dedicated"
             actor.state = ActorState.RETIRING
@@ -489,8 +495,9 @@ class Dispatcher:
         """Once a second: end what idles or is too old, kill what does not answer, notice a cluster that grew."""
         now, settings = self._clock.monotonic(), self._settings
         self._capacity = self._launcher.capacity()
+        idle_ttl_s = min(_CROWDED_TTL_S, settings.idle_ttl_s) if self._launcher.is_crowded() else settings.idle_ttl_s
         for actor in list(self._pool):
-            if actor.state is ActorState.READY and actor.is_idle and now - actor.quiet_since > settings.idle_ttl_s:
+            if actor.state is ActorState.READY and actor.is_idle and now - actor.quiet_since > idle_ttl_s:
                 self._retire(actor)
             elif actor.state is ActorState.READY and now - actor.started_at > settings.recycle_age_s:
                 actor.state, actor.recycle = ActorState.RETIRING, "age"

@@ -30,7 +30,17 @@ class ActorState(Enum):
 class Active:
     """An execution that an actor has, as the coordinator sees it."""
 
-    __slots__ = ("actor", "began_at", "execution", "job_id", "kill_cause", "parked", "sent_at", "stop_cause", "terms_id")
+    __slots__ = (
+        "actor",
+        "began_at",
+        "execution",
+        "job_id",
+        "kill_cause",
+        "parked",
+        "sent_at",
+        "stop_cause",
+        "terms_id",
+    )
 
     def __init__(self, actor: Actor, execution: ExecutionRecord, terms_id: str, sent_at: float) -> None:
         self.actor = actor

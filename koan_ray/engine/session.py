@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from koan_ray.definition import Definition
 from koan_ray.domain.durations import instant
 from koan_ray.domain.ids import child_id, is_id, new_id
-from koan_ray.domain.records import JobView, Particulars, Terms
+from koan_ray.domain.records import ErrorInfo, JobView, Particulars, Terms
 from koan_ray.domain.status import ExecutionStatus, JobStatus
-from koan_ray.engine.coordinator import Row, Submission
+from koan_ray.engine.coordinator import Submission
 from koan_ray.engine.watching import Watching
 from koan_ray.errors import (
     ConfigurationError,
@@ -36,7 +36,7 @@ from koan_ray.registry import find
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from koan_ray.domain.records import End, ErrorInfo, Progress
+    from koan_ray.domain.records import End, Progress
     from koan_ray.engine.coordinator import Accepted, Ends, ExecutionView
     from koan_ray.ports import Transport
     from koan_ray.progress import JobProgressUpdate
@@ -47,6 +47,8 @@ _CHUNK = 1000  # rows of one submission
 _MAX_CHUNKS = 4  # of one start_many on their way
 _MAX_WAITS = 2
 _PARK_S = 20.0
+_MAX_UNASKED = 1000
+_MAX_EARLY = 10_000
 _PLAIN = Particulars()
 
 
@@ -100,10 +102,16 @@ class Session:
         self._n_submits = 0
         self._terms: dict[tuple[Any, ...], Terms] = {}
         self._code: dict[str, bytes] = {}
-        self._sent_code: set[str] = set()
+        self._by_id: dict[str, Terms] = {}
+        self._sent: set[str] = set()  # ids of terms that the coordinator has
         self._waits: dict[str, list[_Wait]] = {}
         self._to_watch: list[str] = []
         self._n_waits = 0
+        # True while this process waits for what it submits one by one: then ends are sent without being asked for, which
+        # spares a round trip. Ends that nobody has waited for yet update their jobs in hand; `_n_unasked` counts them.
+        self._is_eager = False
+        self._n_unasked = 0
+        self._early: dict[str, End] = {}  # ends that came before the answer to their submission
         self._timeouts = Timeouts()
         self._watching = Watching(self)
 
@@ -166,43 +174,60 @@ class Session:
             about = abouts.setdefault(id(submit.about), len(abouts))
             job_id, _, _, context, created_at, delay_s = submit.row
             rows.append((job_id, place, about, context, created_at, delay_s))
-        by_id = {submit.terms.id: submit.terms for submit in batch}
         by_about = {id(submit.about): submit.about for submit in batch}
-        submission = Submission([by_id[t] for t in terms], [by_about[a] for a in abouts], rows, {})
+        submission = Submission(list(terms), [by_about[a] for a in abouts], rows, [], {})
 
         def accepted(answer: Accepted | None, error: BaseException | None) -> None:
+            jobs: dict[int, Job[Any, Any]] = {}
+            if answer is not None:
+                for place, submit in enumerate(batch):
+                    if place not in answer.refused:
+                        view = self._view(submit.terms, submit.about, submit.row, answer)
+                        jobs[place] = submit.job_type._in_hand(view)  # noqa: SLF001 - one package
+                if answer.is_watched:
+                    self._expect(jobs.values())
+                for end in answer.ended:
+                    _tell(_Wait(None, jobs[0]), end)
             for place, submit in enumerate(batch):
-                problem = error if answer is None else answer.refused.get(place)
-                if problem is not None:
-                    submit.pending.fail(problem)
-                elif answer is not None:
-                    job = submit.job_type._in_hand(self._view(submit.terms, submit.about, submit.row, answer))  # noqa: SLF001
-                    submit.pending.resolve(job)
+                if place in jobs:
+                    submit.pending.resolve(jobs[place])
+                else:
+                    submit.pending.fail((answer.refused.get(place) if answer else error) or RuntimeError())
             with self._lock:
                 self._n_submits -= 1
                 more = self._next_submits()
             if more:
                 self._send_submits(more)
 
-        self._send(submission, accepted)
+        self._send(submission, accepted, self.id if self._is_eager else None)
 
-    def _send(self, submission: Submission, done: Callable[[Accepted | None, BaseException | None], None]) -> None:
-        """Send a submission, with the classes that the coordinator has not been sent yet or does not have any more."""
-        fresh = {t.code_id for t in submission.terms} - self._sent_code
-        if fresh:
-            submission = submission._replace(code={code_id: self._code[code_id] for code_id in fresh})
+    def _send(
+        self,
+        submission: Submission,
+        done: Callable[[Accepted | None, BaseException | None], None],
+        watcher: str | None = None,
+    ) -> None:
+        """Send a submission, with the terms and classes that the coordinator was not sent yet or does not have any more."""
+        new = [terms_id for terms_id in submission.terms if terms_id not in self._sent]
+        if new:
+            submission = self._with_terms(submission, new)
 
         def answered(answer: Accepted | None, error: BaseException | None) -> None:
-            if answer is not None and answer.need_code:
-                again = submission._replace(code={code_id: self._code[code_id] for code_id in answer.need_code})
-                self._transport.coordinator("submit", (again,), answered)
+            if answer is not None and answer.needs:
+                self._transport.coordinator("submit", (self._with_terms(submission, answer.needs), watcher), answered)
                 return
             if answer is not None:
-                self._sent_code |= fresh
+                self._sent.update(new)
                 self.epoch = answer.epoch
             done(answer, error)
 
-        self._transport.coordinator("submit", (submission,), answered)
+        self._transport.coordinator("submit", (submission, watcher), answered)
+
+    def _with_terms(self, submission: Submission, terms_ids: list[str]) -> Submission:
+        introduced = [self._by_id[terms_id] for terms_id in terms_ids]
+        return submission._replace(
+            introduced=introduced, code={terms.code_id: self._code[terms.code_id] for terms in introduced}
+        )
 
     def submit_many(self, job_type: type[Job[Any, Any]], contexts: Iterable[Any], settings: RunSettings) -> Pending[Any]:
         """Submit a job for each context, reading them on a thread while earlier ones are on their way."""
@@ -212,7 +237,9 @@ class Session:
             if settings.parent is not None and settings.parent.key is not None:
                 msg = "start_many: a child key names one job; start the children one by one, or leave the key out"
                 raise ConfigurationError(msg)
-            feed = _Feed(self, pending, job_type, self._terms_of(job_type, settings), self._about(settings), settings.delay_s)
+            feed = _Feed(
+                self, pending, job_type, self._terms_of(job_type, settings), self._about(settings), settings.delay_s
+            )
             iterator = iter(contexts)
         except Exception as error:  # noqa: BLE001 - told where the outcome is looked for
             pending.fail(error)
@@ -229,6 +256,7 @@ class Session:
             code_id, blob = self._ship(job_type)
             self._code[code_id] = blob
             known = self._terms[key] = definition.terms(code_id, retry=settings.retry, timeout_s=settings.timeout_s)
+            self._by_id[known.id] = known
         return known
 
     def _about(self, settings: RunSettings) -> Particulars:
@@ -275,11 +303,15 @@ class Session:
         if job._is_removed:  # noqa: SLF001 - one package
             pending.fail(JobNotFoundError(job.id))
         elif job.status.is_final:
+            self._n_unasked = 0
             _conclude(pending, job)
         elif self._closed is not None:
             pending.fail(self._closed)
         else:
+            self._is_eager, self._n_unasked = True, 0
             self._await_end(job.id, _Wait(pending, job), job._chunk)  # noqa: SLF001 - one package
+            if JobStatus(job._view.status).is_final:  # noqa: SLF001 - it ended between the look and the registration
+                _conclude(pending, job)
             if timeout is not None and not pending.done:
                 self._timeouts.add(timeout, lambda: self._time_out(job.id, pending, timeout))
         return pending
@@ -306,6 +338,26 @@ class Session:
         if call is not None:
             self._send_wait(call)
 
+    def _expect(self, jobs: Iterable[Job[Any, Any]]) -> None:
+        """Take in that the ends of these jobs will be told without being asked for."""
+        told: list[tuple[list[_Wait], End | BaseException]] = []
+        with self._lock:
+            for job in jobs:
+                early = self._early.pop(job.id, None)
+                if early is not None:
+                    told.append(([_Wait(None, job)], early))
+                else:
+                    self._waits.setdefault(job.id, []).append(_Wait(None, job))
+                self._n_unasked += 1
+            if self._n_unasked > _MAX_UNASKED:
+                self._is_eager = False
+            call = self._next_wait()
+        for waiting, end in told:
+            for wait in waiting:
+                _tell(wait, end)
+        if call is not None:
+            self._send_wait(call)
+
     def _time_out(self, job_id: str, pending: Pending[Any], timeout: float) -> None:
         with self._lock:  # it stays watched: the end is told once and costs little
             waiting = self._waits.get(job_id, [])
@@ -314,7 +366,7 @@ class Session:
 
     def _next_wait(self) -> list[str] | None:
         """Return the ids of the next wait call, None if none is needed now. Needs the lock."""
-        if not self._waits or self._closed is not None:
+        if self._closed is not None or not (self._waits or self._is_eager):
             return None
         if self._n_waits == 0 or (self._to_watch and self._n_waits < _MAX_WAITS):
             self._n_waits += 1
@@ -338,16 +390,26 @@ class Session:
                 if ends.epoch != self.epoch and self.epoch is not None:
                     self._to_watch = list(self._waits)  # a coordinator that does not know this session: ask anew
                 self.epoch = ends.epoch
-                told = [(self._waits.pop(end.id, []), end) for end in ends.ended]
+                for end in ends.ended:
+                    waiting = self._waits.pop(end.id, None)
+                    if waiting is None:
+                        self._keep_early(end)
+                    else:
+                        told.append((waiting, end))
                 for job_id in ends.unknown:
                     waiting = self._waits.pop(job_id, [])
                     told.append((waiting, self._missing(job_id, waiting, ends.epoch)))
             call = self._next_wait()
-        if call is not None:
-            self._send_wait(call)
         for waiting, outcome in told:
             for wait in waiting:
                 _tell(wait, outcome)
+        if call is not None:  # after the telling: whoever waits goes on while this call is made
+            self._send_wait(call)
+
+    def _keep_early(self, end: End) -> None:
+        self._early[end.id] = end
+        if len(self._early) > _MAX_EARLY:
+            del self._early[next(iter(self._early))]
 
     def _missing(self, job_id: str, waiting: list[_Wait], epoch: str) -> BaseException:
         seen = {wait.job._view.epoch for wait in waiting if wait.job is not None} - {""}  # noqa: SLF001 - one package
@@ -474,7 +536,11 @@ class Session:
         return pending
 
     def _call(
-        self, pending: Pending[Any], method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]
+        self,
+        pending: Pending[Any],
+        method: str,
+        args: tuple[Any, ...],
+        done: Callable[[Any, BaseException | None], None],
     ) -> None:
         if self._closed is not None:
             pending.fail(self._closed)
@@ -544,7 +610,7 @@ class _Feed:
             self._free.release()
             self._closed_one()
 
-        self._session._send(Submission([self._terms], [self._about], rows, {}), accepted)  # noqa: SLF001 - one module
+        self._session._send(Submission([self._terms.id], [self._about], rows, [], {}), accepted)  # noqa: SLF001 - one module
 
     def _closed_one(self) -> None:
         with self._lock:
@@ -637,10 +703,9 @@ def _conclude(pending: Pending[Any], job: Job[Any, Any]) -> None:
     elif view.status == JobStatus.CANCELLED:
         pending.fail(JobCancelledError(view.id, view.kind, view.reason))
     else:
-        error = view.error
-        about = ("", "", "") if error is None else error
-        failed = JobFailedError(view.id, view.kind, view.reason or "", about[0], about[1], view.attempts, about[2])
-        pending.fail(failed)
+        info = view.error or ErrorInfo("", "")
+        reason = view.reason or ""
+        pending.fail(JobFailedError(view.id, view.kind, reason, info.type, info.message, view.attempts, info.stack_trace))
 
 
 def _present(found: ExecutionView) -> JobExecution:

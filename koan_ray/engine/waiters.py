@@ -21,6 +21,12 @@ _FORGET_AFTER_S = 300.0
 _REPLY_LIMIT = 20_000  # ends in one reply; the rest follows with the next
 
 
+def settle(future: asyncio.Future[None]) -> None:
+    """Let whoever waits for this go on, if it was not told yet."""
+    if not future.done():
+        future.set_result(None)
+
+
 class _Session:
     __slots__ = ("ends", "parked", "seen_at", "watched")
 
@@ -101,9 +107,9 @@ class Waiters:
         """Return the session's ends, waiting up to ``park_s`` for the first one."""
         session = self._sessions[session_id]
         session.wake()
-        if not session.ends and session.watched:
+        if not session.ends and park_s > 0:
             session.parked = mine = asyncio.get_running_loop().create_future()
-            timer = self._clock.call_later(park_s, lambda: mine.done() or mine.set_result(None))
+            timer = self._clock.call_later(park_s, lambda: settle(mine))
             await mine
             timer.cancel()
             if session.parked is mine:

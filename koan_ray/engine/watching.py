@@ -155,7 +155,11 @@ class Watching:
                 self._to_watch = list(self._by_job)  # a broker that does not know us
             if answer is not None:
                 self._epoch = answer.epoch
-            found = [(watch, state) for job_id, state in (answer.states if answer else ()) for watch in self._by_job.get(job_id, ())]
+            found = [
+                (watch, state)
+                for job_id, state in (answer.states if answer else ())
+                for watch in self._by_job.get(job_id, ())
+            ]
         if error is not None:
             if isinstance(error, LimitExceededError):
                 self._fail_all(error)

@@ -21,15 +21,16 @@ from koan_ray import ambient
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.engine.attempt import Attempt, describe
 from koan_ray.errors import ConfigurationError
-from koan_ray.ports import Report
+from koan_ray.ports import LoopClock, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
     from koan_ray.domain.records import Terms
-    from koan_ray.ports import Order
+    from koan_ray.ports import Clock, Order
 
 _SHIP_EVERY_S = 0.02
 _starting = threading.Lock()
@@ -75,7 +76,9 @@ class _Child:
         self._pipe, theirs = context.Pipe()
         with _starting, _hidden_main():
             context.set_forkserver_preload(["koan_ray.runtime.child"])
-            self._process: BaseProcess = context.Process(target=_main, args=(theirs, order, terms, code, limits), daemon=True)
+            self._process: BaseProcess = context.Process(
+                target=_main, args=(theirs, order, terms, code, limits), daemon=True
+            )
             self._process.start()
         theirs.close()
 
@@ -110,7 +113,9 @@ class _Child:
             return _report(self._order, self._attempt, "crashed", error)
         self._attempt.stopped_by = "kill"
         if self._cause == "timeout":
-            took = f"the attempt took longer than {self._attempt.terms.timeout_s:g}s and did not stop; its process was killed"
+            took = (
+                f"the attempt took longer than {self._attempt.terms.timeout_s:g}s and did not stop; its process was killed"
+            )
             return _report(self._order, self._attempt, "timeout", ErrorInfo("TimeoutError", took))
         return _report(self._order, self._attempt, "cancelled", None)
 
@@ -157,24 +162,12 @@ def _hidden_main() -> Iterator[None]:
 # --- in the child ------------------------------------------------------------------------------------------------------
 
 
-class _WallClock:
-    now = staticmethod(time.time)
-    monotonic = staticmethod(time.monotonic)
-
-    def call_later(self, delay_s: float, action: Callable[[], None]) -> threading.Timer:
-        timer = threading.Timer(delay_s, action)
-        timer.daemon = True
-        timer.start()
-        return timer
-
-
 class _ChildHost:
     """What an attempt asks of the process it runs in, in a child; there are no places to give away."""
 
-    span = None
-
     def __init__(self, pipe: Connection, inline_limit: int) -> None:
-        self.clock = _WallClock()
+        self.clock: Clock = LoopClock()
+        self.span: Callable[[Order, str], AbstractContextManager[Any]] | None = None
         self.inline_limit = inline_limit
         self._pipe = pipe
         self._bell = threading.Event()
@@ -219,7 +212,7 @@ def _main(pipe: Connection, order: Order, terms: Terms, code: bytes, limits: tup
 
     grace_s, inline_limit = limits
     host = _ChildHost(pipe, inline_limit)
-    ambient.set_engine(_NoEngine())  # type: ignore[arg-type]  # answers every call with an error
+    ambient.set_engine(_NoEngine())
     try:
         job_type = read(code)
     except BaseException as error:  # noqa: BLE001 - importing user code may raise anything

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 
 from koan_ray.domain.status import Isolation
 from koan_ray.errors import JobDefinitionError
@@ -53,7 +53,6 @@ class Shipping:
             blob = write(job_type)
             known = self._written[job_type] = (hashlib.blake2b(blob, digest_size=12).hexdigest(), blob)
         return known
-
 
     def load(self, code_id: str, blob: bytes) -> type[Job[Any, Any]]:
         """Return a shipped class; shipped on from here, it keeps its id."""

@@ -60,7 +60,9 @@ class LocalRuntime:
         """Call a method of the broker; see `Transport`."""
         self._call(self.broker_core, method, args, done)
 
-    def _call(self, core: Any, method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]) -> None:
+    def _call(
+        self, core: Any, method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]
+    ) -> None:
         if self._is_stopped:
             done(None, RuntimeUnavailableError("the engine was shut down; call koan.init() to start another"))
             return
@@ -100,6 +102,10 @@ class LocalLauncher:
     def capacity(self) -> int:
         """As many actors as this process may use CPUs."""
         return len(os.sched_getaffinity(0))
+
+    def is_crowded(self) -> bool:
+        """Nobody else shares this process's actors."""
+        return False
 
     def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
         """Make an agent; it is ready at once."""

@@ -32,7 +32,11 @@ class MemoryStore:
     """
 
     def __init__(
-        self, *, completed_retention_s: float = 3600.0, faulted_retention_s: float = 7200.0, max_finished: int = 1_000_000
+        self,
+        *,
+        completed_retention_s: float = 3600.0,
+        faulted_retention_s: float = 7200.0,
+        max_finished: int = 1_000_000,
     ) -> None:
         self._retention = {
             JobStatus.COMPLETED: completed_retention_s,
@@ -118,10 +122,8 @@ class MemoryStore:
         return before - len(self._jobs)
 
     async def _scan(self, query: Query) -> AsyncIterator[list[JobRecord]]:
-        if query.parent_job_id is not None:
-            ids = list(self._children.get(query.parent_job_id, ()))
-        else:
-            ids = list(self._jobs)
+        parent_id = query.parent_job_id
+        ids = list(self._jobs if parent_id is None else self._children.get(parent_id, ()))
         for start in range(0, len(ids), _SLICE):
             if start:
                 await asyncio.sleep(0)

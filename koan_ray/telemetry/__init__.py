@@ -1,5 +1,7 @@
-"""Logs and traces. The OpenTelemetry API is used where the application uses it; the SDK is configured by the application,
-or by `configure` here."""
+"""Logs and traces.
+
+The OpenTelemetry API is used where the application uses it; the SDK is the application's to configure, or `configure`'s.
+"""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def attempt_span(order: Order, kind: str) -> Iterator[None]:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     carrier: dict[str, Any] = {"traceparent": order.particulars.traceparent}
-    attributes = {
+    attributes: dict[str, str | int] = {
         "koan.job.id": order.job_id,
         "koan.job.kind": kind,
         "koan.execution.id": order.execution_id,

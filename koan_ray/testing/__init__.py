@@ -1,0 +1,1 @@
+"""What tests of jobs, stores and launchers need; no test framework is imported."""

@@ -45,7 +45,7 @@ class RayRuntime:
             namespace = _namespace_of_this_job() or namespace
         runtime = cls(wiring.engine_settings(settings), namespace, owns_ray=owns_ray)
         try:
-            runtime._connect(is_explicit=is_explicit)  # noqa: SLF001 - own class
+            runtime._connect(is_explicit=is_explicit)
         except BaseException:
             runtime.stop()
             raise
@@ -84,10 +84,10 @@ class RayRuntime:
 
     def _find(self, whom: str) -> Any:
         if whom == "coordinator":
-            shell: Any = ray.remote(concurrency_groups=options.COORDINATOR_GROUPS)(CoordinatorActor)
+            shell = options.shell(CoordinatorActor, options.COORDINATOR_GROUPS)
             chosen = shell.options(**options.COORDINATOR, namespace=self._namespace)
             return chosen.remote(self._settings, self._namespace)
-        shell = ray.remote(concurrency_groups=options.BROKER_GROUPS)(BrokerActor)
+        shell = options.shell(BrokerActor, options.BROKER_GROUPS)
         return shell.options(**options.BROKER, namespace=self._namespace).remote(self._settings)
 
     def stop(self) -> None:

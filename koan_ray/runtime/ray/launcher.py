@@ -9,6 +9,7 @@ Each job actor has a parked `watch` call: its error is how a death is learned, a
 from __future__ import annotations
 
 import asyncio
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ class RayLauncher:
         self._actors: dict[str, _Actor] = {}
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="koan-launcher")
         self._capacity = 1
+        self._is_crowded = False
         self._is_looking = False
         self._actor_class: Any = None
 
@@ -58,9 +60,14 @@ class RayLauncher:
             self._slow.submit(self._look)
         return self._capacity
 
+    def is_crowded(self) -> bool:
+        """Tell whether tasks or actors of anybody wait for resources, as of a moment ago."""
+        return self._is_crowded
+
     def _look(self) -> None:
         try:
             self._capacity = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            self._is_crowded = _has_pending_demand()
         except Exception:  # noqa: BLE001, S110 - the GCS is away for now; what we know stands
             pass
         finally:
@@ -76,7 +83,7 @@ class RayLauncher:
             if self._actor_class is None:
                 from koan_ray.runtime.ray.actors import JobActor  # the shells import this module
 
-                self._actor_class = ray.remote(concurrency_groups=options.JOB_GROUPS)(JobActor)
+                self._actor_class = options.shell(JobActor, options.JOB_GROUPS)
             chosen = options.job_actor(spec, actor.name, self._namespace, lent=lent)
             actor.handle = self._actor_class.options(**chosen).remote(
                 actor.name, spec.label, spec.concurrency, self._settings, self._namespace
@@ -112,7 +119,11 @@ class RayLauncher:
             if len(actor.labelled) >= 100:
                 actor.labelled.clear()
             run = actor.labelled[label] = actor.handle.run_batch.options(name=label)
-        self._then(run.remote(orders), lambda reply: actor.events.batch_answered(name, batch, reply))
+
+        def answered(reply: bytes) -> None:
+            actor.events.batch_answered(name, batch, pickle.loads(reply))  # noqa: S301 - from this cluster
+
+        self._then(run.remote(pickle.dumps(orders, protocol=5)), answered)
 
     def cancel(self, name: str, execution_id: str, cause: str) -> None:
         """Ask a body to stop."""
@@ -170,3 +181,12 @@ class RayLauncher:
                 self._loop.call(tell, future.result())
 
         ref.future().add_done_callback(answered)
+
+
+def _has_pending_demand() -> bool:
+    """Ask what the autoscaler asks. There is no public way; without this one, idle actors just stay for their time."""
+    from ray._private.worker import global_worker
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+
+    gcs: Any = global_worker.gcs_client  # type: ignore[attr-defined]  # absent from Ray's annotations
+    return bool(get_cluster_resource_state(gcs).pending_resource_requests)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+import ray
+
 if TYPE_CHECKING:
     from koan_ray.domain.records import ActorSpec
 
@@ -35,6 +37,12 @@ BROKER: Final = {**_CONTROL, "name": BROKER_NAME}
 
 ATTEND_LIMIT: Final = 8  # long executions of one actor that the dashboard shows as calls in progress
 JOB_GROUPS: Final = {"run": 2, "control": 2, "watch": 1, "attend": ATTEND_LIMIT}
+
+
+def shell(actor_class: type[Any], groups: dict[str, int]) -> Any:
+    """Return a class as a Ray actor class with these groups, which Ray takes here and not with the other options."""
+    remote: Any = ray.remote  # its annotations leave concurrency_groups out
+    return remote(concurrency_groups=groups)(actor_class)
 
 
 def job_actor(spec: ActorSpec, name: str, namespace: str, *, lent: bool) -> dict[str, Any]:

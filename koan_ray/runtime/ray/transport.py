@@ -7,6 +7,7 @@ Calls are idempotent, so this repeats those whose fate is unknown. Ray itself re
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     Done = Callable[[Any, BaseException | None], None]
 
+_OWN_METHODS = frozenset({"submit", "wait", "note", "push", "poll"})
 _RETRY_S = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
 _BLOCKED_LOOK_S = 0.5
 _ABSENT_S = 0.5
@@ -84,7 +86,10 @@ class RayTransport:
             self._find_first(whom, lambda: self._call(whom, method, args, done, turn), done)
             return
         try:
-            ref = getattr(handle, method).remote(*args)
+            request = pickle.dumps(args, protocol=5)
+            # Those that are called often have a concurrency group of their own.
+            own = method in _OWN_METHODS
+            ref = getattr(handle, method).remote(request) if own else handle.ask.remote(method, request)
         except Exception as error:  # noqa: BLE001 - Ray raises what it likes at submission
             self._failed(whom, method, args, done, turn, error)
             return
@@ -98,7 +103,7 @@ class RayTransport:
                 self._outstanding.pop(number, None)
             error = future.exception()
             if error is None:
-                done(future.result(), None)
+                done(pickle.loads(future.result()), None)  # noqa: S301 - from this cluster
             else:
                 self._failed(whom, method, args, done, turn, error)
 
@@ -141,9 +146,7 @@ class RayTransport:
             else:
                 done(None, problem)
 
-    def _failed(
-        self, whom: str, method: str, args: tuple[Any, ...], done: Done, turn: int, error: BaseException
-    ) -> None:
+    def _failed(self, whom: str, method: str, args: tuple[Any, ...], done: Done, turn: int, error: BaseException) -> None:
         if (translate.is_gone(error) or translate.is_unknown(error)) and turn < len(_RETRY_S) and not self._is_closed:
             if translate.is_gone(error):
                 self._handles.pop(whom, None)
