@@ -236,7 +236,10 @@ class Launcher(Protocol):
         """
 
     def send(self, name: str, batch: int, orders: OrderBatch, *, label: str) -> None:
-        """Hand over a batch; ``batch_answered`` follows within moments, also while the bodies go on."""
+        """Hand over a batch; ``batch_answered`` follows within moments, also while the bodies go on.
+
+        ``label``: what a dashboard shows; empty for jobs that take no time.
+        """
 
     def cancel(self, name: str, execution_id: str, cause: str) -> None:
         """Ask a body to stop: set its token, and raise `CancelledError` in an async one. ``cause``: cancelled, timeout."""

@@ -301,7 +301,7 @@ class Dispatcher:
         budget_s = settings.batch_target_s
         batch = OrderBatch([], [], [])
         execution_ids: list[str] = []
-        is_short, label = True, ""
+        is_short, is_brief, label = True, True, ""
         target_s, typical_s = settings.batch_target_s, self._typical_s
         for job_id in lane.take(most):
             job = self._jobs.queued(job_id)
@@ -326,6 +326,7 @@ class Dispatcher:
             if terms.id not in actor.known:
                 self._introduce(actor, terms, batch)
             label = label or terms.kind
+            is_brief = is_brief and expected_s < _BRIEF_S
             if is_long:
                 is_short = False
                 if len(execution_ids) >= room or job.crashes:
@@ -335,7 +336,7 @@ class Dispatcher:
         self._n_batches += 1
         self.counters["dispatched"] += len(execution_ids)
         actor.batches[self._n_batches] = Batch(execution_ids, is_short=is_short, sent_at=sent_at)
-        self._launcher.send(actor.name, self._n_batches, batch, label=label)
+        self._launcher.send(actor.name, self._n_batches, batch, label="" if is_brief else label)
 
     def _introduce(self, actor: Actor, terms: Terms, batch: OrderBatch) -> None:
         actor.known.add(terms.id)

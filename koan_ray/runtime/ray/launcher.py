@@ -118,7 +118,9 @@ class RayLauncher:
         if run is None:  # prepared once: options() on every call costs a tenth of the call
             if len(actor.labelled) >= 100:
                 actor.labelled.clear()
-            run = actor.labelled[label] = actor.handle.run_batch.options(name=label)
+            # Calls for brief jobs have no label and are not recorded: they would push everything else out of Ray's task table.
+            named = {"name": label} if label else {"enable_task_events": False}
+            run = actor.labelled[label] = actor.handle.run_batch.options(**named)
 
         def answered(reply: bytes) -> None:
             actor.events.batch_answered(name, batch, pickle.loads(reply))  # noqa: S301 - from this cluster
@@ -176,11 +178,11 @@ class RayLauncher:
     def _then(self, ref: Any, tell: Callable[[Any], None]) -> None:
         """Bring an answer to the loop. Errors are not looked at: `watch` tells of every death."""
 
-        def answered(future: Any) -> None:
-            if future.exception() is None:
-                self._loop.call(tell, future.result())
+        def answered(answer: Any) -> None:
+            if not isinstance(answer, Exception):
+                self._loop.call(tell, answer)
 
-        ref.future().add_done_callback(answered)
+        ref._on_completed(answered)
 
 
 def _has_pending_demand() -> bool:

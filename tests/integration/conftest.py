@@ -1,0 +1,53 @@
+"""One Ray for the whole run; a namespace of its own for each module."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+
+import pytest
+import ray
+
+import koan_ray as koan
+from koan_ray.runtime.ray import options
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+def end_namespace(namespace: str) -> None:
+    """End coordinator, broker and job actors, so that they hold no CPU while other modules run."""
+    with contextlib.suppress(Exception):
+        coordinator = ray.get_actor(options.COORDINATOR_NAME, namespace=namespace)
+        ray.get(coordinator.end.remote(), timeout=20)
+    for name in (options.COORDINATOR_NAME, options.BROKER_NAME):
+        with contextlib.suppress(ValueError):
+            ray.kill(ray.get_actor(name, namespace=namespace))
+
+
+@pytest.fixture(scope="module")
+def engine(cluster, request):
+    namespace = "test-" + request.module.__name__.rpartition(".")[2]
+    sections = {"max_actors": 2, "cancel_grace": 0.5, **getattr(request.module, "ENGINE", {})}
+    with koan.init(engine={"namespace": namespace, **sections}) as engine:
+        engine.namespace = namespace
+        yield engine
+        end_namespace(namespace)
+
+
+def kill9(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
