@@ -9,10 +9,10 @@ import time
 
 import pytest
 import ray
-from tests.conftest import eventually
 
 import koan_ray as koan
 from koan_ray.runtime.ray import options
+from tests.conftest import eventually
 from tests.integration.conftest import is_alive, kill9
 
 pytestmark = pytest.mark.ray

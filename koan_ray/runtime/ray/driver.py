@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from koan_ray.engine.settings import EngineSettings
 
 _START_TIMEOUT_S = 60.0
+_KNOCK_TIMEOUT_S = 5.0
 _NAMESPACES = b"koan_ray"
 
 
@@ -101,14 +103,23 @@ class RayRuntime:
 
 def _start_ray(address: str | None, settings: Settings) -> None:
     try:
+        if address is not None:
+            _knock(address)
         ray.init(address=address, namespace=settings.engine.namespace)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = f"at {address!r}" if address else "on this machine"
         msg = (
             f"no Ray {where}: {type(error).__name__}: {error}. Start one with `ray start --head`, leave the address out "
             f"to start one here, or use koan.init(runtime='local')."
         )
         raise RuntimeUnavailableError(msg) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError when nobody listens at ``host:port``: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 
 def _is_worker() -> bool:
