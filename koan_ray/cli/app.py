@@ -1,0 +1,111 @@
+"""``koan-ray``: the command line. Modules that take time to import are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="koan-ray",
+    help="Durable, observable jobs on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Address = Annotated[str, typer.Option(help="Address of the Ray cluster, as in ray.init.")]
+Namespace = Annotated[str, typer.Option(help="Namespace of the engine, as in engine.namespace.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command line; a problem of ours becomes one line and exit code 1."""
+    from koan_ray.errors import KoanRayError
+
+    try:
+        app()
+    except KoanRayError as error:
+        typer.echo(f"koan-ray: {error}", err=True)
+        sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from koan_ray import __version__
+
+        typer.echo(f"koan-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    runtime: Annotated[str, typer.Option(help="'ray', or 'local' for this process without Ray.")] = "ray",
+    path: Annotated[list[str] | None, typer.Option(help="Directories to count, instead of the installed packages.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read at most this many files.")] = None,
+) -> None:
+    """Watch jobs run, fail, retry and finish: a census of the Python files on this machine.
+
+    Example: koan-ray demo --limit 2000
+    """
+    if runtime not in ("ray", "local"):
+        msg = f"'{runtime}' is neither 'ray' nor 'local'"
+        raise typer.BadParameter(msg, param_hint="--runtime")
+    from koan_ray.cli.demo import run
+
+    raise typer.Exit(run(runtime, path, limit))
+
+
+@app.command()
+def status(address: Address = "auto", namespace: Namespace = "koan", as_json: AsJson = False) -> None:
+    """Show jobs, actors and limits of the engine on a cluster.
+
+    Example: koan-ray status --address auto
+    """
+    from koan_ray.runtime.ray.admin import status as ask
+
+    found = ask(address, namespace)
+    if as_json:
+        typer.echo(json.dumps(found, default=str, indent=2))
+        return
+    _print_status(found)
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    ended = ", ".join(f"{count:,} {name}" for name, count in found["jobs"].items()) or "none"
+    console.print(f"queued {found['queued']:,}, waiting {found['waiting']:,}, running {found['running']:,}; ended: {ended}")
+    table = Table(title=f"{len(found['actors'])} job actors", title_justify="left")
+    for name in ("name", "spec", "state", "pid", "running", "parked", "jobs done"):
+        table.add_column(name)
+    for actor in found["actors"]:
+        table.add_row(*(Text(str(actor[name.replace(" ", "_")])) for name in table_names(table)))
+    console.print(table)
+
+
+def table_names(table: Any) -> list[str]:
+    """Return the column names of a table."""
+    return [str(column.header) for column in table.columns]
+
+
+@app.command()
+def down(address: Address = "auto", namespace: Namespace = "koan") -> None:
+    """End the engine on a cluster: coordinator, broker and job actors. Jobs in its memory are gone.
+
+    Example: koan-ray down --namespace koan
+    """
+    from koan_ray.runtime.ray.admin import end
+
+    typer.echo(f"ended the engine in namespace {namespace!r} with {end(address, namespace)} job actors")

@@ -1,0 +1,249 @@
+"""``koan-ray demo``: real work on real input, watched live."""
+
+from __future__ import annotations
+
+import http.server
+import logging
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+import koan_ray as koan
+from koan_ray.cli.census import Announce, Census, CensusContext, Counts, default_roots, total
+
+if TYPE_CHECKING:
+    from koan_ray.jobs import Job
+
+_COLLECTOR_IS_LATE_S = 6.0
+_LOOK_EVERY_S = 0.25
+_BARS = 8
+_ROWS = 12
+
+
+def run(runtime: str, paths: list[str] | None, limit: int | None) -> int:
+    """Run the demo and return the exit code."""
+    console = Console(highlight=False)
+    console.print("Starting the engine" + (" on a local Ray (a few seconds)" if runtime == "ray" else "") + " …")
+    began = time.monotonic()
+    with _engine(runtime), _Collector() as collector:
+        console.print(f"Engine is up after {time.monotonic() - began:.1f} s. Counting the Python files on this machine.")
+        context = CensusContext(paths or default_roots(), limit, collector.url)
+        job = Census.start(context).named("census").run().get()
+        try:
+            _Screen(console, job).follow()
+            counted = job.wait().get()
+        except KeyboardInterrupt:
+            return _cancel(console, job)
+        except koan.JobFailedError as error:
+            console.print(Text(f"The census failed: {error}", style="red"))
+            return 1
+        _report(console, job, counted, time.monotonic() - began)
+        _show_retries(console, job)
+        _show_dashboard(console, runtime)
+    return 0
+
+
+def _engine(runtime: str) -> koan.Engine:
+    if runtime == "local":
+        return koan.init(runtime="local")
+    logging.getLogger("ray").setLevel(logging.WARNING)  # its notices would be drawn into our bars
+    return koan.init()
+
+
+def _cancel(console: Console, job: Job[Any, Any]) -> int:
+    console.print("\nCancelling the census and everything below it …")
+    job.cancel("Ctrl-C").get()
+    try:
+        job.wait(timeout=30).get()
+    except (koan.JobCancelledError, TimeoutError):
+        pass
+    console.print(f"Census {job.refresh().get().status.value}.")
+    return 130
+
+
+class _Collector:
+    """A server that the first job wants to reach; its port is closed for the first seconds."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}/census"
+        self._timer = threading.Timer(_COLLECTOR_IS_LATE_S, self._serve)
+        self._timer.daemon = True
+        self._server: http.server.HTTPServer | None = None
+
+    def __enter__(self) -> _Collector:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def _serve(self) -> None:
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self._port), _Answer)
+        self._server.serve_forever(poll_interval=0.2)
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:  # noqa: N802 - http.server's name
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"noted")
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet: the terminal belongs to the demo."""
+
+
+class _Screen:
+    """The tree as it runs: one bar for all, one for each package job that runs, and how many have ended how."""
+
+    def __init__(self, console: Console, job: Job[Any, Any]) -> None:
+        self._console, self._job = console, job
+        self._bars: dict[str, Any] = {}
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+        )
+        self._progress = Progress(*columns, console=console, expand=True)
+        self._whole = self._progress.add_task("census", total=1.0)
+
+    def follow(self) -> None:
+        """Show the census until it has ended."""
+        if not self._console.is_terminal:
+            self._follow_in_lines()
+            return
+        with Live(self._view(), console=self._console, refresh_per_second=8, transient=True) as live:
+            while not self._job.refresh().get().status.is_final:
+                self._look()
+                live.update(self._view())
+                time.sleep(_LOOK_EVERY_S)
+
+    def _follow_in_lines(self) -> None:
+        told = -1
+        while not self._job.refresh().get().status.is_final:
+            if self._job.current_step is not None and self._job.current_step // 10 != told:
+                told = self._job.current_step // 10
+                self._console.print(f"{self._job.progress:4.0%}  {self._job.progress_message}")
+            time.sleep(_LOOK_EVERY_S)
+
+    def _look(self) -> None:
+        self._progress.update(self._whole, completed=self._job.progress)
+        running = {job.id: job for job in koan.Jobs.query(kind="PackageCensus", status="running", limit=_BARS).get()}
+        for job_id in self._bars.keys() - running.keys():
+            self._progress.remove_task(self._bars.pop(job_id))
+        for job_id, job in running.items():
+            if job_id not in self._bars:
+                self._bars[job_id] = self._progress.add_task(_plain(job.context.name)[:28].ljust(28), total=1.0)
+            self._progress.update(self._bars[job_id], completed=job.progress)
+
+    def _view(self) -> Group:
+        counts = {status: koan.Jobs.count(status=status.value).get() for status in koan.JobStatus}
+        line = Text("jobs: ")
+        for status, style in _STYLES.items():
+            line.append(f"{counts[status]} {status.value}  ", style=style)
+        waiting = koan.Jobs.query(kind="Announce").get()
+        if waiting and not waiting[0].status.is_final and waiting[0].last_error:
+            line.append(f"Announce waits to be tried again ({_plain(waiting[0].last_error)[:60]})", style="yellow")
+        return Group(self._progress, line)
+
+
+_STYLES = {
+    koan.JobStatus.QUEUED: "dim",
+    koan.JobStatus.RUNNING: "cyan",
+    koan.JobStatus.COMPLETED: "green",
+    koan.JobStatus.FAILED: "red",
+    koan.JobStatus.CANCELLED: "magenta",
+}
+
+
+def _report(console: Console, job: Job[Any, Any], counted: list[Counts], took_s: float) -> None:
+    table = Table(title="Largest packages", title_justify="left", expand=False)
+    table.add_column("package", overflow="ellipsis", max_width=32)
+    for name in ("files", "lines", "functions", "classes", "complexity"):
+        table.add_column(name, justify="right")
+    rows = _by_package(counted)
+    for counts in sorted(rows, key=lambda counts: -counts.lines)[:_ROWS]:
+        mean = counts.complexity / max(1, counts.functions)
+        values = (counts.files, counts.lines, counts.functions, counts.classes)
+        table.add_row(Text(_plain(counts.name)), *(f"{value:,}" for value in values), f"{mean:.1f}")
+    console.print(table)
+    sums = total(counted)
+    worst = max(counts.most_complex for counts in counted)
+    console.print(
+        f"{sums['files']:,} files, {sums['lines']:,} lines, {sums['functions']:,} functions, {sums['classes']:,} classes "
+        f"in {job.duration.total_seconds() if job.duration else took_s:.1f} s of work; {took_s:.1f} s in all."
+    )
+    console.print(Text(f"Most complex function: {_plain(worst[1])} ({worst[0]}) in {_plain(_short(worst[2]))}"))
+    broken = [item for counts in counted for item in counts.broken]
+    if broken:
+        table = Table(title=f"{len(broken)} files are not Python; each is a failed job", title_justify="left")
+        table.add_column("file", overflow="ellipsis", no_wrap=True, min_width=30, max_width=44)
+        table.add_column("why", overflow="ellipsis", no_wrap=True, max_width=60)
+        for path, why in broken[:_ROWS]:
+            table.add_row(Text(_plain(_short(path))), Text(_plain(why)))
+        if len(broken) > _ROWS:
+            table.add_row("…", f"and {len(broken) - _ROWS} more: koan.Jobs.query(kind='ParseFile', status='failed')")
+        console.print(table)
+
+
+def _by_package(counted: list[Counts]) -> list[Counts]:
+    """Add the parts of large packages together."""
+    merged: dict[str, Counts] = {}
+    for part in counted:
+        name = "small packages" if part.name.endswith("of small packages") else part.name.partition(" [")[0]
+        whole = merged.setdefault(name, Counts(name))
+        for field in ("files", "lines", "functions", "classes", "imports", "complexity"):
+            setattr(whole, field, getattr(whole, field) + getattr(part, field))
+    return list(merged.values())
+
+
+def _show_retries(console: Console, job: Job[Any, Any]) -> None:
+    announced = job.get_children(Announce).get()
+    if not announced:
+        return
+    table = Table(title="Executions of Announce, whose collector was not up yet", title_justify="left")
+    for name in ("attempt", "status", "reason"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("error", overflow="ellipsis", no_wrap=True, max_width=38)
+    table.add_column("took", no_wrap=True, justify="right")
+    table.add_column("process", no_wrap=True)
+    for execution in announced[0].executions().get():
+        took = f"{execution.duration.total_seconds() * 1000:.0f} ms" if execution.duration else ""
+        error = Text(_plain(f"{execution.error_type}: {execution.error_message}" if execution.error_type else ""))
+        values = (str(execution.attempt_number), execution.status.value, execution.reason or "")
+        table.add_row(*values, error, took, str(execution.metrics.get("pid", "")))
+    console.print(table)
+
+
+def _show_dashboard(console: Console, runtime: str) -> None:
+    if runtime == "local":
+        console.print("This ran inside this process. With Ray, the jobs are also in the Ray dashboard.")
+        return
+    from koan_ray.runtime.ray.admin import dashboard_url
+
+    url = dashboard_url()
+    where = f"open {url} while jobs run" if url else "start Ray with its dashboard"
+    console.print(Text(f"In the Ray dashboard: {where}; Actors shows KoanJobs[…], Tasks shows calls named by kind."))
+
+
+def _short(path: str) -> str:
+    return "/".join(path.split("/")[-3:])
+
+
+def _plain(text: str) -> str:
+    """Return text without what could steer a terminal."""
+    return "".join(char if char.isprintable() else "�" for char in text)

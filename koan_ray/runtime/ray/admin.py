@@ -1,0 +1,57 @@
+"""Looking at and ending the engine of a cluster, for the command line."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import Any, cast
+
+import ray
+
+from koan_ray.errors import RuntimeUnavailableError
+from koan_ray.runtime.ray import options
+
+_TIMEOUT_S = 30.0
+
+
+def status(address: str, namespace: str) -> dict[str, Any]:
+    """Return what the coordinator says of itself.
+
+    Raises:
+        RuntimeUnavailableError: There is no Ray at ``address``, or no engine in the namespace.
+    """
+    coordinator = _find(address, namespace)
+    answer = ray.get(coordinator.ask.remote("status", pickle.dumps(())), timeout=_TIMEOUT_S)
+    return cast("dict[str, Any]", pickle.loads(answer))  # noqa: S301 - from the cluster that we run on
+
+
+def end(address: str, namespace: str) -> int:
+    """End coordinator, broker and job actors; returns how many job actors there were."""
+    coordinator = _find(address, namespace)
+    n_actors = int(ray.get(coordinator.end.remote(), timeout=_TIMEOUT_S))
+    ray.kill(coordinator)
+    try:
+        ray.kill(ray.get_actor(options.BROKER_NAME, namespace=namespace))
+    except ValueError:  # nobody has watched anything yet
+        pass
+    return n_actors
+
+
+def _find(address: str, namespace: str) -> Any:
+    if not ray.is_initialized():
+        try:
+            ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, ValueError, RuntimeError) as error:
+            msg = f"no Ray at {address!r}: {error}. Give the address of a cluster with --address."
+            raise RuntimeUnavailableError(msg) from error
+    try:
+        return ray.get_actor(options.COORDINATOR_NAME, namespace=namespace)
+    except ValueError:
+        msg = f"no engine in namespace {namespace!r} of this cluster; it starts with the first job, or with koan.init()"
+        raise RuntimeUnavailableError(msg) from None
+
+
+def dashboard_url() -> str | None:
+    """Return the address of the Ray dashboard that this process is connected to."""
+    url = ray.get_runtime_context().worker.node.webui_url if ray.is_initialized() else None
+    return f"http://{url}" if url else None
