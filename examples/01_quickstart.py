@@ -1,6 +1,6 @@
 """The smallest useful program: a typed job with a context, progress and a result.
 
-    python examples/01_quickstart.py
+python examples/01_quickstart.py
 """
 
 import asyncio

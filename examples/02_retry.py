@@ -1,6 +1,6 @@
 """A job that fails is tried again: how often and how soon is the class's RetryPolicy.
 
-    python examples/02_retry.py
+python examples/02_retry.py
 """
 
 import tempfile
@@ -43,7 +43,9 @@ if __name__ == "__main__":
         job = Fetch.start(counter.name).run().get()
         print(job.wait().get())
         for execution in job.executions().get():
-            print(f"attempt {execution.attempt_number}: {execution.status.value} ({execution.reason}) {execution.error_message}")
+            print(
+                f"attempt {execution.attempt_number}: {execution.status.value} ({execution.reason}) {execution.error_message}"
+            )
 
     try:
         Validate.start(-1).run().get().wait().get()

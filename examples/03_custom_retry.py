@@ -1,6 +1,6 @@
 """A job that judges its own failures: should_retry and get_retry_delay see the live exception.
 
-    python examples/03_custom_retry.py
+python examples/03_custom_retry.py
 """
 
 from datetime import timedelta

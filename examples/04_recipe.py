@@ -1,6 +1,6 @@
 """A recipe holds run defaults: metadata, retry policy, timeout. The run's own words come last.
 
-    python examples/04_recipe.py
+python examples/04_recipe.py
 """
 
 import koan_ray as koan

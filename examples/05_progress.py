@@ -1,6 +1,6 @@
 """Watching a job: as a stream, and with a handler. A late watcher first gets the latest state.
 
-    python examples/05_progress.py
+python examples/05_progress.py
 """
 
 import time
@@ -28,4 +28,4 @@ if __name__ == "__main__":
     seen = []
     with job.on_progress(lambda update: seen.append(update.percentage)):
         rows = job.wait().get()
-    print(f"imported {rows} rows, a handler saw {len(seen) > 1 and 'several' or 'too few'} updates")
+    print(f"imported {rows} rows, a handler saw {(len(seen) > 1 and 'several') or 'too few'} updates")

@@ -1,6 +1,6 @@
 """Parents start children and wait for them. A waiting parent holds no capacity, so trees of any depth finish.
 
-    python examples/06_parent_child.py
+python examples/06_parent_child.py
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """A function as a job. `progress` and `cancellation` are found by name and optional.
 
-    python examples/07_function_job.py
+python examples/07_function_job.py
 """
 
 import koan_ray as koan

@@ -1,6 +1,6 @@
 """Jobs from inside Ray tasks and actors. A task that waits for jobs gives its CPU back meanwhile.
 
-    python examples/08_inside_a_ray_task.py
+python examples/08_inside_a_ray_task.py
 """
 
 import ray

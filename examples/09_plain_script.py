@@ -1,6 +1,6 @@
 """No event loop anywhere: every operation returns a Pending that has already started, and .get() blocks for it.
 
-    python examples/09_plain_script.py
+python examples/09_plain_script.py
 """
 
 import time

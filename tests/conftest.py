@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import TYPE_CHECKING
@@ -32,6 +33,16 @@ def eventually(condition: Callable[[], object], *, within: float = 10.0) -> obje
 @pytest.fixture(name="eventually")
 def eventually_fixture() -> Callable[..., object]:
     return eventually
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """One local Ray for the whole run; its address."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
 
 
 @pytest.fixture

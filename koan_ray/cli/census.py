@@ -75,12 +75,18 @@ class Census(Job[CensusContext, list[Counts]]):
         progress.report(0, len(packages), "starting")
         jobs = await PackageCensus.start_many(packages).child_of(self).run()
         counted = []
-        for n, waiting in enumerate(asyncio.as_completed([job.wait() for job in jobs]), start=1):
-            try:
-                counted.append(await waiting)
-            except JobFailedError as error:  # one package that cannot be counted does not end the census
-                counted.append(Counts(error.job_id, broken=[(error.job_id, f"{error.error_type}: {error.error_message}")]))
-            progress.report(n, len(packages), f"{n} of {len(packages)} package jobs")
+        waits = [asyncio.ensure_future(job.wait()) for job in jobs]
+        try:
+            for n, waiting in enumerate(asyncio.as_completed(waits), start=1):
+                try:
+                    counted.append(await waiting)
+                except JobFailedError as error:  # one package that cannot be counted does not end the census
+                    problem = f"{error.error_type}: {error.error_message}"
+                    counted.append(Counts(error.job_id, broken=[(error.job_id, problem)]))
+                progress.report(n, len(packages), f"{n} of {len(packages)} package jobs")
+        finally:
+            for wait in waits:  # nobody is left to be told when the census is cancelled
+                wait.cancel()
         return counted
 
 

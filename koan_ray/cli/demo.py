@@ -96,7 +96,7 @@ class _Collector:
 
 
 class _Answer(http.server.BaseHTTPRequestHandler):
-    def do_POST(self) -> None:  # noqa: N802 - http.server's name
+    def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(200)
         self.end_headers()
@@ -241,7 +241,7 @@ def _show_dashboard(console: Console, runtime: str) -> None:
 
 
 def _short(path: str) -> str:
-    return "/".join(path.split("/")[-3:])
+    return "/".join(path.split("/")[-2:])
 
 
 def _plain(text: str) -> str:

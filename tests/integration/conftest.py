@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 
@@ -12,13 +11,6 @@ import ray
 
 import koan_ray as koan
 from koan_ray.runtime.ray import options
-
-
-@pytest.fixture(scope="session")
-def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 def end_namespace(namespace: str) -> None:

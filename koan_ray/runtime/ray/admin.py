@@ -10,6 +10,7 @@ import ray
 
 from koan_ray.errors import RuntimeUnavailableError
 from koan_ray.runtime.ray import options
+from koan_ray.runtime.ray.driver import knock
 
 _TIMEOUT_S = 30.0
 
@@ -40,6 +41,7 @@ def end(address: str, namespace: str) -> int:
 def _find(address: str, namespace: str) -> Any:
     if not ray.is_initialized():
         try:
+            knock(address)
             ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
             msg = f"no Ray at {address!r}: {error}. Give the address of a cluster with --address."

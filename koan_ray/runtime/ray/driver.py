@@ -104,7 +104,7 @@ class RayRuntime:
 def _start_ray(address: str | None, settings: Settings) -> None:
     try:
         if address is not None:
-            _knock(address)
+            knock(address)
         ray.init(address=address, namespace=settings.engine.namespace)
     except (OSError, ValueError, RuntimeError) as error:
         where = f"at {address!r}" if address else "on this machine"
@@ -115,7 +115,7 @@ def _start_ray(address: str | None, settings: Settings) -> None:
         raise RuntimeUnavailableError(msg) from error
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Raise OSError when nobody listens at ``host:port``: Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():

@@ -1,0 +1,108 @@
+"""The ``koan-ray`` command, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+import koan_ray as koan
+from tests.integration.conftest import end_namespace
+
+COMMAND = [sys.executable, "-m", "koan_ray"]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=100, env={**os.environ, **environment}, check=False
+    )
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """A folder of Python files, two of which are none."""
+    for n in range(60):
+        (tmp_path / f"module_{n}.py").write_text(
+            textwrap.dedent(f"""
+                import os
+
+                class Thing{n}:
+                    def choose(self, a, b):
+                        if a and b:
+                            return [x for x in range({n}) if x]
+                        return None
+                """)
+        )
+    (tmp_path / "broken.py").write_text("def broken(:\n")
+    (tmp_path / "odd [bold]name.py").write_text("print 'python 2'\n")
+    return tmp_path
+
+
+def test_help_names_the_commands_and_is_quick():
+    began = time.perf_counter()
+    done = run("--help")
+    assert time.perf_counter() - began < 2
+    assert all(name in done.stdout for name in ("demo", "status", "down"))
+    assert run("--version").stdout == f"koan-ray {koan.__version__}\n"
+
+
+def test_the_demo_counts_files_and_shows_failures_and_retries(sources):
+    done = run("demo", "--runtime", "local", "--path", str(sources), COLUMNS="140")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "60 files," in done.stdout
+    assert "60 functions, 60 classes" in done.stdout
+    assert "2 files are not Python; each is a failed job" in done.stdout
+    assert "odd [bold]name.py" in done.stdout
+    assert "Executions of Announce" in done.stdout
+    assert "Connection refused" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_ctrl_c_cancels_the_demo_cleanly():
+    demo = subprocess.Popen(
+        [*COMMAND, "demo", "--runtime", "local"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        for line in demo.stdout:
+            if "%" in line:
+                break
+        demo.send_signal(signal.SIGINT)
+        output, errors = demo.communicate(timeout=40)
+    finally:
+        demo.kill()
+        demo.wait()
+    assert demo.returncode == 130, output + errors
+    assert "Census cancelled." in output
+    assert "Traceback" not in errors
+
+
+@pytest.mark.ray
+def test_the_demo_runs_on_ray_and_the_engine_can_be_looked_at_and_ended(cluster, sources):
+    done = run("demo", "--path", str(sources), RAY_ADDRESS=cluster, COLUMNS="140")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "60 files," in done.stdout
+    try:
+        shown = run("status", "--address", cluster, COLUMNS="140")
+        assert "ended: " in shown.stdout, shown.stderr
+        found = json.loads(run("status", "--address", cluster, "--json").stdout)
+        assert found["jobs"]["failed"] >= 2
+        assert "ended the engine in namespace 'koan'" in run("down", "--address", cluster).stdout
+        gone = run("status", "--address", cluster)
+        assert gone.returncode == 1
+        assert "no engine in namespace 'koan'" in gone.stderr
+    finally:
+        end_namespace("koan")
+
+
+def test_a_wrong_address_or_option_is_told_in_one_line():
+    done = run("status", "--address", "127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("koan-ray: no Ray at '127.0.0.1:1'")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert run("demo", "--runtime", "moon").returncode == 2
