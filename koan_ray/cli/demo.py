@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import logging
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -60,10 +61,8 @@ def _engine(runtime: str) -> koan.Engine:
 def _cancel(console: Console, job: Job[Any, Any]) -> int:
     console.print("\nCancelling the census and everything below it …")
     job.cancel("Ctrl-C").get()
-    try:
+    with contextlib.suppress(koan.JobCancelledError, TimeoutError):
         job.wait(timeout=30).get()
-    except (koan.JobCancelledError, TimeoutError):
-        pass
     console.print(f"Census {job.refresh().get().status.value}.")
     return 130
 
@@ -80,7 +79,7 @@ class _Collector:
         self._timer.daemon = True
         self._server: http.server.HTTPServer | None = None
 
-    def __enter__(self) -> _Collector:
+    def __enter__(self) -> Self:
         self._timer.start()
         return self
 

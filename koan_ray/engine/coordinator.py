@@ -145,6 +145,11 @@ class Coordinator:
         """What launchers report to."""
         return self._dispatcher
 
+    @property
+    def n_live(self) -> int:
+        """Jobs that have not ended, or whose end is not written yet."""
+        return len(self._live)
+
     async def start(self) -> None:
         """Take over what a previous coordinator left, then begin to dispatch."""
         await self._launcher.adopt(self._dispatcher)

@@ -280,9 +280,8 @@ class Dispatcher:
 
     def _pump(self) -> None:
         self._pump_is_due = False
-        for lane in list(self._lanes.values()):
-            if not len(lane):
-                continue
+        lanes = [lane for lane in self._lanes.values() if len(lane)]
+        for lane in lanes:
             # Actors without parked bodies first: should the new body have to be killed, nobody else is hit.
             actors = sorted(self._pool.of(lane.spec), key=lambda a: (len(a.batches), len(a.running)))
             actors = self._yield_to_starving(lane, actors)
@@ -291,6 +290,10 @@ class Dispatcher:
                     break
                 if actor.room() > 0:
                     self._send_batch(lane, actor, share=math.ceil(len(lane) / max(1, len(actors))))
+        # Only now, when actors that have work are not idle any more. A place that is free is first for a lane without any.
+        if len(lanes) > 1:
+            lanes.sort(key=lambda lane: (any(True for _ in self._pool.of(lane.spec)), lane.waiting_since or math.inf))
+        for lane in lanes:
             self._start_actors(lane)
 
     def _send_batch(self, lane: Lane, actor: Actor, share: int) -> None:
@@ -409,11 +412,13 @@ class Dispatcher:
 
     def _yield_to_starving(self, lane: Lane, actors: list[Actor]) -> list[Actor]:
         """Give up one actor of a busy lane when another lane has had none for a while and there is no room for it."""
-        if len(self._lanes) == 1:
-            return actors
+        if len(self._lanes) == 1 or any(actor.state is ActorState.RETIRING for actor in self._pool):
+            return actors  # one at a time: the place of the one that is ending comes first
         now = self._clock.monotonic()
         for other in self._lanes.values():
-            if other is lane or not len(other) or any(True for _ in self._pool.of(other.spec)):
+            if other is lane:
+                continue
+            if not len(other) or any(True for _ in self._pool.of(other.spec)):
                 other.waiting_since = None
                 continue
             other.waiting_since = other.waiting_since or now
@@ -421,7 +426,6 @@ class Dispatcher:
                 for actor in actors:
                     if actor.state is ActorState.READY and not actor.has_parked:
                         actor.state = ActorState.RETIRING
-                        other.waiting_since = now
                         if actor.is_idle:
                             self._retire(actor)
                         return [a for a in actors if a is not actor]

@@ -27,6 +27,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 @pytest.fixture
 def sources(tmp_path):
     """A folder of Python files, two of which are none."""
+    tmp_path = tmp_path / "src"
+    tmp_path.mkdir()
     for n in range(60):
         (tmp_path / f"module_{n}.py").write_text(
             textwrap.dedent(f"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import threading
 import time
@@ -107,7 +108,7 @@ def test_each_attempt_in_a_child_has_a_process_of_its_own(engine):
 def test_a_child_that_dies_is_a_crash_and_spares_the_actor(engine, how, seen):
     killed = engine.status().get()["counters"]["actors_lost"]
     job = InChild.start(how).run().get(timeout=30)
-    with pytest.raises(koan.JobFailedError, match=seen) as caught:
+    with pytest.raises(koan.JobFailedError, match=re.escape(seen)) as caught:
         job.wait(timeout=60).get()
     assert caught.value.failure == "poison"
     assert engine.status().get()["counters"]["actors_lost"] == killed
@@ -125,7 +126,7 @@ def test_a_child_that_does_not_stop_is_killed_and_the_actor_lives(engine, eventu
 
 
 def test_the_engine_cannot_be_used_inside_a_child_and_says_so(engine):
-    with pytest.raises(koan.JobFailedError, match="Isolation.PROCESS"):
+    with pytest.raises(koan.JobFailedError, match=r"Isolation\.PROCESS"):
         InChild.start("engine").run().get(timeout=30).wait(timeout=60).get()
 
 

@@ -186,7 +186,7 @@ def test_a_second_driver_joins_the_same_engine(engine):
 
 
 def test_bad_input_is_refused_with_a_message_that_names_it(engine):
-    with pytest.raises(koan.InvalidContextError, match="times: .*integer"):
+    with pytest.raises(koan.InvalidContextError, match=r"times: .*integer"):
         Email.start({"to": "x", "times": "many"})
     with pytest.raises(koan.PayloadTooLargeError, match=r"context takes 20,0\d\d bytes.*10,000"):
         Email.start(Context(to="x" * 20_000)).run().get(timeout=30)
@@ -222,7 +222,13 @@ def test_a_refused_context_of_many_cancels_those_before_it(engine):
 
 
 def test_no_ray_at_the_address_is_told_quickly():
-    script = "import koan_ray as koan\ntry:\n    koan.init('127.0.0.1:1')\nexcept koan.RuntimeUnavailableError as e:\n    print('TOLD', e)"
+    script = textwrap.dedent("""
+        import koan_ray as koan
+        try:
+            koan.init('127.0.0.1:1')
+        except koan.RuntimeUnavailableError as error:
+            print('TOLD', error)
+        """)
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert "TOLD no Ray at '127.0.0.1:1'" in done.stdout, done.stdout + done.stderr

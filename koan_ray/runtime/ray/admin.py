@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 from typing import Any, cast
@@ -31,10 +32,8 @@ def end(address: str, namespace: str) -> int:
     coordinator = _find(address, namespace)
     n_actors = int(ray.get(coordinator.end.remote(), timeout=_TIMEOUT_S))
     ray.kill(coordinator)
-    try:
+    with contextlib.suppress(ValueError):  # nobody has watched anything yet
         ray.kill(ray.get_actor(options.BROKER_NAME, namespace=namespace))
-    except ValueError:  # nobody has watched anything yet
-        pass
     return n_actors
 
 

@@ -118,7 +118,7 @@ class RayLauncher:
         if run is None:  # prepared once: options() on every call costs a tenth of the call
             if len(actor.labelled) >= 100:
                 actor.labelled.clear()
-            # Calls for brief jobs have no label and are not recorded: they would push everything else out of Ray's task table.
+            # Calls for brief jobs have no label and are not recorded: they would fill Ray's task table.
             named = {"name": label} if label else {"enable_task_events": False}
             run = actor.labelled[label] = actor.handle.run_batch.options(**named)
 
@@ -182,7 +182,7 @@ class RayLauncher:
             if not isinstance(answer, Exception):
                 self._loop.call(tell, answer)
 
-        ref._on_completed(answered)
+        ref._on_completed(answered)  # noqa: SLF001 - a future for each call costs more than the call's answer
 
 
 def _has_pending_demand() -> bool:

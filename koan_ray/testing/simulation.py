@@ -1,0 +1,333 @@
+"""Job actors that live on the caller's event loop, with faults on demand.
+
+`SimLauncher` keeps the contract of `koan_ray.ports.Launcher` with the engine's own `Attempt`: async bodies are tasks, plain
+ones run inline. Messages take a random time; actors die, answers are lost with their actor, or come late, as the seeded
+`Faults` say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from koan_ray.engine.attempt import Attempt
+from koan_ray.ports import ActorInfo, BatchReply, Push, Report, Running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from koan_ray.domain.records import ActorSpec, Terms
+    from koan_ray.engine.broker import Broker
+    from koan_ray.engine.coordinator import Coordinator
+    from koan_ray.engine.settings import EngineSettings
+    from koan_ray.jobs import Job
+    from koan_ray.ports import ActorEvents, Clock, Order, OrderBatch
+
+
+@dataclass
+class Faults:
+    """What goes wrong, each with a probability between 0 and 1.
+
+    Args:
+        die_at_begin: The actor dies when a body is about to begin.
+        die_at_end: The actor dies when a body has ended, before it can say so.
+        fail_start: An actor cannot be started.
+        max_delay_s: Messages take up to this long, in the clock's time; 0: they arrive at once.
+        limit: At most this many faults in all.
+    """
+
+    die_at_begin: float = 0.0
+    die_at_end: float = 0.0
+    fail_start: float = 0.0
+    max_delay_s: float = 0.0
+    limit: int = 1_000_000
+    n_fired: int = 0
+
+    def fires(self, random: Random, probability: float) -> bool:
+        """Decide whether a fault happens here."""
+        if probability <= 0 or self.n_fired >= self.limit or random.random() >= probability:
+            return False
+        self.n_fired += 1
+        return True
+
+
+class _Live:
+    __slots__ = ("attempt", "batch", "is_parked", "order", "task", "waits_for")
+
+    def __init__(self, order: Order, batch: int) -> None:
+        self.order, self.batch = order, batch
+        self.attempt: Attempt | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.is_parked = False
+        self.waits_for: Callable[[], None] | None = None
+
+
+class _SimActor:
+    """The inside of one simulated job actor; also the host of its attempts."""
+
+    def __init__(self, launcher: SimLauncher, name: str, spec: ActorSpec, events: ActorEvents) -> None:
+        self.name, self.spec, self.events, self._launcher = name, spec, events, launcher
+        self.clock: Clock = launcher.clock
+        self.inline_limit = launcher.settings.inline_limit
+        self.span: Callable[[Order, str], AbstractContextManager[Any]] | None = None
+        self.is_dead = False
+        self._terms: dict[str, Terms] = {}
+        self._live: dict[str, _Live] = {}
+        self._todo: deque[_Live] = deque()
+        self._resuming: deque[_Live] = deque()
+        self._n_active = 0
+        self._ended: dict[int, list[Report]] = {}  # by unanswered batch
+
+    def run_batch(self, batch: int, orders: OrderBatch) -> None:
+        self._terms.update((terms.id, terms) for terms in orders.terms)
+        self._ended[batch] = []
+        for order in orders.orders:
+            live = self._live[order.execution_id] = _Live(order, batch)
+            self._todo.append(live)
+        self._fill()
+        self.clock.call_later(self._launcher.settings.overrun_s, lambda: self._answer(batch))
+        self._answer_if_settled(batch)
+
+    def cancel(self, execution_id: str, cause: str) -> None:
+        live = self._live.get(execution_id)
+        if live is None:
+            return
+        if live.attempt is None:
+            self._todo.remove(live)
+            self._file(live, Report(execution_id, live.order.job_id, "cancelled", self.clock.now(), 0.0))
+        elif live.attempt.stop(cause):
+            live.attempt.interrupt()
+        else:
+            self.clock.call_later(self._launcher.settings.cancel_grace_s / 2, live.attempt.interrupt)
+
+    def die(self, cause: str) -> None:
+        if not self.is_dead:
+            self.is_dead = True
+            for live in self._live.values():
+                if live.task is not None:
+                    live.task.cancel()
+            for live in self._resuming:  # their tasks end now; there is no place to wait for
+                if live.waits_for is not None:
+                    live.waits_for()
+            self._launcher.died(self, cause)
+
+    # --- places, as in Agent -----------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        while not self.is_dead and self._n_active < self.spec.concurrency:
+            if self._resuming:
+                self._n_active += 1
+                live = self._resuming.popleft()
+                if live.waits_for is not None:
+                    live.waits_for()
+            elif self._todo:
+                self._n_active += 1
+                live = self._todo.popleft()
+                if self._launcher.strikes("die_at_begin"):
+                    self.die("simulated: died before a body began")
+                    return
+                # In a context of its own: the body must not inherit the context of whoever happened to make room.
+                live.task = asyncio.get_running_loop().create_task(self._perform(live), context=contextvars.Context())
+                terms = self._terms[live.order.terms_id]
+                live.attempt = Attempt(live.order, terms, self._launcher.load(terms.code_id), self)
+                if terms.timeout_s is not None:
+                    self.clock.call_later(terms.timeout_s, lambda live=live: self._time_out(live))  # type: ignore[misc]
+            else:
+                return
+
+    async def _perform(self, live: _Live) -> None:
+        attempt = live.attempt
+        if attempt is None or self.is_dead:
+            return
+        self._launcher.began(live.order)
+        is_async = attempt.job_type.definition.is_async
+        report = await attempt.perform() if is_async else attempt.perform_blocking()
+        if self._has_died():
+            return
+        if self._launcher.strikes("die_at_end"):
+            self.die("simulated: died after a body had ended")
+            return
+        self._n_active -= 1
+        self._file(live, report)
+        self._fill()
+
+    def _has_died(self) -> bool:
+        return self.is_dead
+
+    def _time_out(self, live: _Live) -> None:
+        if live.order.execution_id in self._live and not self.is_dead:
+            self.cancel(live.order.execution_id, "timeout")
+
+    def _file(self, live: _Live, report: Report) -> None:
+        del self._live[live.order.execution_id]
+        if live.batch in self._ended:
+            self._ended[live.batch].append(report)
+            self._answer_if_settled(live.batch)
+        else:
+            self._push(ended=[report])
+
+    def _answer_if_settled(self, batch: int) -> None:
+        left = [live for live in self._live.values() if live.batch == batch]
+        if not left or (self._n_active == 0 and not self._todo):
+            self._answer(batch)
+
+    def _answer(self, batch: int) -> None:
+        ended = self._ended.pop(batch, None)
+        if ended is None or self.is_dead:
+            return
+        returned = [live.order.execution_id for live in self._todo if live.batch == batch]
+        self._todo = deque(live for live in self._todo if live.batch != batch)
+        for execution_id in returned:
+            del self._live[execution_id]
+        running = [
+            Running(live.order.execution_id, live.order.job_id, live.attempt.age_s if live.attempt else 0.0, live.is_parked)
+            for live in self._live.values()
+            if live.batch == batch
+        ]
+        reply = BatchReply(ended, running, returned)
+        self._launcher.later(self, lambda: self.events.batch_answered(self.name, batch, reply))
+
+    def _push(
+        self, *, ended: list[Report] | None = None, parked: list[str] | None = None, resumed: list[str] | None = None
+    ) -> None:
+        push = Push(self.name, ended or [], parked or [], resumed or [], [])
+        self._launcher.later(self, lambda: self._launcher.coordinator.pushed(push))
+
+    # --- Host ------------------------------------------------------------------------------------------------------------
+
+    def announce(self, attempt: Attempt) -> None:
+        if (progress := attempt.take_progress()) is not None:
+            state = [(attempt.order.job_id, progress)]
+            self._launcher.later(self, lambda: self._launcher.tell_broker(state))
+            push = Push(self.name, [], [], [], [(attempt.order.execution_id, progress)])
+            self._launcher.later(self, lambda: self._launcher.coordinator.pushed(push))
+
+    def release(self, attempt: Attempt, *, blocking: bool) -> None:
+        if blocking:
+            msg = "a simulated actor has one thread: await instead of .get() when a body waits for other jobs"
+            raise RuntimeError(msg)
+        live = self._live.get(attempt.order.execution_id)
+        if live is not None:
+            live.is_parked = True
+            self._n_active -= 1
+            self._push(parked=[attempt.order.execution_id])
+            self._fill()
+            if live.batch in self._ended:
+                self._answer_if_settled(live.batch)
+
+    def acquire(self, attempt: Attempt, granted: Callable[[], None]) -> bool:
+        live = self._live.get(attempt.order.execution_id)
+        if live is None or not live.is_parked or self.is_dead:
+            return True
+        live.is_parked = False
+        self._push(resumed=[attempt.order.execution_id])
+        if self._n_active < self.spec.concurrency:
+            self._n_active += 1
+            return True
+        live.waits_for = granted
+        self._resuming.append(live)
+        return False
+
+
+class SimLauncher:
+    """Simulated job actors; see `koan_ray.ports.Launcher`.
+
+    ``bodies`` lists ``(job id, execution id)`` of every body that was called, in order.
+    """
+
+    def __init__(
+        self, settings: EngineSettings, clock: Clock, load: Callable[[str], type[Job[Any, Any]]], *, capacity: int,
+        faults: Faults, random: Random,
+    ) -> None:  # fmt: skip
+        self.settings, self.clock, self.load, self.faults = settings, clock, load, faults
+        self.bodies: list[tuple[str, str]] = []
+        self.coordinator: Coordinator
+        self.broker: Broker
+        self._capacity, self._random = capacity, random
+        self._actors: dict[str, _SimActor] = {}
+        self._arrives_at = 0.0
+
+    def capacity(self) -> int:
+        """Return the capacity it was made with."""
+        return self._capacity
+
+    def is_crowded(self) -> bool:
+        """Nobody else is here."""
+        return False
+
+    def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
+        """Start an actor, or fail to."""
+        actor = self._actors[name] = _SimActor(self, name, spec, events)
+        if self.strikes("fail_start"):
+            actor.die("simulated: could not be started")
+        else:
+            self.later(actor, lambda: events.actor_ready(name, ActorInfo("sim", name, 1)))
+
+    def send(self, name: str, batch: int, orders: OrderBatch, *, label: str) -> None:
+        """Hand over a batch."""
+        if (actor := self._actors.get(name)) is not None:
+            self.later(actor, lambda: actor.run_batch(batch, orders))
+
+    def cancel(self, name: str, execution_id: str, cause: str) -> None:
+        """Ask a body to stop."""
+        if (actor := self._actors.get(name)) is not None:
+            self.later(actor, lambda: actor.cancel(execution_id, cause))
+
+    def attend(self, name: str, execution_id: str, label: str) -> None:
+        """There is no dashboard."""
+
+    def retire(self, name: str) -> None:
+        """End an idle actor."""
+        self.kill(name)
+
+    def kill(self, name: str) -> None:
+        """End an actor."""
+        if (actor := self._actors.get(name)) is not None:
+            actor.die("killed")
+
+    async def adopt(self, events: ActorEvents) -> int:
+        """There was no earlier coordinator."""
+        return 0
+
+    # --- for the actors --------------------------------------------------------------------------------------------------
+
+    def strikes(self, fault: str) -> bool:
+        """Decide whether this fault happens here."""
+        return self.faults.fires(self._random, getattr(self.faults, fault))
+
+    def began(self, order: Order) -> None:
+        """A body is about to be called."""
+        self.bodies.append((order.job_id, order.execution_id))
+
+    def later(self, actor: _SimActor, action: Callable[[], Any]) -> None:
+        """Deliver a message to or from an actor, in order, unless it is dead by then."""
+        delay = self._random.random() * self.faults.max_delay_s
+
+        def deliver() -> None:
+            if not actor.is_dead:
+                action()
+
+        if delay:
+            self._arrives_at = max(self._arrives_at, self.clock.monotonic() + delay)  # messages do not overtake
+            self.clock.call_later(self._arrives_at - self.clock.monotonic(), deliver)
+        else:
+            asyncio.get_running_loop().call_soon(deliver)
+
+    def died(self, actor: _SimActor, cause: str) -> None:
+        """Tell the coordinator, after a moment."""
+        if self._actors.pop(actor.name, None) is not None:
+            asyncio.get_running_loop().call_soon(lambda: actor.events.actor_dead(actor.name, cause))
+
+    def tell_broker(self, state: list[Any]) -> None:
+        """Bring progress to the broker."""
+        task = asyncio.get_running_loop().create_task(self.broker.push(state))
+        _kept.add(task)
+        task.add_done_callback(_kept.discard)
+
+
+_kept: set[asyncio.Task[Any]] = set()
