@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -396,16 +397,17 @@ def job(function: Callable[..., Any] | None = None, /, **attributes: Any) -> Any
     Raises:
         JobDefinitionError: The signature does not fit, or an attribute is none that a job class may set.
     """
+    around = sys._getframe(1).f_locals  # noqa: SLF001 - where the names in the annotations of a local function are
     if function is None:
-        return lambda later: _job_class(later, attributes)
-    return _job_class(function, attributes)
+        return lambda later: _job_class(later, attributes, around)
+    return _job_class(function, attributes, around)
 
 
 _ATTRIBUTES = ("kind", "retry", "timeout", "resources", "isolation", "concurrency", "when_parent_ends")
 _BY_NAME = ("progress", "cancellation")
 
 
-def _job_class(function: Callable[..., Any], attributes: dict[str, Any]) -> type[Job[Any, Any]]:
+def _job_class(function: Callable[..., Any], attributes: dict[str, Any], around: Mapping[str, Any]) -> type[Job[Any, Any]]:
     name = getattr(function, "__name__", repr(function))
     unknown = [attribute for attribute in attributes if attribute not in _ATTRIBUTES]
     if unknown or not inspect.isfunction(function):
@@ -425,7 +427,7 @@ def _job_class(function: Callable[..., Any], attributes: dict[str, Any]) -> type
         msg = f"@koan.job {name}{signature}: expected {name}(context, progress, cancellation), the last two optional"
         raise JobDefinitionError(msg)
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
+        hints = typing.get_type_hints(function, localns=around, include_extras=True)
     except NameError as error:
         msg = f"@koan.job {name}: an annotation names {error.name!r}, which is not defined where the function is"
         raise JobDefinitionError(msg) from None
