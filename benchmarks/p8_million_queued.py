@@ -65,6 +65,7 @@ def run(quick: bool) -> list[Row]:
     end_engine(engine)
     ratio = many / thousand
     return [
-        Row("P8 memory of a queued job", f"{per_job:,.0f} bytes", f"{n:,} jobs", per_job, 2048, 800, unit="bytes", lower=True),
-        Row("P8 dispatch with all of them queued", f"{many:,.0f} jobs/s ({left:,} left)", f"{thousand:,.0f} jobs/s", ratio, 0.7, 0.95),
+        Row("P8 memory of a queued job", f"{per_job:,.0f} bytes", f"{n:,} jobs", per_job, 2048, 800, unit=" B", lower=True),
+        Row("P8 dispatch with all of them queued", f"{many:,.0f} jobs/s ({left:,} left)", f"{thousand:,.0f} jobs/s",
+            ratio, 0.7, 0.95),
     ]  # fmt: skip

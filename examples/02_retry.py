@@ -43,9 +43,8 @@ if __name__ == "__main__":
         job = Fetch.start(counter.name).run().get()
         print(job.wait().get())
         for execution in job.executions().get():
-            print(
-                f"attempt {execution.attempt_number}: {execution.status.value} ({execution.reason}) {execution.error_message}"
-            )
+            what = f"{execution.status.value} ({execution.reason})"
+            print(f"attempt {execution.attempt_number}: {what}", execution.error_message or "")
 
     try:
         Validate.start(-1).run().get().wait().get()

@@ -186,6 +186,9 @@ class Definition:
         except pydantic.PydanticUndefinedAnnotation as error:
             msg = f"job {self.kind!r}: the {what} type {_name(declared)} names {error.name!r}, which is not defined"
             raise JobDefinitionError(msg) from None
+        except pydantic.PydanticUserError as error:
+            msg = f"job {self.kind!r}: the {what} type {_name(declared)} cannot be used: {error.message}"
+            raise JobDefinitionError(msg) from None
 
 
 class ContextRejectedError(Exception):

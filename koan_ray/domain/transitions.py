@@ -39,6 +39,8 @@ def _change(job: JobRecord, to: JobStatus, at: float, **changes: Any) -> JobReco
 
 def queued(job: JobRecord, *, at: float, due_at: float | None = None) -> JobRecord:
     """T1, T2: the job is accepted and waits; until ``due_at`` when it was delayed."""
+    if job.status is not JobStatus.CREATED:
+        raise IllegalTransitionError(job.id, job.status, JobStatus.QUEUED)
     reason = Reason.DELAY if due_at is not None else None
     return _change(job, JobStatus.QUEUED, at, queued_at=at, due_at=due_at, reason=reason)
 
@@ -132,6 +134,8 @@ def cancelled(job: JobRecord, *, at: float, reason: str | None = None, error: Er
 
 def _back(job: JobRecord, reason: Reason | None, *, at: float, due_at: float | None = None, **changes: Any) -> JobRecord:
     """Return the running job to the queue, or end it when somebody asked for its cancellation meanwhile."""
+    if job.status is not JobStatus.RUNNING:
+        raise IllegalTransitionError(job.id, job.status, JobStatus.QUEUED)
     if job.cancel_requested_at is not None:
         return cancelled(job, at=at)
     return _change(job, JobStatus.QUEUED, at, reason=reason, due_at=due_at, execution_id=None, **changes)

@@ -116,9 +116,16 @@ class _UserLoop:
     def _main(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+        self.loop.close()
 
     def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        """Cancel what runs on the loop and end its thread."""
+        self.loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.call_soon(self.loop.call_soon, self.loop.stop)  # after the cancelled tasks had their turn
 
 
 class Agent:
@@ -242,11 +249,14 @@ class Agent:
         gone.wait()
 
     def stop(self) -> None:
-        """Take nothing more, and let go of the threads that have nothing to do. Bodies are not stopped."""
+        """Take nothing more, cancel async bodies, and let go of the threads that have nothing to do.
+
+        Plain bodies cannot be stopped from here.
+        """
         with self._lock:
             self._stopped = True
             idle, self._idle_threads = self._idle_threads, []
-            loops = [*self._idle_loops, *([self._user_loop] if self._user_loop and not self._live else [])]
+            loops = [*self._idle_loops, *self._stuck_loops.values(), *([self._user_loop] if self._user_loop else [])]
         for inbox in idle:
             inbox.put(None)
         for loop in loops:

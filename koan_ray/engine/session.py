@@ -83,6 +83,7 @@ class Session:
         inline_limit: Bytes of one context.
         ship: Turns a job class into ``(code_id, bytes)``.
         trace: Returns ``(trace id, traceparent)`` of the current span, if any.
+        reads_inline: Read the contexts of a `start_many` in the caller's thread, all at once; for tests in virtual time.
     """
 
     def __init__(
@@ -92,10 +93,12 @@ class Session:
         inline_limit: int,
         ship: Callable[[type[Any]], tuple[str, bytes]],
         trace: Callable[[], tuple[str | None, str | None]],
+        reads_inline: bool = False,
     ) -> None:
         self.id = new_id()
         self.epoch: str | None = None
         self._transport, self._inline_limit, self._ship, self._trace = transport, inline_limit, ship, trace
+        self._reads_inline = reads_inline
         self._lock = threading.Lock()
         self._closed: BaseException | None = None
         self._submits: list[_Submit] = []
@@ -244,7 +247,10 @@ class Session:
         except Exception as error:  # noqa: BLE001 - told where the outcome is looked for
             pending.fail(error)
             return pending
-        threading.Thread(target=feed.run, args=(iterator,), name="koan-start-many", daemon=True).start()
+        if self._reads_inline:
+            feed.run(iterator)
+        else:
+            threading.Thread(target=feed.run, args=(iterator,), name="koan-start-many", daemon=True).start()
         return pending
 
     def _terms_of(self, job_type: type[Job[Any, Any]], settings: RunSettings) -> Terms:
@@ -558,7 +564,7 @@ class _Feed:
         self._session, self._pending, self._job_type = session, pending, job_type
         self._terms, self._about, self._delay_s = terms, about, delay_s
         self._jobs: list[list[Job[Any, Any]]] = []  # by chunk, in order
-        self._free = threading.Semaphore(_MAX_CHUNKS)
+        self._free = threading.Semaphore(1_000_000 if session._reads_inline else _MAX_CHUNKS)  # noqa: SLF001 - one module
         self._lock = threading.Lock()
         self._n_open = 1  # chunks on their way, and the reading itself
         self._error: BaseException | None = None

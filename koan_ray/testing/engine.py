@@ -64,7 +64,11 @@ class TestEngine:
         self.broker = Broker(settings, clock, f"sim{seed}")
         self.launcher.coordinator, self.launcher.broker = self.coordinator, self.broker
         self.session = Session(
-            _Inline(self), inline_limit=settings.inline_limit, ship=self._ship, trace=lambda: (None, None)
+            _Inline(self),
+            inline_limit=settings.inline_limit,
+            ship=self._ship,
+            trace=lambda: (None, None),
+            reads_inline=True,
         )
 
     def _ship(self, job_type: type[Any]) -> tuple[str, bytes]:
