@@ -12,6 +12,7 @@ import asyncio
 import json
 import sysconfig
 import tokenize
+import urllib.error
 import urllib.request
 import warnings
 from dataclasses import dataclass, field
@@ -134,8 +135,11 @@ class Announce(Job[str, str]):
         """Post a short message and return the answer."""
         body = json.dumps({"census": self.parent_job_id}).encode()
         request = urllib.request.Request(context, data=body, headers={"Content-Type": "application/json"})  # noqa: S310
-        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - the demo's own address
-            return str(answer.read().decode())
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - the demo's own address
+                return str(answer.read().decode())
+        except urllib.error.URLError as error:
+            raise ConnectionError(f"collector: {error.reason}") from error
 
 
 def default_roots() -> list[str]:

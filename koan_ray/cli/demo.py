@@ -217,7 +217,7 @@ def _show_retries(console: Console, job: Job[Any, Any]) -> None:
     table = Table(title="Executions of Announce, whose collector was not up yet", title_justify="left")
     for name in ("attempt", "status", "reason"):
         table.add_column(name, no_wrap=True)
-    table.add_column("error", overflow="ellipsis", no_wrap=True, max_width=38)
+    table.add_column("error", overflow="ellipsis", no_wrap=True, max_width=60)
     table.add_column("took", no_wrap=True, justify="right")
     table.add_column("process", no_wrap=True)
     for execution in announced[0].executions().get():

@@ -46,7 +46,8 @@ class Writer:
         self._on_written, self._on_fenced = on_written, on_fenced
         self._dirty: dict[str, JobRecord] = {}
         self._executions: dict[str, tuple[ExecutionRecord, ...]] = {}
-        self._acks: list[asyncio.Future[None]] = []
+        self._acks: list[asyncio.Future[None]] = []  # of what the next flush will write
+        self._in_flight: list[asyncio.Future[None]] = []  # of the flush that is under way
         self._flushing: asyncio.Task[None] | None = None
         self._timer: TimerHandle | None = None
 
@@ -79,7 +80,8 @@ class Writer:
         if not self._dirty and self._flushing is None:
             return
         ack: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._acks.append(ack)
+        # With nothing staged since, all that the caller staged is in the flush that is under way.
+        (self._acks if self._dirty else self._in_flight).append(ack)
         self._begin()
         await ack
 
@@ -102,9 +104,10 @@ class Writer:
     async def _run(self) -> None:
         try:
             while self._dirty or self._acks:
-                acks, self._acks = self._acks, []
+                self._in_flight, self._acks = self._acks, []
                 written = await self._flush()
                 self._on_written(written)
+                acks, self._in_flight = self._in_flight, []
                 for ack in acks:
                     if not ack.done():
                         ack.set_result(None)
