@@ -2,8 +2,8 @@
 
 Rounds alternate, each in a process of its own, with the defaults that a user gets.
 
-Where the time goes: `ray.init` takes about five seconds of it on both sides; ours adds the start of the coordinator's and
-of one job actor's process, about half a second each. ``--help`` imports Typer and nothing of ours but the command line.
+Where the time goes: `ray.init` with the dashboard is most of it on both sides; ours adds the start of the processes of the
+coordinator and of one job actor, one after the other. ``--help`` imports Typer and nothing of ours but the command line.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """P2: no-op jobs, one `run()` and one `wait()` each, 200 in flight on an event loop, against plain Ray tasks.
 
-Where the time goes (py-spy --gil): the driver is the busiest process, with asyncio's futures and our `Pending` about half
-of it; submissions gather to some hundred rows a call, so that Ray's calls are a small part.
+Where the time goes (py-spy --gil, 2026-11-24): coordinator 42 % of the time in its GIL, driver 20 %, each job actor 9 %; the
+rest is Ray's own code and thread switches. Coordinator: batches out 31 %, answers in 19 %, flushes 11 %. Driver: asyncio's
+tasks and our `Pending` about 60 %, answers from the coordinator 19 %.
 """
 
 from __future__ import annotations
