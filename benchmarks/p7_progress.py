@@ -5,8 +5,8 @@ quarter of a second; the median over the pairs counts, because this kind of mach
 lag is from `report()` to the subscriber's handler, by the clock of one machine; the reference is a plain Ray streaming
 generator that yields the time.
 
-Where the time goes: `report()` is an assignment and a flag, 0.1 µs by timeit. The rest is the ticker, which wakes some twenty
-times a second to call the broker, and takes the GIL from the body for that.
+Where the time goes: `report()` is an assignment and a flag, 0.1 µs by timeit. The rest is the ticker, which wakes some
+twenty times a second to call the broker, and takes the GIL from the body for that.
 """
 
 from __future__ import annotations
