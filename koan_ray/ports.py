@@ -22,9 +22,11 @@ from koan_ray.domain.retry import Advice
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
+    from koan_ray.domain.lease import Lease
     from koan_ray.domain.query import Page, Query
+    from koan_ray.domain.status import JobStatus
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -83,20 +85,25 @@ class Change(NamedTuple):
 
 
 class JobStore(Protocol):
-    """Where job and execution records are kept. Passed by `koan_ray.testing.contracts.StoreContract`."""
+    """One opened source: where job and execution records are kept. Passed by `koan_ray.testing.contracts.StoreContract`.
+
+    A source has partitions, named sets of records; ``""`` is the one without a name. ``job.particulars.residence`` says in
+    which partition a record belongs and whether its executions are kept (``audit``).
+    """
 
     async def apply(self, changes: Sequence[Change]) -> list[Change]:
         """Write all changes whose guard holds and return the others, which changed nothing.
 
         When this returns, what it wrote is durable to the degree the store promises. Changes are independent: one that
-        is refused does not hold up its neighbours. The store keeps each record as given, with its ``rev``.
+        is refused does not hold up its neighbours. The store keeps each record as given, with its ``rev``. A job is
+        written before its executions: a crash between leaves an execution open, which `open_executions` finds.
 
         Raises:
             StoreUnavailableError: It is unknown which changes were written; read them back.
         """
 
     async def get(self, job_id: str) -> JobRecord | None:
-        """Return the record of a job as last written."""
+        """Return the record of a job as last written, whatever its partition."""
 
     async def executions(self, job_id: str) -> list[ExecutionRecord]:
         """Return a job's executions, oldest first."""
@@ -112,6 +119,81 @@ class JobStore(Protocol):
 
     async def expire(self, now: float) -> int:
         """Delete what has outlived its retention and return how many jobs that were."""
+
+
+class DocumentStore(JobStore, Protocol):
+    """A store that outlives its users, and that several coordinators may reach. Passed by ``DocumentStoreContract``."""
+
+    async def open(self) -> None:
+        """Connect, create what is missing and check what is there. Idempotent; concurrent callers do not disturb.
+
+        Raises:
+            ConfigurationError: The store cannot keep its promises as configured: weak write concern, a unique index that
+                is missing and cannot be made, wrong credentials. The message names the source and what to do.
+            StoreUnavailableError: Nobody answers at the address.
+        """
+
+    async def close(self) -> None:
+        """Let go of connections."""
+
+    async def read_lease(self, shard: str) -> Lease | None:
+        """Return the lease of a shard, by a majority read; None if nobody ever held it."""
+
+    async def take_lease(self, shard: str, *, holder: str, seen: Lease | None) -> Lease | None:
+        """Become the one writer of a shard, or learn that another is.
+
+        Atomic: among concurrent callers at most one gets a given term. ``None`` means somebody else was faster.
+
+        Args:
+            shard: Namespace and number, as in ``koan/0``.
+            holder: Unique for each process start.
+            seen: The lease as last read, whose beat stood still; None for a shard without a lease.
+
+        Raises:
+            StoreUnavailableError: It is unknown whether the lease was taken; read it before anything else.
+        """
+
+    async def beat(self, lease: Lease) -> Lease | None:
+        """Say that the holder lives; return the lease with its new beat, None if it is held by somebody else by now.
+
+        Raises:
+            StoreUnavailableError: It is unknown whether the beat was counted.
+        """
+
+    async def release(self, lease: Lease) -> None:
+        """Give the lease back, so that the next holder need not wait for it to lapse."""
+
+    async def claim(self, slots: Sequence[int], term: int) -> int:
+        """Stamp every unfinished job of these slots with ``term``, raising its ``rev``; return how many.
+
+        Any write that an earlier holder still has on its way fails its guard from then on. May be repeated.
+        """
+
+    def unfinished(self, slots: Sequence[int]) -> AsyncIterator[list[JobRecord]]:
+        """Iterate over the unfinished jobs of these slots, oldest first, in batches."""
+
+    def open_executions(self, slots: Sequence[int]) -> AsyncIterator[list[ExecutionRecord]]:
+        """Iterate over the executions of these slots that are not closed, in batches."""
+
+    async def close_executions(self, closed: Sequence[tuple[ExecutionRecord, str]]) -> int:
+        """Write executions with their partition; those that are closed already stay as they are. Returns how many changed."""
+
+    async def partitions(self) -> list[str]:
+        """Return the names of all partitions that hold jobs or ever did."""
+
+    async def settled_before(
+        self, partition: str, statuses: Sequence[JobStatus], before: float, limit: int, kinds: Sequence[str] | None = None
+    ) -> list[JobRecord]:
+        """Return finished jobs of a partition that ended before an instant, oldest end first."""
+
+    async def put_copy(self, job: JobRecord, executions: Sequence[ExecutionRecord], partition: str) -> None:
+        """Write a copy of a finished job and its executions into a partition, replacing an earlier copy with the same id."""
+
+    async def get_copy(self, job_id: str, partition: str) -> tuple[JobRecord, list[ExecutionRecord]] | None:
+        """Return a job and its executions as one partition holds them, by majority reads."""
+
+    async def delete_if(self, job: JobRecord, partition: str) -> bool:
+        """Delete a finished job from a partition, then its executions there, only while it has ``job.rev``."""
 
 
 # --- orders and reports: the messages between coordinator and job actors ---------------------------------------------
