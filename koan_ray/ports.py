@@ -176,7 +176,10 @@ class DocumentStore(JobStore, Protocol):
         """Iterate over the executions of these slots that are not closed, in batches."""
 
     async def close_executions(self, closed: Sequence[tuple[ExecutionRecord, str]]) -> int:
-        """Write executions with their partition; those that are closed already stay as they are. Returns how many changed."""
+        """Write executions, each with its partition; those that are closed already stay as they are.
+
+        Returns how many changed.
+        """
 
     async def partitions(self) -> list[str]:
         """Return the names of all partitions that hold jobs or ever did."""
