@@ -223,6 +223,7 @@ class OrderBatch(NamedTuple):
     orders: list[Order]
     terms: list[Terms]
     code: list[tuple[str, bytes]]
+    is_brief: bool = False  # every body is known to take under a millisecond
 
 
 class Report(NamedTuple):
@@ -325,6 +326,9 @@ class Launcher(Protocol):
 
         ``label``: what a dashboard shows; empty for jobs that take no time.
         """
+
+    def hurry(self, name: str, batch: int) -> None:
+        """Have a batch answered now; it was expected to be brief and is not. Changes nothing if it was answered."""
 
     def cancel(self, name: str, execution_id: str, cause: str) -> None:
         """Ask a body to stop: set its token, and raise `CancelledError` in an async one. ``cause``: cancelled, timeout."""

@@ -2,7 +2,9 @@
 
 Plain Python with threads; `koan_ray.runtime` puts it into a Ray actor or into this process. Threads:
 
-* the caller of `run_batch`: waits until the batch has ended, at most `overrun_s`, then says how it stands;
+* the caller of `run_batch`: waits until the batch has ended, at most `overrun_s`, then says how it stands. Plain bodies
+  that are known to be brief it calls itself, which spares two thread switches; when one turns out to be long after all,
+  the coordinator asks with `answer_now`;
 * user loops: async bodies run there, one after the other in a *runner* task, so that a batch of short ones needs neither
   a task nor a thread switch for each;
 * body threads: plain bodies, likewise;
@@ -168,8 +170,10 @@ class Agent:
         self._todo: deque[_Live] = deque()
         self._live: dict[str, _Live] = {}
         self._resuming: deque[_Live] = deque()
+        self._boxes: dict[int, _Box] = {}  # batches whose answer is not on its way
         self._n_active = 0
         self._n_parked = 0
+        self._lends_thread = False  # a caller of `run_batch` runs bodies; one at a time, so that batches are always taken
         self._idle_threads: list[SimpleQueue[_Live | None]] = []
         self._n_threads = 0
         self._user_loop: _UserLoop | None = None
@@ -193,9 +197,13 @@ class Agent:
 
     # --- what the coordinator asks ---------------------------------------------------------------------------------
 
-    def run_batch(self, batch: OrderBatch) -> BatchReply:
-        """Begin these orders, and say how they stand when all have ended or `overrun_s` has passed."""
+    def run_batch(self, number: int, batch: OrderBatch) -> BatchReply:
+        """Begin these orders, and say how they stand when all have ended or `overrun_s` has passed.
+
+        Empty when `answer_now` has said it meanwhile.
+        """
         box = _Box(len(batch.orders))
+        mine: _Live | None = None
         self._heard_at = self.clock.monotonic()
         with self._lock:
             if self._ticker is None:
@@ -205,15 +213,41 @@ class Agent:
                 self._terms[terms.id] = terms
             for code_id, blob in batch.code:
                 self._code[code_id] = blob
+            self._boxes[number] = box
             for order in batch.orders:
                 live = self._live[order.execution_id] = _Live(order, box)
                 self._todo.append(live)
+            if batch.is_brief and self._may_lend_thread():
+                mine = self._todo.popleft()
+                self._n_active += 1
+                self._lends_thread = True
             self._fill_places()
+        if mine is not None:
+            self._run_plain_bodies(mine, only=box)
+            self._lends_thread = False
         box.settled.wait(self._settings.overrun_s)
-        return self._answer(box)
+        return self._answer(number) or BatchReply([], [], [])
 
-    def _answer(self, box: _Box) -> BatchReply:
+    def answer_now(self, number: int) -> BatchReply | None:
+        """Say how a batch stands; None if that was said, or is being said, already."""
+        return self._answer(number)
+
+    def _may_lend_thread(self) -> bool:
+        """Tell whether the caller of `run_batch` may run what is first in the queue. Needs the lock."""
+        return not (
+            self._lends_thread or self._resuming or self._recycle or self._n_active >= self._concurrency
+        ) and self._is_loaded_plain(self._todo[0])
+
+    def _is_loaded_plain(self, live: _Live) -> bool:
+        terms = self._terms[live.order.terms_id]
+        job_type = self._types.get(terms.code_id)
+        return job_type is not None and not job_type.definition.is_async and terms.isolation is not Isolation.PROCESS
+
+    def _answer(self, number: int) -> BatchReply | None:
         with self._lock:
+            box = self._boxes.pop(number, None)
+            if box is None:
+                return None
             box.is_answered = True
             returned = [live for live in self._todo if live.box is box]
             if returned:
@@ -300,13 +334,17 @@ class Agent:
         # One that is not loaded yet is loaded on a body thread: an import may take seconds.
         return job_type is not None and job_type.definition.is_async and terms.isolation is not Isolation.PROCESS
 
-    def _next(self, live: _Live, report: Report, *, on_loop: bool) -> _Live | None:
-        """File a report and return the next order for the same runner, which keeps its place; None: the place is free."""
+    def _next(self, live: _Live, report: Report, *, on_loop: bool, only: _Box | None = None) -> _Live | None:
+        """File a report and return the next order for the same runner, which keeps its place; None: the place is free.
+
+        ``only``: the runner takes orders of this batch, as long as it has not been answered.
+        """
         with self._lock:
             self._file(live, report)
             if not self._resuming and self._todo and not self._recycle:
                 nxt = self._todo[0]
-                if self._n_active <= self._concurrency and self._runs_on_loop(nxt) == on_loop:
+                fits = only is None or (nxt.box is only and not only.is_answered)
+                if fits and self._n_active <= self._concurrency and self._runs_on_loop(nxt) == on_loop:
                     return self._todo.popleft()
             self._n_active -= 1
             self._fill_places()
@@ -346,7 +384,7 @@ class Agent:
                 self._idle_threads.append(inbox)
             live = inbox.get()
 
-    def _run_plain_bodies(self, first: _Live) -> None:
+    def _run_plain_bodies(self, first: _Live, only: _Box | None = None) -> None:
         live: _Live | None = first
         while live is not None:
             terms = self._terms[live.order.terms_id]
@@ -355,7 +393,7 @@ class Agent:
                 try:
                     job_type = self._types[terms.code_id] = self._load(terms.code_id, self._code[terms.code_id])
                 except BaseException as error:  # noqa: BLE001 - importing user code may raise anything
-                    live = self._next(live, self._unloadable(live.order, error), on_loop=False)
+                    live = self._next(live, self._unloadable(live.order, error), on_loop=False, only=only)
                     continue
                 if self._runs_on_loop(live):
                     with self._lock:
@@ -368,7 +406,7 @@ class Agent:
                 report = self._children.run(live.order, terms, self._code[terms.code_id], attempt)
             else:
                 report = attempt.perform_blocking()
-            live = self._next(live, report, on_loop=False)
+            live = self._next(live, report, on_loop=False, only=only)
 
     def _start_runner(self, loop: asyncio.AbstractEventLoop, live: _Live) -> None:
         task = loop.create_task(self._run_async_bodies(live), context=contextvars.Context())

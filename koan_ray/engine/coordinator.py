@@ -129,6 +129,7 @@ class Coordinator:
         self._live: dict[str, JobRecord] = {}
         self._children: dict[str, set[str]] = {}  # live children by parent
         self._lingering: dict[str, asyncio.Future[End | None]] = {}  # submissions that are answered with an end
+        self._linger_is_timed = False
         self._terms: dict[str, Terms] = {}
         self._n_by_terms: Counter[str] = Counter()  # live jobs; their terms and classes are kept
         self._code: OrderedDict[str, bytes] = OrderedDict()
@@ -212,12 +213,25 @@ class Coordinator:
             return None
         ended: asyncio.Future[End | None] = asyncio.get_running_loop().create_future()
         self._lingering[job_id] = ended
-        timer = self._clock.call_later(_LINGER_S, lambda: None if ended.done() else ended.set_result(None))
+        if not self._linger_is_timed:  # one timer for all, which nobody cancels: two of a kind cost more than the waiting
+            self._time_linger()
         try:
             return await ended
         finally:
-            timer.cancel()
             self._lingering.pop(job_id, None)
+
+    def _time_linger(self) -> None:
+        """Give up, after `_LINGER_S`, on the jobs that linger now."""
+        waiting = list(self._lingering.values())
+        self._linger_is_timed = bool(waiting)
+        if waiting:
+            self._clock.call_later(_LINGER_S, lambda: self._give_up_linger(waiting))
+
+    def _give_up_linger(self, waiting: list[asyncio.Future[End | None]]) -> None:
+        for ended in waiting:
+            if not ended.done():
+                ended.set_result(None)
+        self._time_linger()
 
     def _watch_early(self, session_id: str, job_ids: list[str]) -> bool:
         if any(job_id not in self._live for job_id in job_ids):

@@ -39,6 +39,7 @@ _BRIEF_S = 0.001
 _HOUSEKEEPING_S = 1.0
 _CROWDED_TTL_S = 1.0  # an idle actor makes room after this when others wait for the resources that it holds
 _CHILD_PROCESS_SLACK_S = 3.0  # the actor kills its own child; we step in only when it does not
+_HURRY_SLACK_S = 0.010  # on its way to the actor and back
 _STARVING_S = 1.0  # a lane without an actor takes one from a busy spec after this
 
 
@@ -99,6 +100,8 @@ class Dispatcher:
         self._active: dict[str, Active] = {}
         self._deadlines: list[tuple[float, str, str]] = []  # when (monotonic), execution id, cause
         self._deadline_timer: TimerHandle | None = None
+        self._brief: dict[int, tuple[float, str]] = {}  # unanswered batches that should be brief: sent when, to whom
+        self._hurry_timer: TimerHandle | None = None
         self._typical_s: dict[str, float] = {}  # by terms id: moving average of a body's duration
         self._pump_is_due = False
         self._n_batches = 0
@@ -123,7 +126,7 @@ class Dispatcher:
     def close(self) -> None:
         """Stop dispatching and end all actors, whatever they do."""
         self._is_open = False
-        for timer in (self._housekeeping, self._due_timer, self._deadline_timer):
+        for timer in (self._housekeeping, self._due_timer, self._deadline_timer, self._hurry_timer):
             if timer is not None:
                 timer.cancel()
         for actor in list(self._pool):
@@ -235,6 +238,7 @@ class Dispatcher:
             self.counters["reports_refused"] += len(reply.ended)
             return
         del actor.batches[batch]
+        self._brief.pop(batch, None)
         now = self._clock.monotonic()
         for report in reply.ended:
             self._ended(actor, report)
@@ -339,7 +343,23 @@ class Dispatcher:
         self._n_batches += 1
         self.counters["dispatched"] += len(execution_ids)
         actor.batches[self._n_batches] = Batch(execution_ids, is_short=is_short, sent_at=sent_at)
+        if is_brief:
+            batch = batch._replace(is_brief=True)
+            self._brief[self._n_batches] = (sent_at, actor.name)
+            if self._hurry_timer is None:
+                self._hurry_timer = self._clock.call_later(settings.overrun_s + _HURRY_SLACK_S, self._hurry)
         self._launcher.send(actor.name, self._n_batches, batch, label="" if is_brief else label)
+
+    def _hurry(self) -> None:
+        """Ask after batches that should have been answered by now: a brief body turned out to be long."""
+        limit_s = self._settings.overrun_s + _HURRY_SLACK_S
+        late_before = self._clock.monotonic() - limit_s
+        for number, (sent_at, name) in list(self._brief.items()):
+            if sent_at > late_before:
+                break  # they are in the order of their sending
+            del self._brief[number]
+            self._launcher.hurry(name, number)
+        self._hurry_timer = self._clock.call_later(limit_s, self._hurry) if self._brief else None
 
     def _introduce(self, actor: Actor, terms: Terms, batch: OrderBatch) -> None:
         actor.known.add(terms.id)

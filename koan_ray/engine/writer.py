@@ -61,7 +61,7 @@ class Writer:
         """Write this state within 50 ms, or with the next flush if that is sooner; a newer one may overtake it."""
         self._put(job, execution)
         if self._flushing is None and self._timer is None:
-            self._timer = self._clock.call_later(_WRITE_BEHIND_S, self._begin)
+            self._timer = self._clock.call_later(_WRITE_BEHIND_S, self._write_behind)
 
     def forget_execution(self, job_id: str, execution_id: str) -> bool:
         """Drop an execution that never began, if no flush has taken it yet; false if one has."""
@@ -94,10 +94,13 @@ class Writer:
             else:
                 self._executions[job.id] = (*(e for e in staged if e.id != execution.id), execution)
 
+    def _write_behind(self) -> None:
+        # Left to run out when a flush came sooner: to cancel it and to set another for every job costs more.
+        self._timer = None
+        if self._dirty:
+            self._begin()
+
     def _begin(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().create_task(self._run())
 

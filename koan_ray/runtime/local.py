@@ -127,10 +127,17 @@ class LocalLauncher:
         agent, threads, events = found
 
         def run() -> None:
-            reply: BatchReply = agent.run_batch(orders)
+            reply: BatchReply = agent.run_batch(batch, orders)
             self._runtime.on_loop(events.batch_answered, name, batch, reply)
 
         threads.submit(run)
+
+    def hurry(self, name: str, batch: int) -> None:
+        """Have a batch answered now."""
+        if (found := self._agents.get(name)) is not None:
+            agent, _, events = found
+            if (reply := agent.answer_now(batch)) is not None:
+                self._runtime.on_loop(events.batch_answered, name, batch, reply)
 
     def cancel(self, name: str, execution_id: str, cause: str) -> None:
         """Ask a body to stop."""

@@ -1,30 +1,42 @@
-"""An event loop in a thread of its own, for the parts of the engine that live on one."""
+"""An event loop for the parts of the engine that live on one, turned by whichever thread brings work.
+
+A loop in a thread of its own costs two thread switches for each call from outside, about 0.15 ms. Here the loop's own
+thread sleeps in its selector most of the time, and meanwhile a thread that brings work takes the *turn*: it runs what is
+ready itself and goes on with its answer. One thread has the turn at a time, so that for everything on the loop nothing
+differs from a loop with one thread.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import selectors
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
+_MOST_HANDLES = 1000  # that a thread runs for others before it leaves the rest to the loop's own
 
 
 class _Answer:
     """One answer between two threads; half the cost of a `concurrent.futures.Future`."""
 
-    __slots__ = ("_error", "_known", "_value")
+    __slots__ = ("_error", "_known", "_value", "is_known")
 
     def __init__(self) -> None:
         self._known = threading.Lock()
         self._known.acquire()
         self._value: object = None
         self._error: BaseException | None = None
+        self.is_known = False
 
     def set(self, value: object, error: BaseException | None) -> None:
         self._value, self._error = value, error
+        self.is_known = True
         self._known.release()
 
     def wait(self, timeout: float | None) -> object:
@@ -35,32 +47,115 @@ class _Answer:
         return self._value
 
 
+class _Selector(selectors.DefaultSelector):
+    """Gives the turn away while it sleeps."""
+
+    def __init__(self, turn: threading.Lock) -> None:
+        super().__init__()
+        self._turn = turn
+        self.wakes_at = 0.0  # when the sleep ends by itself, monotonic; 0 while the loop's own thread has the turn
+
+    def select(self, timeout: float | None = None) -> Any:
+        if timeout is not None and timeout <= 0:
+            return super().select(0)
+        self.wakes_at = math.inf if timeout is None else time.monotonic() + timeout
+        self._turn.release()
+        try:
+            return super().select(timeout)
+        finally:
+            self._turn.acquire()
+            self.wakes_at = 0.0
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """A selector loop that other threads may turn while its own sleeps."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._sleep = _Selector(self._turn)
+        super().__init__(self._sleep)
+
+    # What asyncio keeps for subclasses, which its annotations leave out.
+    _ready: Any
+    _scheduled: Any
+    _write_to_self: Callable[[], None]
+
+    def run_forever(self) -> None:
+        """Turn until stopped, giving the turn away while there is nothing to do."""
+        with self._turn:
+            super().run_forever()
+
+    def turn_here(self, action: Callable[..., Any], args: tuple[Any, ...], answer: _Answer | None) -> bool:
+        """Call ``action`` and what follows from it in this thread, if the loop sleeps; false if it does not.
+
+        Returns when nothing is ready any more, or the answer is known.
+        """
+        if asyncio._get_running_loop() is not None or not self._turn.acquire(blocking=False):  # noqa: SLF001 - as above
+            return False
+        try:
+            if not self.is_running():
+                return False
+            asyncio._set_running_loop(self)  # noqa: SLF001 - meant for those who write loops
+            try:
+                self.call_soon(action, *args)
+                self._run_ready(answer)
+            finally:
+                asyncio._set_running_loop(None)  # noqa: SLF001
+            if self._ready or (self._scheduled and self._scheduled[0].when() < self._sleep.wakes_at):
+                self._write_to_self()  # the loop's own thread goes on, or sleeps shorter
+        finally:
+            self._turn.release()
+        return True
+
+    def _run_ready(self, answer: _Answer | None) -> None:
+        ready = self._ready
+        for _ in range(_MOST_HANDLES):
+            if not ready or (answer is not None and answer.is_known):
+                return
+            handle = ready.popleft()
+            if not handle.cancelled():
+                handle._run()  # noqa: SLF001 - as BaseEventLoop does
+
+
 class LoopThread:
     """A private loop. Its daemon thread runs until `stop`."""
 
     def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
+        self._loop = _Loop()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._thread.start()
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop itself."""
+        return self._loop
+
     def _main(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-        self.loop.close()
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.close()
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the loop and block for its result. From any other thread."""
         answer = _Answer()
-        self.begin(work, answer.set)
+        self._do(self._begin, (work, answer.set), answer)
         return cast("T", answer.wait(timeout))
 
     def begin(self, work: Coroutine[Any, Any, T], done: Callable[[Any, BaseException | None], None]) -> None:
         """Run a coroutine on the loop; ``done(answer, error)`` is called there. From any thread."""
-        self.loop.call_soon_threadsafe(self._begin, work, done)
+        self._loop.call_soon_threadsafe(self._begin, work, done)
+
+    def call(self, action: Callable[..., Any], *args: Any) -> None:
+        """Call something on the loop, in this thread if the loop sleeps; from any thread."""
+        self._do(action, args, None)
+
+    def _do(self, action: Callable[..., Any], args: tuple[Any, ...], answer: _Answer | None) -> None:
+        if not self._loop.turn_here(action, args, answer):
+            self._loop.call_soon_threadsafe(action, *args)
 
     def _begin(self, work: Coroutine[Any, Any, T], done: Callable[[Any, BaseException | None], None]) -> None:
-        task = self.loop.create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
 
         def finished(finished_task: asyncio.Task[T]) -> None:
@@ -74,17 +169,13 @@ class LoopThread:
 
         task.add_done_callback(finished)
 
-    def call(self, action: Callable[..., Any], *args: Any) -> None:
-        """Call something on the loop when it is free; from any thread."""
-        self.loop.call_soon_threadsafe(action, *args)
-
     def stop(self) -> None:
         """Cancel what goes on and end the thread."""
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self._stop)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop)
             self._thread.join(timeout=5.0)
 
     def _stop(self) -> None:
-        for task in asyncio.all_tasks(self.loop):
+        for task in asyncio.all_tasks(self._loop):
             task.cancel()
-        self.loop.call_soon(self.loop.call_soon, self.loop.stop)  # after the cancelled tasks had their turn
+        self._loop.call_soon(self._loop.call_soon, self._loop.stop)  # after the cancelled tasks had their turn

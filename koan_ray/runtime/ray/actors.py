@@ -176,10 +176,15 @@ class JobActor:
         return ActorInfo(context.get_node_id(), str(context.get_actor_id()), os.getpid())
 
     @ray.method(concurrency_group="run")
-    def run_batch(self, orders: bytes) -> bytes:
+    def run_batch(self, number: int, orders: bytes) -> bytes:
         """Begin orders, and say how they stand."""
-        reply = self._agent.run_batch(pickle.loads(orders))  # noqa: S301 - from this cluster
+        reply = self._agent.run_batch(number, pickle.loads(orders))  # noqa: S301 - from this cluster
         return pickle.dumps(reply, protocol=5)
+
+    @ray.method(concurrency_group="control")
+    def answer_now(self, number: int) -> bytes:
+        """Say how a batch stands whose bodies take longer than expected."""
+        return pickle.dumps(self._agent.answer_now(number), protocol=5)
 
     @ray.method(concurrency_group="control")
     def cancel(self, execution_id: str, cause: str) -> None:

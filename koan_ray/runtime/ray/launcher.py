@@ -125,7 +125,19 @@ class RayLauncher:
         def answered(reply: bytes) -> None:
             actor.events.batch_answered(name, batch, pickle.loads(reply))  # noqa: S301 - from this cluster
 
-        self._then(run.remote(pickle.dumps(orders, protocol=5)), answered)
+        self._then(run.remote(batch, pickle.dumps(orders, protocol=5)), answered)
+
+    def hurry(self, name: str, batch: int) -> None:
+        """Have a batch answered now."""
+        actor = self._actors.get(name)
+        if actor is None:
+            return
+
+        def answered(answer: bytes) -> None:
+            if (reply := pickle.loads(answer)) is not None:  # noqa: S301 - from this cluster
+                actor.events.batch_answered(name, batch, reply)
+
+        self._then(actor.handle.answer_now.remote(batch), answered)
 
     def cancel(self, name: str, execution_id: str, cause: str) -> None:
         """Ask a body to stop."""
