@@ -197,10 +197,10 @@ class Agent:
 
     # --- what the coordinator asks ---------------------------------------------------------------------------------
 
-    def run_batch(self, number: int, batch: OrderBatch) -> BatchReply:
+    def run_batch(self, number: int, batch: OrderBatch) -> BatchReply | None:
         """Begin these orders, and say how they stand when all have ended or `overrun_s` has passed.
 
-        Empty when `answer_now` has said it meanwhile.
+        None when `answer_now` has said it meanwhile; that answer is the one that counts, whichever arrives first.
         """
         box = _Box(len(batch.orders))
         mine: _Live | None = None
@@ -226,7 +226,7 @@ class Agent:
             self._run_plain_bodies(mine, only=box)
             self._lends_thread = False
         box.settled.wait(self._settings.overrun_s)
-        return self._answer(number) or BatchReply([], [], [])
+        return self._answer(number)
 
     def answer_now(self, number: int) -> BatchReply | None:
         """Say how a batch stands; None if that was said, or is being said, already."""

@@ -127,8 +127,7 @@ class LocalLauncher:
         agent, threads, events = found
 
         def run() -> None:
-            reply: BatchReply = agent.run_batch(batch, orders)
-            self._runtime.on_loop(events.batch_answered, name, batch, reply)
+            self._tell(events, name, batch, agent.run_batch(batch, orders))
 
         threads.submit(run)
 
@@ -136,8 +135,11 @@ class LocalLauncher:
         """Have a batch answered now."""
         if (found := self._agents.get(name)) is not None:
             agent, _, events = found
-            if (reply := agent.answer_now(batch)) is not None:
-                self._runtime.on_loop(events.batch_answered, name, batch, reply)
+            self._tell(events, name, batch, agent.answer_now(batch))
+
+    def _tell(self, events: ActorEvents, name: str, batch: int, reply: BatchReply | None) -> None:
+        if reply is not None:
+            self._runtime.on_loop(events.batch_answered, name, batch, reply)
 
     def cancel(self, name: str, execution_id: str, cause: str) -> None:
         """Ask a body to stop."""

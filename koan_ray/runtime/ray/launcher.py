@@ -122,10 +122,7 @@ class RayLauncher:
             named = {"name": label} if label else {"enable_task_events": False}
             run = actor.labelled[label] = actor.handle.run_batch.options(**named)
 
-        def answered(reply: bytes) -> None:
-            actor.events.batch_answered(name, batch, pickle.loads(reply))  # noqa: S301 - from this cluster
-
-        self._then(run.remote(batch, pickle.dumps(orders, protocol=5)), answered)
+        self._then(run.remote(batch, pickle.dumps(orders, protocol=5)), self._answer_of(actor, batch))
 
     def hurry(self, name: str, batch: int) -> None:
         """Have a batch answered now."""
@@ -133,11 +130,14 @@ class RayLauncher:
         if actor is None:
             return
 
+        self._then(actor.handle.answer_now.remote(batch), self._answer_of(actor, batch))
+
+    def _answer_of(self, actor: _Actor, batch: int) -> Callable[[bytes], None]:
         def answered(answer: bytes) -> None:
             if (reply := pickle.loads(answer)) is not None:  # noqa: S301 - from this cluster
-                actor.events.batch_answered(name, batch, reply)
+                actor.events.batch_answered(actor.name, batch, reply)
 
-        self._then(actor.handle.answer_now.remote(batch), answered)
+        return answered
 
     def cancel(self, name: str, execution_id: str, cause: str) -> None:
         """Ask a body to stop."""
