@@ -287,13 +287,20 @@ class ActorInfo(NamedTuple):
 
 
 class ActorEvents(Protocol):
-    """What a launcher tells the coordinator; every call happens on the coordinator's loop."""
+    """What a launcher tells the coordinator; every call happens on the coordinator's loop.
+
+    Of one actor: ready at most once, each batch at most once, and nothing after its death.
+    """
 
     def actor_ready(self, name: str, info: ActorInfo) -> None:
         """The actor can take batches."""
 
     def actor_dead(self, name: str, cause: str) -> None:
-        """The actor is gone for sure, whatever the reason; said once."""
+        """The actor is gone for good, whatever the reason; said once.
+
+        It can say nothing more. What it was doing may go on for moments: Ray takes up to 5 s to end a process that is
+        stopped, and a thread of this process ends with its body.
+        """
 
     def batch_answered(self, name: str, batch: int, reply: BatchReply) -> None:
         """The actor has answered a batch."""
@@ -340,7 +347,7 @@ class Launcher(Protocol):
         """End an idle actor; ``actor_dead`` follows."""
 
     def kill(self, name: str) -> None:
-        """End an actor now, whatever it does; ``actor_dead`` follows once that is certain."""
+        """End an actor now, whatever it does; ``actor_dead`` follows once nothing can prevent that any more."""
 
     async def adopt(self, events: ActorEvents) -> int:
         """Find the job actors that a previous coordinator left, and end them; return how many there were."""

@@ -116,8 +116,7 @@ class LocalLauncher:
         threads = ThreadPoolExecutor(2, thread_name_prefix="koan-batch")
         with self._lock:
             self._agents[name] = (agent, threads, events)
-        info = ActorInfo("local", name, os.getpid())
-        self._runtime.on_loop(events.actor_ready, name, info)
+        self._tell(name, events.actor_ready, ActorInfo("local", name, os.getpid()))
 
     def send(self, name: str, batch: int, orders: OrderBatch, *, label: str) -> None:
         """Have the agent run a batch on one of its two threads."""
@@ -127,7 +126,7 @@ class LocalLauncher:
         agent, threads, events = found
 
         def run() -> None:
-            self._tell(events, name, batch, agent.run_batch(batch, orders))
+            self._tell_answer(events, name, batch, agent.run_batch(batch, orders))
 
         threads.submit(run)
 
@@ -135,11 +134,15 @@ class LocalLauncher:
         """Have a batch answered now."""
         if (found := self._agents.get(name)) is not None:
             agent, _, events = found
-            self._tell(events, name, batch, agent.answer_now(batch))
+            self._tell_answer(events, name, batch, agent.answer_now(batch))
 
-    def _tell(self, events: ActorEvents, name: str, batch: int, reply: BatchReply | None) -> None:
+    def _tell_answer(self, events: ActorEvents, name: str, batch: int, reply: BatchReply | None) -> None:
         if reply is not None:
-            self._runtime.on_loop(events.batch_answered, name, batch, reply)
+            self._tell(name, events.batch_answered, batch, reply)
+
+    def _tell(self, name: str, what: Callable[..., None], *details: Any) -> None:
+        """Tell the coordinator something of an actor, unless it has been ended by then."""
+        self._runtime.on_loop(lambda: what(name, *details) if name in self._agents else None)
 
     def cancel(self, name: str, execution_id: str, cause: str) -> None:
         """Ask a body to stop."""

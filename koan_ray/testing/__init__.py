@@ -1,13 +1,18 @@
 """What tests of jobs, stores and launchers need; no test framework is imported.
 
 `engine` and `run`: the whole engine in one process, in virtual time. `ManualClock`, `VirtualLoop`: time. `SimLauncher`,
-`Faults`: job actors that die when they should. `StoreContract`: the promises of a store, as tests to subclass.
+`Faults`: job actors that die when they should. `StoreContract`, `LauncherContract`: the promises of a store and of a
+launcher, as tests to subclass; `Yard` is what the latter are tried out in.
 """
 
 from koan_ray.testing.clock import ManualClock
-from koan_ray.testing.contracts import StoreContract
+from koan_ray.testing.contracts import LauncherContract, StoreContract
 from koan_ray.testing.engine import TestEngine, engine
 from koan_ray.testing.loop import VirtualLoop, run
 from koan_ray.testing.simulation import Faults, SimLauncher
+from koan_ray.testing.yard import Yard
 
-__all__ = ["Faults", "ManualClock", "SimLauncher", "StoreContract", "TestEngine", "VirtualLoop", "engine", "run"]
+__all__ = [
+    "Faults", "LauncherContract", "ManualClock", "SimLauncher", "StoreContract", "TestEngine", "VirtualLoop", "Yard",
+    "engine", "run",
+]  # fmt: skip

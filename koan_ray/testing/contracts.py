@@ -1,4 +1,4 @@
-"""The promises of a store, as a suite of tests: subclass it and supply ``store``.
+"""The promises of a store and of a launcher, as suites of tests: subclass one and supply its fixture.
 
 ::
 
@@ -6,6 +6,15 @@
         @pytest.fixture
         async def store(self):
             return MyStore(...)
+
+
+    class TestMyLauncher(LauncherContract):
+        @pytest.fixture
+        async def yard(self):
+            yard = Yard(ship)
+            yard.launcher = MyLauncher(YARD_SETTINGS, ...)
+            yield yard
+            yard.launcher.stop()
 """
 
 from __future__ import annotations
@@ -18,12 +27,16 @@ from koan_ray.domain.query import parse_query
 from koan_ray.domain.records import ActorSpec, ErrorInfo, ExecutionRecord, JobRecord, Particulars, Terms
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import ExecutionStatus, JobStatus, Reason
+from koan_ray.engine.settings import EngineSettings
 from koan_ray.ports import Change
+from koan_ray.testing.yard import Echo, Lingers
 
 if TYPE_CHECKING:
     from koan_ray.ports import JobStore
+    from koan_ray.testing.yard import Yard
 
 AT = 1_800_000_000.0
+YARD_SETTINGS = EngineSettings(overrun_s=0.25, cancel_grace_s=0.5)
 
 
 def job(*, kind: str = "mail", at: float = AT, status: JobStatus = JobStatus.QUEUED, rev: int = 1, **more: Any) -> JobRecord:
@@ -167,3 +180,174 @@ class StoreContract:
             passing = job(at=AT - 5)  # before the cursor: must not be seen, and must not shift the pages
             await store.apply([Change(passing, 0)])
         assert seen == [record.id for record in sorted(kept, key=lambda r: (r.created_at, r.id))]
+
+
+class LauncherContract:
+    """What every `koan_ray.ports.Launcher` keeps; ``yard`` holds one that was made with `YARD_SETTINGS`."""
+
+    async def test_a_started_actor_becomes_ready(self, yard: Yard) -> None:
+        """Once, and before anything else."""
+        name = await yard.ready()
+        assert [told.what for told in yard.of(name)][:1] == ["actor_ready"]
+        assert len(yard.of(name, "actor_ready")) == 1
+        assert yard.launcher.capacity() >= 1
+
+    async def test_bodies_that_end_in_time_are_in_the_answer(self, yard: Yard) -> None:
+        """With their results, and nothing is pushed as well."""
+        name = await yard.ready()
+        batch, orders = yard.order(name, *((Echo, n) for n in range(20)))
+        reply = await yard.reply(batch)
+        assert [report.result for report in reply.ended] == [str(n).encode() for n in range(20)]
+        assert [report.execution_id for report in reply.ended] == [order.execution_id for order in orders]
+        assert (reply.running, reply.returned, yard.pushed_reports()) == ([], [], [])
+
+    async def test_every_order_is_in_exactly_one_list_of_the_answer(self, yard: Yard) -> None:
+        """What ended, what goes on, and what was not begun."""
+        name = await yard.ready()
+        batch, orders = yard.order(name, (Echo, 1), (Lingers, 0.75), (Echo, 2), (Echo, 3))
+        reply = await yard.reply(batch)
+        first, long, *others = [order.execution_id for order in orders]
+        assert [report.execution_id for report in reply.ended] == [first]
+        assert [running.execution_id for running in reply.running] == [long]
+        assert reply.returned == others
+
+    async def test_a_long_body_is_answered_as_running_and_its_end_is_pushed(self, yard: Yard) -> None:
+        """The answer does not wait for it."""
+        name = await yard.ready()
+        batch, (order,) = yard.order(name, (Lingers, 0.75))
+        (running,) = (await yard.reply(batch)).running
+        assert running.job_id == order.job_id
+        assert 0 < running.age_s < 0.75
+        (report,) = await yard.ends(order)
+        assert report.outcome == "succeeded"
+        assert yard.pushed_reports() == [report]
+
+    async def test_what_came_back_can_be_ordered_again(self, yard: Yard) -> None:
+        """The actor has forgotten it; it takes new orders while a body goes on, and gives them back."""
+        name = await yard.ready()
+        first, (long, echo) = yard.order(name, (Lingers, 1.0), (Echo, 1))
+        assert (await yard.reply(first)).returned == [echo.execution_id]
+        second, (again,) = yard.order(name, (Echo, 1))
+        assert (await yard.reply(second)).returned == [again.execution_id]
+        await yard.ends(long)
+        third, (last,) = yard.order(name, (Echo, 1))
+        assert [report.execution_id for report in (await yard.reply(third)).ended] == [last.execution_id]
+
+    async def test_two_batches_are_taken_at_a_time(self, yard: Yard) -> None:
+        """Each has its own answer."""
+        name = await yard.ready()
+        sent = [yard.order(name, *((Echo, n) for n in range(5))) for _ in range(2)]
+        for batch, orders in sent:
+            reply = await yard.reply(batch)
+            assert {report.execution_id for report in reply.ended} == {order.execution_id for order in orders}
+
+    async def test_as_many_bodies_run_at_a_time_as_the_spec_says(self, yard: Yard) -> None:
+        """The next one comes back."""
+        name = await yard.ready(ActorSpec(num_cpus=0.5, concurrency=3))
+        batch, orders = yard.order(name, *[(Lingers, 0.75)] * 4)
+        reply = await yard.reply(batch)
+        assert [running.execution_id for running in reply.running] == [order.execution_id for order in orders[:3]]
+        assert reply.returned == [orders[3].execution_id]
+
+    async def test_a_batch_that_should_have_been_brief_is_answered_when_hurried(self, yard: Yard) -> None:
+        """Once; its body goes on."""
+        name = await yard.ready()
+        batch, (order,) = yard.order(name, (Lingers, 0.75), is_brief=True)
+        await yard.begun(order)
+        yard.launcher.hurry(name, batch)
+        assert [running.execution_id for running in (await yard.reply(batch)).running] == [order.execution_id]
+        await yard.ends(order)
+        yard.launcher.hurry(name, batch)
+        await self._exchange(yard, name)
+        assert (await yard.reply(batch)).ended == []
+
+    async def test_an_order_that_was_cancelled_before_it_began_never_begins(self, yard: Yard) -> None:
+        """It ends as cancelled, without a body."""
+        name = await yard.ready()
+        batch, (long, waits) = yard.order(name, (Lingers, 0.75), (Lingers, 0.0))
+        await yard.begun(long)
+        yard.launcher.cancel(name, waits.execution_id, "cancelled")
+        (report,) = await yard.ends(waits)
+        assert (report.outcome, report.duration_s, report.progress) == ("cancelled", 0.0, None)
+        assert (await yard.reply(batch)).returned == []
+
+    async def test_cancelling_a_running_async_body_ends_it(self, yard: Yard) -> None:
+        """Whether its batch was answered or not; the actor goes on."""
+        name = await yard.ready()
+        for is_answered in (False, True):
+            batch, (order,) = yard.order(name, (Lingers, 3600.0))
+            await yard.begun(order)
+            if is_answered:
+                await yard.reply(batch)
+            yard.launcher.cancel(name, order.execution_id, "cancelled")
+            (report,) = await yard.ends(order)
+            assert report.outcome == "cancelled"
+        await self._exchange(yard, name)
+
+    async def test_a_cancel_that_comes_too_late_changes_nothing(self, yard: Yard) -> None:
+        """Nor does one for an execution that the actor never had."""
+        name = await yard.ready()
+        _, (order,) = yard.order(name, (Echo, 1))
+        await yard.ends(order)
+        yard.launcher.cancel(name, order.execution_id, "cancelled")
+        yard.launcher.cancel(name, "nobody", "cancelled")
+        await self._exchange(yard, name)
+        assert [report.outcome for report in await yard.ends(order)] == ["succeeded"]
+
+    async def test_a_killed_actor_is_dead_once_and_says_nothing_more(self, yard: Yard) -> None:
+        """Whatever it was doing."""
+        name = await yard.ready()
+        _, (order,) = yard.order(name, (Lingers, 3600.0))
+        await yard.begun(order)
+        yard.order(name, (Echo, 1))
+        yard.launcher.kill(name)
+        yard.launcher.kill(name)
+        assert await yard.dead(name)
+        yard.launcher.kill(name)
+        n_told = len(yard.of(name))
+        await self._exchange(yard, await yard.ready())
+        assert len(yard.of(name)) == n_told
+        assert yard.of(name)[-1].what == "actor_dead"
+        assert len(yard.of(name, "actor_dead")) == 1
+
+    async def test_an_actor_that_is_killed_while_it_starts_is_dead(self, yard: Yard) -> None:
+        """It may have been ready in between."""
+        name = yard.start()
+        yard.launcher.kill(name)
+        assert await yard.dead(name)
+        await self._exchange(yard, await yard.ready())
+        assert [told.what for told in yard.of(name)][-1:] == ["actor_dead"]
+
+    async def test_an_actor_that_cannot_start_is_dead(self, yard: Yard) -> None:
+        """Once, with a cause, and it was never ready."""
+        if yard.fails_to_start is not None:
+            name = yard.start(yard.fails_to_start)
+            assert await yard.dead(name)
+            assert [told.what for told in yard.of(name)] == ["actor_dead"]
+
+    async def test_an_idle_actor_can_be_retired(self, yard: Yard) -> None:
+        """It is dead once."""
+        name = await yard.ready()
+        yard.launcher.retire(name)
+        assert await yard.dead(name)
+        await self._exchange(yard, await yard.ready())
+        assert len(yard.of(name, "actor_dead")) == 1
+
+    async def test_what_is_asked_of_an_actor_that_is_gone_changes_nothing(self, yard: Yard) -> None:
+        """Nor does it raise: the coordinator may not have heard of the death."""
+        name = await yard.ready()
+        yard.launcher.kill(name)
+        await yard.dead(name)
+        n_told = len(yard.of(name))
+        batch, (order,) = yard.order(name, (Echo, 1))
+        yard.launcher.hurry(name, batch)
+        yard.launcher.cancel(name, order.execution_id, "cancelled")
+        yard.launcher.attend(name, order.execution_id, "Echo")
+        yard.launcher.retire(name)
+        await self._exchange(yard, await yard.ready())
+        assert len(yard.of(name)) == n_told
+
+    async def _exchange(self, yard: Yard, name: str) -> None:
+        """Send a batch and take in its answer, so that what was under way before has arrived."""
+        batch, orders = yard.order(name, (Echo, 7))
+        assert [report.execution_id for report in (await yard.reply(batch)).ended] == [orders[0].execution_id]

@@ -19,8 +19,12 @@ def end_namespace(namespace: str) -> None:
         coordinator = ray.get_actor(options.COORDINATOR_NAME, namespace=namespace)
         ray.get(coordinator.end.remote(), timeout=20)
     for name in (options.COORDINATOR_NAME, options.BROKER_NAME):
-        with contextlib.suppress(ValueError):
-            ray.kill(ray.get_actor(name, namespace=namespace))
+        end_actor(name, namespace)
+
+
+def end_actor(name: str, namespace: str) -> None:
+    with contextlib.suppress(ValueError):
+        ray.kill(ray.get_actor(name, namespace=namespace))
 
 
 @pytest.fixture(scope="module")

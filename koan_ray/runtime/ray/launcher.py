@@ -91,7 +91,7 @@ class RayLauncher:
         except Exception as error:  # noqa: BLE001 - Ray refuses bad options with whatever it likes
             self._loop.call(self._dead, actor, f"{type(error).__name__}: {error}"[:500])
             return
-        self._then(actor.handle.info.remote(), lambda info: actor.events.actor_ready(actor.name, info))
+        self._then(actor, actor.handle.info.remote(), lambda info: actor.events.actor_ready(actor.name, info))
         self._watch(actor)
 
     def _watch(self, actor: _Actor) -> None:
@@ -122,7 +122,7 @@ class RayLauncher:
             named = {"name": label} if label else {"enable_task_events": False}
             run = actor.labelled[label] = actor.handle.run_batch.options(**named)
 
-        self._then(run.remote(batch, pickle.dumps(orders, protocol=5)), self._answer_of(actor, batch))
+        self._then(actor, run.remote(batch, pickle.dumps(orders, protocol=5)), self._answer_of(actor, batch))
 
     def hurry(self, name: str, batch: int) -> None:
         """Have a batch answered now."""
@@ -130,7 +130,7 @@ class RayLauncher:
         if actor is None:
             return
 
-        self._then(actor.handle.answer_now.remote(batch), self._answer_of(actor, batch))
+        self._then(actor, actor.handle.answer_now.remote(batch), self._answer_of(actor, batch))
 
     def _answer_of(self, actor: _Actor, batch: int) -> Callable[[bytes], None]:
         def answered(answer: bytes) -> None:
@@ -187,12 +187,19 @@ class RayLauncher:
                 continue
         return len(strays)
 
-    def _then(self, ref: Any, tell: Callable[[Any], None]) -> None:
-        """Bring an answer to the loop. Errors are not looked at: `watch` tells of every death."""
+    def _then(self, actor: _Actor, ref: Any, tell: Callable[[Any], None]) -> None:
+        """Bring an answer to the loop, unless the actor is dead by then.
+
+        Errors are not looked at: `watch` tells of every death.
+        """
+
+        def on_loop(answer: Any) -> None:
+            if actor.name in self._actors:
+                tell(answer)
 
         def answered(answer: Any) -> None:
             if not isinstance(answer, Exception):
-                self._loop.call(tell, answer)
+                self._loop.call(on_loop, answer)
 
         ref._on_completed(answered)  # noqa: SLF001 - a future for each call costs more than the call's answer
 
