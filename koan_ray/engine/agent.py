@@ -206,9 +206,7 @@ class Agent:
         mine: _Live | None = None
         self._heard_at = self.clock.monotonic()
         with self._lock:
-            if self._ticker is None:
-                self._ticker = threading.Thread(target=self._tick_forever, name="koan-ticker", daemon=True)
-                self._ticker.start()
+            self._keep_in_touch()
             for terms in batch.terms:
                 self._terms[terms.id] = terms
             for code_id, blob in batch.code:
@@ -227,6 +225,16 @@ class Agent:
             self._lends_thread = False
         box.settled.wait(self._settings.overrun_s)
         return self._answer(number)
+
+    def keep_in_touch(self) -> None:
+        """Look after the coordinator from now on, not only from the first batch on: none may ever come."""
+        with self._lock:
+            self._keep_in_touch()
+
+    def _keep_in_touch(self) -> None:
+        if self._ticker is None:
+            self._ticker = threading.Thread(target=self._tick_forever, name="koan-ticker", daemon=True)
+            self._ticker.start()
 
     def answer_now(self, number: int) -> BatchReply | None:
         """Say how a batch stands; None if that was said, or is being said, already."""
@@ -612,8 +620,11 @@ class Agent:
         now = self.clock.monotonic()
         with self._lock:
             self._in_flight = False
-            if known is None:
+            if known is None:  # told again at the next tick, not at once: there may be nobody for a while
                 self._parked[:0], self._resumed[:0] = push.parked, push.resumed
+                for execution_id, _ in push.progress:
+                    if (live := self._live.get(execution_id)) is not None:
+                        live.told, live.told_at = None, float("-inf")
             else:
                 self._heard_at = now
                 del self._outbox[: len(push.ended)]
@@ -621,7 +632,7 @@ class Agent:
             self._on_orphaned("the coordinator does not know this actor")
         elif known is None and now - self._heard_at > self._settings.orphan_timeout_s:
             self._on_orphaned(f"no coordinator for {now - self._heard_at:.0f} s")
-        elif self._outbox or self._parked or self._resumed:
+        elif known and (self._outbox or self._parked or self._resumed):
             self._bell.set()
 
 

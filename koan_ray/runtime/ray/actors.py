@@ -166,6 +166,7 @@ class JobActor:
             children=ForkserverChildren(settings.cancel_grace_s), span=wiring.attempt_span, on_orphaned=_leave,
         )  # fmt: skip
         self._gone = threading.Event()
+        self._agent.keep_in_touch()
 
     def _load(self, code_id: str, blob: bytes) -> type[Job[Any, Any]]:
         return self._shipping.load(code_id, blob)
