@@ -163,6 +163,7 @@ class Agent:
         self.name, self.clock, self.inline_limit, self.span = name, clock, settings.inline_limit, span
         self._concurrency, self._settings, self._uplink = concurrency, settings, uplink
         self._load, self._children, self._on_orphaned = load, children, on_orphaned
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._terms: dict[str, Terms] = {}
         self._code: dict[str, bytes] = {}
@@ -347,6 +348,8 @@ class Agent:
 
         ``only``: the runner takes orders of this batch, as long as it has not been answered.
         """
+        if os.getpid() != self._pid:  # a copy of the process, which the body has made, must not go on as if it were us
+            os._exit(0)
         with self._lock:
             self._file(live, report)
             if not self._resuming and self._todo and not self._recycle:

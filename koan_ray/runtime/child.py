@@ -211,7 +211,7 @@ def _main(pipe: Connection, order: Order, terms: Terms, code: bytes, limits: tup
     from koan_ray.runtime.code import read  # not at the top: the forkserver must not hold a class loader's state
 
     grace_s, inline_limit = limits
-    host = _ChildHost(pipe, inline_limit)
+    host, pid = _ChildHost(pipe, inline_limit), os.getpid()
     ambient.set_engine(_NoEngine())
     try:
         job_type = read(code)
@@ -225,6 +225,8 @@ def _main(pipe: Connection, order: Order, terms: Terms, code: bytes, limits: tup
     threading.Thread(target=_listen, args=(pipe, attempt, grace_s), daemon=True).start()
     threading.Thread(target=host.ship, daemon=True).start()
     report = asyncio.run(attempt.perform()) if job_type.definition.is_async else attempt.perform_blocking()
+    if os.getpid() != pid:  # a copy of this process, which the body has made, has nothing to say
+        os._exit(0)
     host.send("report", report._replace(metrics=(*report.metrics, ("child_pid", os.getpid()))))
     # Not sys.exit: threads and atexit handlers that a body left behind must not hold its process.
     sys.stdout.flush()
