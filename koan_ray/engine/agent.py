@@ -194,6 +194,8 @@ class Agent:
         self._shipped_at = 0.0
         self._reshipped_at = 0.0
         self._heard_at = clock.monotonic()
+        # The coordinator must hear of us before it takes us for stuck, and we of it before we take it for gone.
+        self._quiet_s = min(settings.orphan_timeout_s, settings.stuck_after_s) / 4
         self._attending: dict[str, list[threading.Event]] = {}
 
     # --- what the coordinator asks ---------------------------------------------------------------------------------
@@ -547,7 +549,7 @@ class Agent:
         """Do what is due and return how long nothing will be, in seconds; also called when something has happened."""
         self._bell.clear()
         now = self.clock.monotonic()
-        next_at = min(now + _IDLE_TICK_S, self._watch_bodies(now))
+        next_at = min(now + min(_IDLE_TICK_S, self._quiet_s), self._watch_bodies(now))
         if self._news and now - self._shipped_at < _SHIP_EVERY_S:
             next_at = min(next_at, self._shipped_at + _SHIP_EVERY_S)
         elif self._news or now - self._reshipped_at >= _RESHIP_EVERY_S:
@@ -612,7 +614,7 @@ class Agent:
                     if live.progress is not None:
                         progress.append((live.order.execution_id, live.progress))
             news = bool(self._outbox or self._parked or self._resumed or progress or self._recycle)
-            if not news and now - self._heard_at < self._settings.orphan_timeout_s / 4:
+            if not news and now - self._heard_at < self._quiet_s:
                 return
             push = Push(self.name, self._outbox[:500], self._parked, self._resumed, progress, self._recycle)
             self._parked, self._resumed = [], []

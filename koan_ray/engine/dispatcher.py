@@ -111,6 +111,7 @@ class Dispatcher:
         self._capacity = 1
         self._is_open = False
         self._housekeeping: TimerHandle | None = None
+        self._kept_house_at = clock.monotonic()
         self.counters = {"dispatched": 0, "returned": 0, "actors_started": 0, "actors_lost": 0, "actors_killed": 0,
                          "actors_recycled": 0, "reports_refused": 0}  # fmt: skip
 
@@ -204,7 +205,7 @@ class Dispatcher:
         actor.info = info
         if actor.state is ActorState.STARTING:
             actor.state = ActorState.READY
-        actor.quiet_since = self._clock.monotonic()
+        actor.quiet_since = actor.heard_at = self._clock.monotonic()
         self._start_failures.pop(actor.spec, None)
         self.pump_soon()
 
@@ -239,7 +240,7 @@ class Dispatcher:
             return
         del actor.batches[batch]
         self._brief.pop(batch, None)
-        now = self._clock.monotonic()
+        now = actor.heard_at = self._clock.monotonic()
         for report in reply.ended:
             self._ended(actor, report)
         for running in reply.running:
@@ -260,6 +261,7 @@ class Dispatcher:
         if actor is None:
             self.counters["reports_refused"] += len(push.ended)
             return False
+        actor.heard_at = self._clock.monotonic()
         for execution_id in push.parked:
             if (active := self._active.get(execution_id)) is not None:
                 active.parked = True
@@ -519,6 +521,7 @@ class Dispatcher:
     def _keep_house(self) -> None:
         """Once a second: end what idles or is too old, kill what does not answer, notice a cluster that grew."""
         now, settings = self._clock.monotonic(), self._settings
+        self._forgive_own_absence(now)
         self._capacity = self._launcher.capacity()
         idle_ttl_s = min(_CROWDED_TTL_S, settings.idle_ttl_s) if self._launcher.is_crowded() else settings.idle_ttl_s
         for actor in list(self._pool):
@@ -528,19 +531,42 @@ class Dispatcher:
                 actor.state, actor.recycle = ActorState.RETIRING, "age"
                 if actor.is_idle:
                     self._retire(actor)
-            for batch in actor.batches.values():
-                if now - batch.sent_at > settings.stuck_after_s and not actor.is_killed:
-                    self._kill_stuck(actor, batch)
+            waits_since = min([batch.sent_at for batch in actor.batches.values()], default=math.inf)
+            if actor.running:  # it says that it is there from time to time
+                waits_since = min(waits_since, actor.heard_at)
+            if now - waits_since > settings.stuck_after_s and not actor.is_killed:
+                self._kill_stuck(actor, now)
         self._drop_idle_lanes()
         self._housekeeping = self._clock.call_later(_HOUSEKEEPING_S, self._keep_house)
         self.pump_soon()
 
-    def _kill_stuck(self, actor: Actor, batch: Batch) -> None:
+    def _forgive_own_absence(self, now: float) -> None:
+        """Take no actor for stuck because this process was: what they said meanwhile has yet to be read."""
+        absent_s = now - self._kept_house_at - _HOUSEKEEPING_S
+        self._kept_house_at = now
+        if absent_s > _HOUSEKEEPING_S:
+            for actor in self._pool:
+                actor.heard_at += absent_s
+                for batch in actor.batches.values():
+                    batch.sent_at += absent_s
+
+    def _kill_stuck(self, actor: Actor, now: float) -> None:
         """The process has not answered: it is stopped, swapped out, or native code holds its GIL."""
-        actor.is_killed = False
-        self._launcher.kill(actor.name)  # counted as vanished for what is in the batch, as it was not our wish
+        for batch in actor.batches.values():
+            if len(batch.execution_ids) == 1:  # only then is it known to have begun
+                self._blame(batch.execution_ids[0], now - batch.sent_at)
+            batch.sent_at = now
+        actor.heard_at = now  # should it not have died after as long again, it is killed again
         actor.state = ActorState.RETIRING
-        batch.sent_at = self._clock.monotonic()
+        self._launcher.kill(actor.name)  # what is in it counts as lost, as it was not our wish
+
+    def _blame(self, execution_id: str, age_s: float) -> None:
+        """Have an execution time out when its actor is dead, if it should have long ago."""
+        active = self._active.get(execution_id)
+        if active is not None and active.kill_cause is None:
+            timeout_s = self._terms(active).timeout_s
+            if timeout_s is not None and age_s > timeout_s + self._settings.cancel_grace_s:
+                active.kill_cause = "timeout"
 
     def _drop_idle_lanes(self) -> None:
         for spec, lane in list(self._lanes.items()):

@@ -67,8 +67,8 @@ class Actor:
     """One job actor."""
 
     __slots__ = (
-        "batches", "info", "is_killed", "jobs_done", "known", "lent", "name", "quiet_since", "recycle", "running", "spec",
-        "started_at", "state",
+        "batches", "heard_at", "info", "is_killed", "jobs_done", "known", "lent", "name", "quiet_since", "recycle",
+        "running", "spec", "started_at", "state",
     )  # fmt: skip
 
     def __init__(self, name: str, spec: ActorSpec, *, at: float, lent: bool) -> None:
@@ -76,6 +76,7 @@ class Actor:
         self.state = ActorState.STARTING
         self.started_at = at  # monotonic
         self.quiet_since = at
+        self.heard_at = at  # when it said anything
         self.info: ActorInfo | None = None
         self.batches: dict[int, Batch] = {}
         self.running: dict[str, Active] = {}  # goes on after its batch was answered

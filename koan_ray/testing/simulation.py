@@ -82,6 +82,7 @@ class _SimActor:
         self._resuming: deque[_Live] = deque()
         self._n_active = 0
         self._ended: dict[int, list[Report]] = {}  # by unanswered batch
+        self._is_beating = False
 
     def run_batch(self, batch: int, orders: OrderBatch) -> None:
         self._terms.update((terms.id, terms) for terms in orders.terms)
@@ -92,6 +93,17 @@ class _SimActor:
         self._fill()
         self.clock.call_later(self._launcher.settings.overrun_s, lambda: self._answer(batch))
         self._answer_if_settled(batch)
+        if not self._is_beating:
+            self._is_beating = True
+            self.clock.call_later(self._launcher.settings.stuck_after_s / 4, self._beat)
+
+    def _beat(self) -> None:
+        """Say that it is there while it has something, as real actors do."""
+        if self.is_dead or not self._live:
+            self._is_beating = False
+            return
+        self._push()
+        self.clock.call_later(self._launcher.settings.stuck_after_s / 4, self._beat)
 
     def cancel(self, execution_id: str, cause: str) -> None:
         live = self._live.get(execution_id)

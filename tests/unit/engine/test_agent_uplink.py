@@ -14,7 +14,7 @@ from koan_ray.engine.settings import EngineSettings
 from koan_ray.ports import Order, OrderBatch
 from koan_ray.testing import ManualClock
 
-SETTINGS = EngineSettings(orphan_timeout_s=60.0, overrun_s=0.0)
+SETTINGS = EngineSettings(orphan_timeout_s=60.0, stuck_after_s=60.0, overrun_s=0.0)
 
 
 begun, released = threading.Event(), threading.Event()

@@ -1,0 +1,106 @@
+"""Job actors that fall silent."""
+
+from __future__ import annotations
+
+import asyncio
+
+import koan_ray as koan
+from koan_ray import testing
+from koan_ray.testing import ManualClock
+
+
+class Sleeps(koan.Job[float, float]):
+    async def execute(self, context, progress, cancellation) -> float:
+        await asyncio.sleep(context)
+        return context
+
+
+class Waits(koan.Job[None, None]):
+    async def execute(self, context, progress, cancellation) -> None:
+        await asyncio.get_running_loop().create_future()
+
+
+class Suspended(ManualClock):
+    """Time passes in which nothing happens that was due."""
+
+    absent_s = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.absent_s
+
+
+def silence(engine, n: int = 1) -> list[str]:
+    """Keep back all that the first ``n`` actors say after their first batch; returns their names as they fall silent."""
+    launcher, silent = engine.launcher, []
+    later = launcher.later
+
+    def hold(actor, action) -> None:
+        if actor.name not in silent and len(silent) < n and actor._live:
+            silent.append(actor.name)
+        if actor.name not in silent:
+            later(actor, action)
+
+    launcher.later = hold
+    return silent
+
+
+def test_an_actor_that_says_nothing_while_a_body_runs_is_killed_and_the_job_runs_again():
+    async def scenario():
+        async with testing.engine(max_actors=1, stuck_after_s=30.0) as engine:
+            job = await Sleeps.start(100.0).run()
+            await asyncio.sleep(1)
+            silent = silence(engine)
+            assert await job.wait() == 100.0
+            first, second = await job.executions()
+            assert (first.reason, second.reason) == ("lost", "succeeded")
+            assert 25 <= first.duration.total_seconds() <= 40
+            assert len(silent) == 1
+
+    testing.run(scenario())
+
+
+def test_an_actor_that_speaks_may_run_a_body_for_any_time():
+    async def scenario():
+        async with testing.engine(max_actors=1, stuck_after_s=30.0) as engine:
+            job = await Sleeps.start(5000.0).run()
+            await job.wait()
+            assert [e.reason for e in await job.executions()] == ["succeeded"]
+            assert (await engine.coordinator.status())["counters"]["actors_lost"] == 0
+
+    testing.run(scenario())
+
+
+async def test_a_coordinator_that_was_absent_itself_takes_no_actor_for_stuck():
+    clock = Suspended()
+    async with testing.engine(clock=clock, max_actors=1, stuck_after_s=30.0) as engine:
+        job = await Waits.start().run()
+        await engine.drain()
+        clock.advance(2.0)
+        await engine.drain()
+        clock.absent_s = 300.0
+        clock.advance(2.0)
+        await engine.drain()
+        await job.refresh()
+        assert job.status is koan.JobStatus.RUNNING
+        assert len(await job.executions()) == 1
+        await job.cancel()
+        await engine.drain()
+
+
+def test_a_lone_body_that_outlives_its_timeout_in_a_silent_actor_has_timed_out():
+    async def scenario():
+        class Limited(Sleeps):
+            timeout = 5.0
+            retry = koan.RetryPolicy(max_attempts=1)
+
+        async with testing.engine(max_actors=1, stuck_after_s=30.0) as engine:
+            silence(engine)
+            job = await Limited.start(100.0).run()
+            await asyncio.sleep(60)
+            await job.refresh()
+            assert job.status is koan.JobStatus.FAILED
+            (execution,) = await job.executions()
+            assert execution.reason == "timeout"
+            assert execution.metrics["stopped_by"] == "kill"
+
+    testing.run(scenario())
