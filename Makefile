@@ -22,7 +22,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 ARGS ?=
 
 # Fast tests first; then everything else that is a folder of tests. tests/chaos has a target of its own.
-FAST  := $(wildcard tests/unit tests/contract)
+FAST  := $(wildcard tests/unit tests/contract tests/model)
 REST  := $(filter-out tests/chaos tests/__pycache__ $(FAST),$(patsubst %/,%,$(wildcard tests/*/)))
 CODE  := $(wildcard koan_ray tests benchmarks examples)
 FLOOR := 85
