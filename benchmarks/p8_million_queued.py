@@ -1,8 +1,13 @@
 """P8: a million queued jobs: what one costs the coordinator in memory, and whether dispatch gets slower.
 
 Memory: the coordinator's RSS before and after a million jobs were accepted (each with its own id and context), with
-dispatch held up by blockers on both actors. Dispatch: completed jobs a second over a window while a million wait, against
-a window in which jobs are taken from the queue as fast as they are fed.
+dispatch held up by blockers on both actors.
+
+Dispatch: completed jobs a second with a million in the queue, against queues of 20,000. Nothing is submitted while the clock
+runs, because accepting jobs costs the coordinator time that it does not dispatch in: against a queue that is fed, the
+million comes out twice as fast. So the small queues are handed in beforehand, are due a little later all at once, and are
+timed from the first tenth of their jobs to the last; the figure is the median of several. They are not smaller, because
+actors hold two batches of up to 500 jobs each, and a thousand would be gone from the queue at once.
 
 Where the memory goes: a slotted record, its id, its context bytes, the entry in the index, and its id in the lane; what jobs
 of one submission share (terms, particulars) is held once.
@@ -12,7 +17,9 @@ from __future__ import annotations
 
 import time
 
-from benchmarks._harness import Row, end_engine, start_engine
+from benchmarks._harness import Row, end_engine, median, start_engine
+
+_FEW, _WARM = 20_000, 5_000
 
 
 def run(quick: bool) -> list[Row]:
@@ -33,16 +40,31 @@ def run(quick: bool) -> list[Row]:
         await asyncio.sleep(x)
         return x
 
-    def completed(engine) -> int:
+    def completed() -> int:
         return engine.status().get()["jobs"].get("completed", 0)
 
-    def rate(engine, seconds: float) -> float:
-        began, before = time.perf_counter(), completed(engine)
-        time.sleep(seconds)
-        return (completed(engine) - before) / (time.perf_counter() - began)
+    def until(count: int) -> tuple[float, int]:
+        """Return when at least ``count`` jobs were completed, and how many they were."""
+        while (seen := completed()) < count:
+            time.sleep(0.002)
+        return time.perf_counter(), seen
+
+    def rate(first: int, last: int) -> float:
+        """Return completed jobs a second from the ``first`` to the ``last``."""
+        (began, before), (ended, after) = until(first), until(last)
+        return (after - before) / (ended - began)
+
+    def rate_of_few() -> float:
+        """Return the rate for a queue of `_FEW`."""
+        before = completed()
+        noop.start_many(range(_FEW)).delayed(3.0).run().get()
+        assert completed() == before, "submitting took longer than the delay"
+        found = rate(before + _FEW // 10, before + _FEW * 9 // 10)
+        until(before + _FEW)
+        return found
 
     engine = start_engine(max_actors=2, max_queued=2 * n, max_finished=1000)
-    noop.start_many(range(5000)).run().get()[-1].wait().get()
+    noop.start_many(range(_WARM)).run().get()[-1].wait().get()
     blockers = blocker.start_many([3600] * 2).run().get()
     while sum(job.refresh().get().status is koan.JobStatus.RUNNING for job in blockers) < 2:
         time.sleep(0.05)
@@ -52,20 +74,16 @@ def run(quick: bool) -> list[Row]:
     per_job = (process.memory_info().rss - before) / n
     for job in blockers:
         job.cancel().get()
-    time.sleep(2)
-    many = rate(engine, 2 if quick else 8)
+    n_timed = min(n // 2, 200_000)
+    before = completed() + _FEW // 10
+    many = rate(before, before + n_timed)
     left = engine.status().get()["queued"]
     del accepted
-    while engine.status().get()["queued"] > 1000:
-        time.sleep(0.2)
-    small = noop.start_many(range(60_000 if quick else 200_000)).run()
-    time.sleep(0.3)
-    thousand = rate(engine, 1.0)
-    small.get()[-1].wait().get()
+    until(_WARM + n)
+    few = median([rate_of_few() for _ in range(5 if quick else 15)])
     end_engine(engine)
-    ratio = many / thousand
     return [
         Row("P8 memory of a queued job", f"{per_job:,.0f} bytes", f"{n:,} jobs", per_job, 2048, 800, unit=" B", lower=True),
-        Row("P8 dispatch with all of them queued", f"{many:,.0f} jobs/s ({left:,} left)", f"{thousand:,.0f} jobs/s",
-            ratio, 0.7, 0.95),
+        Row("P8 dispatch with all of them queued", f"{many:,.0f} jobs/s ({left:,} left)",
+            f"{few:,.0f} jobs/s (of {_FEW:,})", many / few, 0.7, 0.95),
     ]  # fmt: skip

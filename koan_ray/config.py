@@ -67,7 +67,8 @@ class JobsSettings(_Section):
     """Where ``.persist()`` without arguments keeps jobs."""
 
     default_source: str = "default"
-    default_partition: str = ""
+    default_partition: Annotated[str, Field(pattern=r"^([a-z0-9_-]{1,64})?$")] = ""
+    audit_source: str = ""
 
 
 class MemorySettings(_Section):
@@ -89,6 +90,7 @@ class EngineSection(_Section):
     """Limits and intervals of coordinator, broker and job actors; what each means: `koan_ray.engine.settings`."""
 
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "koan"
+    lease_ttl: Duration = timedelta(seconds=15)
     max_actors: Count = 0
     max_queued: Some = 2_000_000
     max_depth: Some = 100

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import typing
@@ -14,7 +13,7 @@ import pydantic
 from pydantic_core import PydanticSerializationError, ValidationError, to_json
 
 from koan_ray.domain.durations import Duration, seconds
-from koan_ray.domain.records import ActorSpec, Terms
+from koan_ray.domain.records import ActorSpec, Terms, identified
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Isolation, ParentPolicy
 from koan_ray.errors import InvalidContextError, JobDefinitionError, PayloadTooLargeError
@@ -115,11 +114,11 @@ class Definition:
     def terms(self, code_id: str, *, retry: RetryPolicy | None = None, timeout_s: float | None = None) -> Terms:
         """Return what the engine must know to run jobs of this class, with a recipe's replacements."""
         spec = self.resources.spec(concurrency=self.concurrency, dedicated=self.isolation is Isolation.DEDICATED)
-        rest = (
-            self.kind, code_id, retry or self.retry, timeout_s if timeout_s is not None else self.timeout_s, spec,
+        terms = Terms(
+            "", self.kind, code_id, retry or self.retry, timeout_s if timeout_s is not None else self.timeout_s, spec,
             self.isolation, self.when_parent_ends,
         )  # fmt: skip
-        return Terms(hashlib.blake2b(repr(rest).encode(), digest_size=12).hexdigest(), *rest)
+        return identified(terms)
 
     def encode_context(self, context: object) -> bytes:
         """Return a context as JSON that reads back as the declared type.

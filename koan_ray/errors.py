@@ -201,7 +201,16 @@ class StoreUnavailableError(StoreError):
 
 
 class RecordCorruptError(StoreError):
-    """A stored record cannot be read."""
+    """A stored record cannot be read: it was damaged, or written by a later version. It stays as it is."""
+
+    def __init__(self, record_id: str, field: str, problem: str) -> None:
+        super().__init__(record_id, field, problem)
+        self.record_id, self.field, self.problem = record_id, field, problem
+
+    def __str__(self) -> str:
+        return (
+            f"record {self.record_id}: {self.field}: {self.problem}; it was left as it is. Repair or remove it in the store."
+        )
 
 
 class RuntimeUnavailableError(KoanRayError):

@@ -69,6 +69,48 @@ class LoopClock:
         return self._loop.call_later(delay_s, action)
 
 
+# --- log --------------------------------------------------------------------------------------------------------------
+
+
+class Log(Protocol):
+    """Where the engine tells what happened: constant events in the past tense, with fields. structlog's loggers fit."""
+
+    def bind(self, **fields: Any) -> Log:
+        """Return a log that adds these fields to each event."""
+
+    def debug(self, event: str, **fields: Any) -> Any:
+        """For who looks closely."""
+
+    def info(self, event: str, **fields: Any) -> Any:
+        """A state has changed."""
+
+    def warning(self, event: str, **fields: Any) -> Any:
+        """Something went wrong and the engine coped."""
+
+    def error(self, event: str, **fields: Any) -> Any:
+        """A person is needed."""
+
+
+class Silence:
+    """A `Log` that nobody reads."""
+
+    def bind(self, **fields: Any) -> Silence:
+        """Stay silent."""
+        return self
+
+    def debug(self, event: str, **fields: Any) -> None:
+        """Say nothing."""
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Say nothing."""
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Say nothing."""
+
+    def error(self, event: str, **fields: Any) -> None:
+        """Say nothing."""
+
+
 # --- store -----------------------------------------------------------------------------------------------------------
 
 
@@ -99,8 +141,11 @@ class JobStore(Protocol):
         written before its executions: a crash between leaves an execution open, which `open_executions` finds.
 
         Raises:
-            StoreUnavailableError: It is unknown which changes were written; read them back.
+            StoreUnavailableError: It is unknown which changes were written; repeat the call, then read back what is refused.
         """
+
+    async def file_executions(self, changes: Sequence[Change]) -> None:
+        """Write the executions of changes whose jobs are written; those that are closed already stay as they are."""
 
     async def get(self, job_id: str) -> JobRecord | None:
         """Return the record of a job as last written, whatever its partition."""
@@ -122,7 +167,13 @@ class JobStore(Protocol):
 
 
 class DocumentStore(JobStore, Protocol):
-    """A store that outlives its users, and that several coordinators may reach. Passed by ``DocumentStoreContract``."""
+    """A store that outlives its users, and that several coordinators may reach. Passed by ``DocumentStoreContract``.
+
+    ``apply`` may be repeated as it is after a `StoreUnavailableError`: a change that is stored exactly as given counts as
+    written, and its executions are made up for.
+
+    Instants are kept to the millisecond, and of ``terms`` everything but the shipped class; see `koan_ray.stores.codec`.
+    """
 
     async def open(self) -> None:
         """Connect, create what is missing and check what is there. Idempotent; concurrent callers do not disturb.
@@ -161,16 +212,30 @@ class DocumentStore(JobStore, Protocol):
         """
 
     async def release(self, lease: Lease) -> None:
-        """Give the lease back, so that the next holder need not wait for it to lapse."""
+        """Give the lease back: its holder becomes the empty text, and the next one need not wait for it to lapse."""
 
     async def claim(self, slots: Sequence[int], term: int) -> int:
-        """Stamp every unfinished job of these slots with ``term``, raising its ``rev``; return how many.
+        """Stamp every unfinished job of these slots that has an older term with ``term``, raising its ``rev``.
 
-        Any write that an earlier holder still has on its way fails its guard from then on. May be repeated.
+        Returns how many there were. Any update that an earlier holder still has on its way fails its guard from then on.
+        Only older terms are stamped: a holder that was paused in the middle must not set its successor's documents back.
+        An insert cannot be fenced this way, so the holder repeats this now and then.
         """
 
-    def unfinished(self, slots: Sequence[int]) -> AsyncIterator[list[JobRecord]]:
-        """Iterate over the unfinished jobs of these slots, oldest first, in batches."""
+    def take_over(self, slots: Sequence[int], term: int, statuses: Sequence[JobStatus]) -> AsyncIterator[list[JobRecord]]:
+        """Stamp the jobs of these slots and statuses that have an older term as `claim` does, oldest first, in batches.
+
+        Yields each batch as it was read after its stamp, so that work can begin before the last one is stamped.
+        """
+
+    def unfinished(self, slots: Sequence[int], term: int) -> AsyncIterator[list[JobRecord]]:
+        """Iterate over the unfinished jobs of these slots that carry ``term``, oldest first, in batches.
+
+        Others are still the earlier holder's to write: a late insert, which the next `claim` stamps.
+        """
+
+    def last_settled(self, slots: Sequence[int], limit: int) -> AsyncIterator[list[JobRecord]]:
+        """Iterate over the finished jobs of these slots that ended last, newest first, at most ``limit``, in batches."""
 
     def open_executions(self, slots: Sequence[int]) -> AsyncIterator[list[ExecutionRecord]]:
         """Iterate over the executions of these slots that are not closed, in batches."""
@@ -224,6 +289,7 @@ class OrderBatch(NamedTuple):
     terms: list[Terms]
     code: list[tuple[str, bytes]]
     is_brief: bool = False  # every body is known to take under a millisecond
+    settled: tuple[int, ...] = ()  # earlier batches whose ends are stored: the actor need not hold them any more
 
 
 class Report(NamedTuple):
@@ -253,6 +319,18 @@ class Running(NamedTuple):
     job_id: str
     age_s: float  # how long it has run; a duration, because clocks of two nodes differ
     parked: bool = False
+    source: str | None = None  # where its job is kept
+
+
+class Survey(NamedTuple):
+    """What a job actor says to a coordinator that has not started it."""
+
+    name: str
+    spec: ActorSpec
+    info: ActorInfo
+    running: list[Running]
+    held: list[Report]  # ended, and not acknowledged by any coordinator
+    unbegun: list[tuple[str, str]]  # execution and job ids of what it was sent and had not begun; dropped there
 
 
 class BatchReply(NamedTuple):
@@ -349,8 +427,20 @@ class Launcher(Protocol):
     def kill(self, name: str) -> None:
         """End an actor now, whatever it does; ``actor_dead`` follows once nothing can prevent that any more."""
 
-    async def adopt(self, events: ActorEvents) -> int:
-        """Find the job actors that a previous coordinator left, and end them; return how many there were."""
+    def settled(self, name: str, batches: tuple[int, ...]) -> None:
+        """Tell an actor that the ends it told in these batches are stored; for when no batch carries the news."""
+
+    async def survey(self) -> list[Survey]:
+        """Ask the job actors that an earlier coordinator left what they run and hold. Those that do not answer are ended."""
+
+    def adopt(self, name: str, events: ActorEvents) -> None:
+        """Make an actor that was surveyed ours, as if we had started it."""
+
+    async def kept_code(self) -> list[tuple[Terms, bytes]]:
+        """Return the job classes that an earlier coordinator has kept with `keep_code`."""
+
+    def keep_code(self, terms: Terms, code: bytes) -> None:
+        """Keep a job class for a coordinator that restarts, where the runtime has a place for it."""
 
 
 class Random(Protocol):

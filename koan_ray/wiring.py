@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
+import threading
 from dataclasses import fields
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from koan_ray.domain.ids import new_id
 from koan_ray.engine.broker import Broker
 from koan_ray.engine.coordinator import Coordinator
 from koan_ray.engine.settings import EngineSettings
+from koan_ray.engine.tenure import Source
+from koan_ray.errors import ConfigurationError
+from koan_ray.stores.holders import is_dead, this_process
 from koan_ray.stores.memory import MemoryStore
-from koan_ray.telemetry import traces
+from koan_ray.telemetry import logs, traces
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from koan_ray.config import Settings
-    from koan_ray.ports import Clock, Launcher
+    from koan_ray.ports import Clock, DocumentStore, Launcher, Log
 
 attempt_span = traces.attempt_span
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
     """Return the engine's numbers as the user's settings say."""
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, Any] = {"sources": tuple((name, source.url) for name, source in sorted(settings.sources.items()))}
     for field in fields(EngineSettings):
-        for section in (settings.engine, settings.memory):
+        for section in (settings.engine, settings.memory, settings.jobs):
             value = getattr(section, field.name.removesuffix("_s"), None)
             if value is not None:
                 numbers[field.name] = value.total_seconds() if isinstance(value, timedelta) else value
@@ -34,13 +42,87 @@ def engine_settings(settings: Settings) -> EngineSettings:
 
 
 def coordinator(settings: EngineSettings, launcher: Launcher, clock: Clock) -> Coordinator:
-    """Return a coordinator that keeps its jobs in memory; nothing is started."""
+    """Return a coordinator; nothing is started. To be called where it will run: its loop is the running one."""
     store = MemoryStore(
         completed_retention_s=settings.completed_retention_s,
         faulted_retention_s=settings.faulted_retention_s,
         max_finished=settings.max_finished,
     )
-    return Coordinator(settings, store=store, launcher=launcher, clock=clock, random=random.Random(), epoch=_epoch())
+    log = logs.get_logger()
+    return Coordinator(
+        settings, store=store, launcher=launcher, clock=clock, random=random.Random(), epoch=_epoch(),
+        sources=_sources(settings), log=cast("Log", log), tells_moves=logs.is_enabled(),
+    )  # fmt: skip
+
+
+def _sources(settings: EngineSettings) -> list[Source]:
+    """Return what keeps documents: every source but those in memory, each with a client of its own for the beat."""
+    urls = {name: url for name, url in settings.sources if not url.startswith("memory://")}
+    if settings.audit_source and settings.audit_source not in urls:
+        msg = f"jobs.audit_source: there is no source {settings.audit_source!r} (known: {', '.join(urls) or 'none'})"
+        raise ConfigurationError(msg)
+    holder = this_process()
+    return [
+        Source(
+            name,
+            open_store(name, url, keeps_executions=settings.audit_source in ("", name)),
+            audit=open_store(settings.audit_source, urls[settings.audit_source])
+            if settings.audit_source not in ("", name)
+            else None,
+            heart=open_store(name, url),
+            holder=holder,
+            aside=_beside,
+            is_dead=is_dead,
+        )
+        for name, url in urls.items()
+    ]
+
+
+def check_sources(settings: EngineSettings) -> None:
+    """Refuse sources that no provider here can keep; nothing is connected.
+
+    Raises:
+        ConfigurationError: A URL has no provider, or a name is not among the sources.
+    """
+    _sources(settings)
+
+
+def open_store(name: str, url: str, *, keeps_executions: bool = True) -> DocumentStore:
+    """Return the store of a source; it connects when it is opened.
+
+    Raises:
+        ConfigurationError: No provider is known for the URL.
+    """
+    if url.startswith(("mongodb://", "mongodb+srv://")):
+        from koan_ray.stores.mongo import MongoStore
+
+        return MongoStore(url, source=name, keeps_executions=keeps_executions, on_corrupt=_tell_of_corrupt)
+    scheme = url.partition(":")[0]
+    msg = f"sources.{name}.url: no provider for {scheme!r} is part of this version; use mongodb:// or memory://"
+    raise ConfigurationError(msg)
+
+
+def _tell_of_corrupt(record_id: str, error: Exception) -> None:
+    logs.get_logger().error("record_skipped", record_id=record_id, problem=str(error))
+
+
+def _beside(work: Coroutine[Any, Any, None]) -> Callable[[], None]:
+    """Run the beat of a lease on a loop and thread of its own; returns what ends it."""
+    loop = asyncio.new_event_loop()
+    beating = loop.create_task(work)
+
+    def turn() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            loop.run_until_complete(beating)
+        loop.close()
+
+    threading.Thread(target=turn, name="koan-heart", daemon=True).start()
+
+    def end() -> None:
+        with contextlib.suppress(RuntimeError):  # it has ended by itself
+            loop.call_soon_threadsafe(beating.cancel)
+
+    return end
 
 
 def broker(settings: EngineSettings, clock: Clock) -> Broker:

@@ -40,7 +40,9 @@ def cluster():
     """One local Ray for the whole run; its address."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        num_cpus=2, resources={"licence": 1}, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )  # fmt: skip
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

@@ -50,6 +50,19 @@ class Lane:
         self._size = sum(map(len, self._by_depth.values()))
         self._dropped = 0
 
+    def has_queued(self, is_queued: Callable[[str], bool]) -> bool:
+        """Tell whether a job is left that did not leave the queue by another way; forgets those before it."""
+        while self._depths:
+            queue = self._by_depth[-self._depths[0]]
+            while queue and not is_queued(queue[0]):
+                queue.popleft()
+                self._size -= 1
+                self._dropped = max(0, self._dropped - 1)
+            if queue:
+                return True
+            self._forget(-self._depths[0])
+        return False
+
     def push(self, job_id: str, depth: int) -> None:
         """Add a job at the tail of its depth."""
         self._at(depth).append(job_id)

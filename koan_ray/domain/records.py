@@ -8,6 +8,7 @@ border. What many jobs have in common is held once and shared: `Terms` for a job
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koan_ray.domain.status import ExecutionStatus, Isolation, JobStatus, ParentPolicy, Reason
@@ -59,8 +60,17 @@ class Terms(NamedTuple):
     when_parent_ends: ParentPolicy = ParentPolicy.CANCEL
 
 
+def identified(terms: Terms) -> Terms:
+    """Return terms with the id that follows from the rest."""
+    return terms._replace(id=blake2b(repr(terms[1:]).encode(), digest_size=12).hexdigest())
+
+
 class Residence(NamedTuple):
-    """Where a job is kept; the coordinator's bookkeeping, never a field of a user's `Job`."""
+    """Where a job is kept; the coordinator's bookkeeping, never a field of a user's `Job`.
+
+    On its way in from a session, an empty name means the settings' default, and a child without a source asks for its
+    parent's residence.
+    """
 
     source: str | None = None  # None: the coordinator's memory
     partition: str = ""
@@ -133,12 +143,13 @@ class JobRecord:
     attempts: int = 0  # attempts used, the running one included
     crashes: int = 0
     ordinal: int = 0  # executions begun, whatever became of them
-    execution_id: str | None = None  # the fence
+    execution_id: str | None = None  # the fence: the execution that runs now
     progress: Progress | None = None
     result: bytes | None = None  # JSON
     error: ErrorInfo | None = None
     cancel_requested_at: float | None = None
     last_modified: float = 0.0
+    last_execution_id: str | None = None  # the newest, whatever became of it
 
     def evolve(self, **changes: Any) -> JobRecord:
         """Return a copy with ``changes`` applied."""
@@ -146,7 +157,7 @@ class JobRecord:
             self.id, self.terms, self.particulars, self.context, self.created_at, self.status, self.rev, self.term,
             self.reason, self.queued_at, self.due_at, self.started_at, self.completed_at, self.attempts, self.crashes,
             self.ordinal, self.execution_id, self.progress, self.result, self.error, self.cancel_requested_at,
-            self.last_modified,
+            self.last_modified, self.last_execution_id,
         )  # fmt: skip
         for name, value in changes.items():
             setattr(twin, name, value)

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from koan_ray.domain.status import FailureKind, JobStatus, Reason
+from koan_ray.domain.records import ErrorInfo
+from koan_ray.domain.status import ExecutionStatus, FailureKind, JobStatus, Reason
 from koan_ray.errors import IllegalTransitionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from koan_ray.domain.records import ErrorInfo, JobRecord, Progress
+    from koan_ray.domain.records import ExecutionRecord, JobRecord, Progress
 
 NEXT: Final[Mapping[JobStatus, frozenset[JobStatus]]] = {  # a status with no row is final
     JobStatus.CREATED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
@@ -45,19 +46,18 @@ def queued(job: JobRecord, *, at: float, due_at: float | None = None) -> JobReco
     return _change(job, JobStatus.QUEUED, at, queued_at=at, due_at=due_at, reason=reason)
 
 
-def dispatched(job: JobRecord, execution_id: str, *, at: float, term: int) -> JobRecord:
+def dispatched(job: JobRecord, execution_id: str, *, at: float) -> JobRecord:
     """T3: a new execution begins; ``execution_id`` is the only one whose reports count from now on."""
     if job.status is not JobStatus.QUEUED or job.cancel_requested_at is not None:
         raise IllegalTransitionError(job.id, job.status, JobStatus.RUNNING)
     nxt = job.evolve()  # assigned one by one: this is the hottest transition, and keywords cost
     nxt.status = JobStatus.RUNNING
-    nxt.execution_id = execution_id
+    nxt.execution_id = nxt.last_execution_id = execution_id
     nxt.attempts = job.attempts + 1
     nxt.ordinal = job.ordinal + 1
     nxt.started_at = job.started_at or at
     nxt.due_at = None
     nxt.reason = None
-    nxt.term = term
     nxt.last_modified = at
     return nxt
 
@@ -139,3 +139,29 @@ def _back(job: JobRecord, reason: Reason | None, *, at: float, due_at: float | N
     if job.cancel_requested_at is not None:
         return cancelled(job, at=at)
     return _change(job, JobStatus.QUEUED, at, reason=reason, due_at=due_at, execution_id=None, **changes)
+
+
+def closure(execution: ExecutionRecord, job: JobRecord, *, at: float) -> ExecutionRecord:
+    """Return an execution that a crash left open as its job says that it ended.
+
+    A job is written before its executions, so the job's state is the newer truth: a completed job's last execution
+    succeeded, one that failed or waits for another attempt failed with the job's error. What the job does not know of was
+    overtaken without a word, and counts as lost.
+    """
+    ended_at = job.completed_at if job.completed_at is not None else at
+    if execution.id != job.last_execution_id or job.status is JobStatus.RUNNING:
+        lost_error = ErrorInfo("ProcessLost", "its end was never reported")
+        return execution.close(status=ExecutionStatus.FAILED, reason=Reason.LOST, at=at, error=lost_error)
+    if job.status is JobStatus.COMPLETED:
+        return execution.close(status=ExecutionStatus.SUCCEEDED, reason=Reason.SUCCEEDED, at=ended_at)
+    if job.status is JobStatus.CANCELLED:
+        return execution.close(status=ExecutionStatus.CANCELLED, reason=Reason.CANCELLED, at=ended_at)
+    if job.status is JobStatus.QUEUED:
+        reason = Reason(job.reason) if job.reason in set(Reason) else Reason.RETURNED
+        given_back = reason in (Reason.RESCHEDULED, Reason.INTERRUPTED, Reason.RETURNED)
+        status = ExecutionStatus.CANCELLED if given_back else ExecutionStatus.FAILED
+        return execution.close(status=status, reason=reason, at=job.last_modified, error=None if given_back else job.error)
+    poison = job.reason == FailureKind.POISON
+    return execution.close(
+        status=ExecutionStatus.FAILED, reason=Reason.LOST if poison else Reason.FAILED, at=ended_at, error=job.error
+    )

@@ -13,7 +13,9 @@ Plain Python with threads; `koan_ray.runtime` puts it into a Ray actor or into t
 *Places.* At most `concurrency` bodies are active. One that waits for other jobs has no place meanwhile and takes one
 again before it goes on, ahead of new orders.
 
-*Outbox.* The end of a body whose batch was answered already is kept until the coordinator has acknowledged it.
+*Outbox.* The end of a body whose batch was answered already is kept until the coordinator has acknowledged it, and so are
+the ends in a batch's answer when their jobs are documents: the coordinator may die between our answer and its flush, and
+the next one asks with `survey`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from koan_ray.errors import LimitExceededError
 from koan_ray.ports import BatchReply, OrderBatch, Push, Report, Running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from koan_ray.domain.records import Progress, Terms
@@ -76,10 +78,11 @@ class ChildRunner(Protocol):
 class _Box:
     """A batch on its way to its answer."""
 
-    __slots__ = ("ended", "is_answered", "n_left", "settled")
+    __slots__ = ("ended", "is_answered", "is_held", "n_left", "settled")
 
-    def __init__(self, n_left: int) -> None:
+    def __init__(self, n_left: int, *, is_held: bool) -> None:
         self.n_left = n_left
+        self.is_held = is_held  # at least one job is a document
         self.ended: list[Report] = []
         self.is_answered = False
         self.settled = threading.Event()
@@ -104,7 +107,8 @@ class _Live:
 
     def as_running(self) -> Running:
         age_s = self.attempt.age_s if self.attempt is not None else 0.0
-        return Running(self.order.execution_id, self.order.job_id, age_s, self.is_parked)
+        source = self.order.particulars.residence.source
+        return Running(self.order.execution_id, self.order.job_id, age_s, self.is_parked, source)
 
 
 class _UserLoop:
@@ -172,6 +176,7 @@ class Agent:
         self._live: dict[str, _Live] = {}
         self._resuming: deque[_Live] = deque()
         self._boxes: dict[int, _Box] = {}  # batches whose answer is not on its way
+        self._held: dict[int, list[Report]] = {}  # ends told in answers, by batch, that are not known to be stored
         self._n_active = 0
         self._n_parked = 0
         self._lends_thread = False  # a caller of `run_batch` runs bodies; one at a time, so that batches are always taken
@@ -205,7 +210,7 @@ class Agent:
 
         None when `answer_now` has said it meanwhile; that answer is the one that counts, whichever arrives first.
         """
-        box = _Box(len(batch.orders))
+        box = _Box(len(batch.orders), is_held=any(o.particulars.residence.source is not None for o in batch.orders))
         mine: _Live | None = None
         self._heard_at = self.clock.monotonic()
         with self._lock:
@@ -215,6 +220,8 @@ class Agent:
             for code_id, blob in batch.code:
                 self._code[code_id] = blob
             self._boxes[number] = box
+            for settled in batch.settled:
+                self._held.pop(settled, None)
             for order in batch.orders:
                 live = self._live[order.execution_id] = _Live(order, box)
                 self._todo.append(live)
@@ -243,6 +250,35 @@ class Agent:
         """Say how a batch stands; None if that was said, or is being said, already."""
         return self._answer(number)
 
+    def settled(self, numbers: Sequence[int]) -> None:
+        """The ends told in the answers to these batches are stored: let go of them."""
+        with self._lock:
+            for number in numbers:
+                self._held.pop(number, None)
+
+    def survey(self) -> tuple[list[Running], list[Report], list[tuple[str, str]]]:
+        """Say what runs here, what ends are held, and what was not begun, to a coordinator that did not send any of it.
+
+        What was not begun is dropped: that coordinator sends it anew.
+        """
+        unbegun = []
+        with self._lock:
+            while self._todo:
+                live = self._todo.popleft()
+                unbegun.append((live.order.execution_id, live.order.job_id))
+                del self._live[live.order.execution_id]
+                live.box.n_left -= 1
+            held = [report for reports in self._held.values() for report in reports]
+            self._held.clear()
+            self._outbox += held  # pushed again until the coordinator has stored them
+            for number, box in list(self._boxes.items()):
+                box.is_answered = True  # its answer would go to a coordinator that is dead
+                self._outbox += box.ended
+                del self._boxes[number]
+                box.settled.set()
+            self._heard_at = self.clock.monotonic()
+            return [live.as_running() for live in self._live.values()], list(self._outbox), unbegun
+
     def _may_lend_thread(self) -> bool:
         """Tell whether the caller of `run_batch` may run what is first in the queue. Needs the lock."""
         return not (
@@ -260,6 +296,8 @@ class Agent:
             if box is None:
                 return None
             box.is_answered = True
+            if box.is_held and box.ended:
+                self._held[number] = list(box.ended)
             returned = [live for live in self._todo if live.box is box]
             if returned:
                 self._todo = deque(live for live in self._todo if live.box is not box)

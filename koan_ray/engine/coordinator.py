@@ -3,8 +3,9 @@
 What happens to a job is decided by the pure functions of `koan_ray.domain`; this module applies them, stages the result
 with the `Writer` and tells nobody before it is written. Which job runs where is the `Dispatcher`'s part.
 
-A job is in `_live` from its submit until its final state is written; after that only the store knows it. `_live` is also
-the job index: a record's ``particulars.residence`` says where the job is kept, and users' jobs carry none of it.
+A job is in `_live` from its submit until its final state is written; after that only its store knows it. `_live` is also
+the job index: a record's ``particulars.residence`` says where the job is kept, and users' jobs carry none of it. Jobs in
+documents begin when their submit is written, so that one whose submit was repeated after a crash is not run twice.
 
 Idempotence: every request may be repeated. A submit under a known id succeeds when kind and context are the same; cancel
 and remove of what is already so change nothing; reports for an execution that is not current are counted and dropped.
@@ -13,12 +14,15 @@ and remove of what is already so change nothing; reports for an execution that i
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koan_ray.domain import transitions
-from koan_ray.domain.query import Query, parse_query
+from koan_ray.domain.lease import slots_of
+from koan_ray.domain.query import parse_query
 from koan_ray.domain.records import (
     End,
     ErrorInfo,
@@ -33,30 +37,36 @@ from koan_ray.domain.records import (
 )
 from koan_ray.domain.retry import Advice, decide
 from koan_ray.domain.status import ExecutionStatus, FailureKind, JobStatus, ParentPolicy, Reason
+from koan_ray.engine.catalog import Catalog
 from koan_ray.engine.dispatcher import Dispatcher
+from koan_ray.engine.kinds import Kinds
+from koan_ray.engine.recovery import Recovery
+from koan_ray.engine.tenure import Source, Tenure, TenureState
 from koan_ray.engine.waiters import Waiters
-from koan_ray.engine.writer import Writer
+from koan_ray.engine.writer import Writer, pause
 from koan_ray.errors import (
-    ConfigurationError,
     ConflictError,
+    CoordinatorUnavailableError,
     JobIdConflictError,
     JobNotFoundError,
     KoanRayError,
     LimitExceededError,
+    StoreUnavailableError,
 )
-from koan_ray.ports import Order, Report
+from koan_ray.ports import Order, Report, Silence
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from koan_ray.domain.records import ActorSpec
-    from koan_ray.engine.pool import Active
+    from koan_ray.engine.pool import Active, Actor
     from koan_ray.engine.settings import EngineSettings
-    from koan_ray.ports import Clock, JobStore, Launcher, Push, Random, TimerHandle
+    from koan_ray.ports import Clock, JobStore, Launcher, Log, Push, Random, TimerHandle
 
 _SWEEP_S = 10.0
 _LINGER_S = 0.005
-_MAX_CODE = 1000  # shipped classes kept; those of live jobs are always kept
+_SETTLE_SOURCES_S = 10.0  # a start waits so long for its sources before it dispatches what lives in memory
+_ELSEWHERE_S = 1.0  # between two looks at jobs that another coordinator runs
 _FEW_PARKED = 48  # above this, waits are answered sooner so that all sessions get their turn
 _MAX_REASON = 500
 
@@ -118,28 +128,37 @@ class Coordinator:
         clock: Time and timers.
         random: For jitter.
         epoch: Unique for each start; tells clients that the memory of an earlier coordinator is gone.
+        sources: What keeps documents.
+        log: Where changes of state are told.
+        tells_moves: Tell the log of every single move of a job.
     """
 
     def __init__(
-        self, settings: EngineSettings, *, store: JobStore, launcher: Launcher, clock: Clock, random: Random, epoch: str
-    ) -> None:
+        self, settings: EngineSettings, *, store: JobStore, launcher: Launcher, clock: Clock, random: Random, epoch: str,
+        sources: Sequence[Source] = (), log: Log | None = None, tells_moves: bool = False,
+    ) -> None:  # fmt: skip
         self.epoch = epoch
-        self._settings, self._store, self._clock, self._random = settings, store, clock, random
-        self._term = 1
+        self._settings, self._clock, self._random = settings, clock, random
+        self._log: Log = log if log is not None else Silence()
+        self._tells_moves = tells_moves
         self._live: dict[str, JobRecord] = {}
         self._children: dict[str, set[str]] = {}  # live children by parent
         self._lingering: dict[str, asyncio.Future[End | None]] = {}  # submissions that are answered with an end
         self._linger_is_timed = False
-        self._terms: dict[str, Terms] = {}
-        self._n_by_terms: Counter[str] = Counter()  # live jobs; their terms and classes are kept
-        self._code: OrderedDict[str, bytes] = OrderedDict()
-        self._writer = Writer(store, clock, self._written, self._fenced)
+        self._elsewhere: set[str] = set()  # jobs that somebody here waits for and another coordinator runs
+        self._duplicates: dict[str, JobRecord] = {}  # refused inserts, by id, until their submit is answered
+        self._kinds = Kinds(launcher.keep_code if sources else lambda _terms, _code: None)
+        self._memory_writer = Writer(store, clock, self.written, self._fenced)
+        self._sources = sources
+        self._catalog = Catalog(store, self._memory_writer, {}, settings.default_source, settings.default_partition)
         self._waiters = Waiters(clock, max_sessions=settings.max_sessions, max_watched=settings.max_watched)
         self._dispatcher = Dispatcher(self, launcher, clock, settings, epoch)
         self._launcher = launcher
+        self._recovery = Recovery(self, launcher, self._dispatcher, clock, self._log)
         self._sweeper: TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.counters: Counter[str] = Counter()
+        self.is_started = False
 
     @property
     def events(self) -> Dispatcher:
@@ -152,16 +171,71 @@ class Coordinator:
         return len(self._live)
 
     async def start(self) -> None:
-        """Take over what a previous coordinator left, then begin to dispatch."""
-        await self._launcher.adopt(self._dispatcher)
+        """Take over what a previous coordinator left, then begin to dispatch.
+
+        Sources that are not ours yet, or do not answer, are waited for a while and then taken in when they come.
+        """
+        await self._recovery.survey()
+        if self._sources:
+            for terms, blob in await self._launcher.kept_code():
+                self._kinds.learn([terms], {terms.code_id: blob})
+            tenures = {source.name: self._tenure(source) for source in self._sources}
+            self._catalog.tenures = tenures
+            for tenure in tenures.values():
+                self._spawn(tenure.run())
+            settled = asyncio.gather(*[tenure.settled() for tenure in tenures.values()])
+            limit = self._clock.call_later(_SETTLE_SOURCES_S, lambda: _cancel(settled))
+            with contextlib.suppress(asyncio.CancelledError):
+                await settled
+            limit.cancel()
+        self.is_started = True
         self._dispatcher.open()
         self._sweep_later()
+        self._log.info("coordinator_started", epoch=self.epoch, n_live=len(self._live))
+
+    def _tenure(self, source: Source) -> Tenure:
+        settings = self._settings
+        return Tenure(
+            source, shard=f"{settings.namespace}/0", slots=slots_of(0, 1), holder=source.holder or self.epoch,
+            ttl_s=settings.lease_ttl_s, clock=self._clock, host=self, log=self._log,
+        )  # fmt: skip
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def stop(self) -> None:
         """End all actors and dispatch nothing more."""
         if self._sweeper is not None:
             self._sweeper.cancel()
         self._dispatcher.close()
+
+    def vanish(self) -> None:
+        """Stop as a killed process does, without a word to anybody; for simulations."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._dispatcher.vanish()
+        gone = CoordinatorUnavailableError("this coordinator is gone")
+        self._memory_writer.abandon(gone)
+        for tenure in self._catalog.tenures.values():
+            tenure.vanish(gone)
+        for task in self._tasks:
+            task.cancel()
+
+    async def close(self) -> None:
+        """End all actors, put their jobs in documents back into the queue, and give the leases back."""
+        running = self._dispatcher.running()
+        self.stop()
+        for active in running:
+            job = self._live.get(active.job_id)
+            if job is not None and job.particulars.residence.source is not None:
+                self.interrupted(active)
+        for tenure in self._catalog.tenures.values():
+            if tenure.may_act:
+                with contextlib.suppress(KoanRayError):
+                    await tenure.writer.flushed()
+            await tenure.close()
 
     # --- submit ----------------------------------------------------------------------------------------------------
 
@@ -175,14 +249,15 @@ class Coordinator:
         """
         terms_ids, particulars, rows, introduced, code = submission
         self._learn(introduced, code)
-        needs = [terms_id for terms_id in terms_ids if not self._knows(terms_id)]
+        needs = [terms_id for terms_id in terms_ids if not self._kinds.has(terms_id)]
         if needs:
             return Accepted(self.epoch, 0.0, {}, needs)
         if len(self._live) + len(rows) > self._settings.max_queued:
             raise LimitExceededError(
                 "jobs queued or running", len(self._live) + len(rows), self._settings.max_queued, "engine.max_queued"
             )
-        terms = [self._terms[terms_id] for terms_id in terms_ids]
+        particulars = [await self._placed(about) for about in particulars]
+        terms = [self._kinds.terms(terms_id) for terms_id in terms_ids]
         now = self._clock.now()
         refused: dict[int, KoanRayError] = {}
         for place, raw in enumerate(rows):
@@ -195,19 +270,44 @@ class Coordinator:
                 if error is not None:
                     continue
             self._accept(row, job_terms, about, now)
-        may_linger = watcher is not None and len(rows) == 1 and not refused
+        may_linger = watcher is not None and len(rows) == 1 and not refused and particulars[0].residence.source is None
         if may_linger and (end := await self._linger(rows[0][0])) is not None:
             return Accepted(self.epoch, now, refused, [], ended=(end,))
         is_watched = watcher is not None and self._watch_early(watcher, [row[0] for row in rows])
-        await self._writer.flushed()
+        for residence in {about.residence for about in particulars}:
+            # A job is told to be accepted when its flush is written, and nothing else is waited for.
+            await self._catalog.writer_of(residence).flushed()
+        if self._duplicates:
+            await self._answer_duplicates(rows, refused)
         return Accepted(self.epoch, now, refused, [], is_watched)
+
+    async def _placed(self, about: Particulars) -> Particulars:
+        """Fill in where jobs are kept: as asked, or with their parent; and see that the place takes jobs."""
+        residence = about.residence
+        if residence.source is None and about.parent_job_id is not None:
+            parent = self._live.get(about.parent_job_id) or await self._catalog.get(about.parent_job_id)
+            residence = parent.particulars.residence if parent is not None else residence
+        residence = self._catalog.place(residence)
+        if (tenure := self._catalog.tenure_of(residence)) is not None:
+            await tenure.ready()
+        return about if residence == about.residence else about._replace(residence=residence)
+
+    async def _answer_duplicates(self, rows: Sequence[tuple[Any, ...]], refused: dict[int, KoanRayError]) -> None:
+        """A submit that was made before, and whose job has ended or is known: the same again is a success."""
+        for place, row in enumerate(rows):
+            job = self._duplicates.pop(row[0], None)
+            if job is None:
+                continue
+            stored = await self._catalog.get(job.id)
+            if stored is None or stored.terms.kind != job.terms.kind or not _same_json(stored.context, job.context):
+                refused[place] = JobIdConflictError(job.id)
 
     async def _linger(self, job_id: str) -> End | None:
         """Return the end of a job that is known to take no time, so that its submission is answered with its result.
 
         It spares the caller, who is about to wait for it, a call. `_LINGER_S` is the most that this delays an answer.
         """
-        await self._writer.flushed()
+        await self._memory_writer.flushed()
         job = self._live.get(job_id)
         if job is None or job.status is not JobStatus.RUNNING or not self._dispatcher.is_brief(job.terms.id):
             return None
@@ -243,33 +343,32 @@ class Coordinator:
         return True
 
     def _accept(self, row: Row, terms: Terms, about: Particulars, now: float) -> None:
-        job = JobRecord(row.job_id, terms, about, row.context, row.created_at, term=self._term)
+        job = JobRecord(row.job_id, terms, about, row.context, row.created_at)
         job.status, job.queued_at, job.last_modified = JobStatus.QUEUED, now, now  # T1, as `transitions.queued`
-        self._n_by_terms[terms.id] += 1
+        self._kinds.begun(terms.id)
         self._live[row.job_id] = job
         parent_id = about.parent_job_id
         if parent_id is not None:
             self._children.setdefault(parent_id, set()).add(row.job_id)
         if row.delay_s > 0:
             job.due_at, job.reason = now + row.delay_s, Reason.DELAY
-            self._dispatcher.enqueue_at(row.job_id, job.due_at)
-        else:
-            self._dispatcher.enqueue(row.job_id, terms.spec, about.depth)
-        self._writer.stage(job)
+        if about.residence.source is None:
+            self._enqueue(job)
+        self._catalog.writer_of(about.residence).stage(job)
         if parent_id is not None and self._is_closing(parent_id) and terms.when_parent_ends is ParentPolicy.CANCEL:
             self._move(transitions.cancelled(job, at=now, reason="its parent has ended or is being cancelled"))
             self._dispatcher.dequeued(terms.spec, was_waiting=row.delay_s > 0)
 
     async def _examine(self, row: Row, terms: Terms, about: Particulars) -> KoanRayError | bool | None:
         """Return what is wrong with a row, True for one that is here already, None for one to accept."""
-        known = self._live.get(row.job_id) or await self._store.get(row.job_id)
+        known = self._live.get(row.job_id) or await self._catalog.get(row.job_id)
         if known is not None:
-            same = known.terms.kind == terms.kind and known.context == row.context
+            same = known.terms.kind == terms.kind and _same_json(known.context, row.context)
             return True if same else JobIdConflictError(row.job_id)
         if about.depth > self._settings.max_depth:
             return LimitExceededError("depth of a job tree", about.depth, self._settings.max_depth, "engine.max_depth")
         parent_id = about.parent_job_id
-        if parent_id is not None and parent_id not in self._live and await self._store.get(parent_id) is None:
+        if parent_id is not None and parent_id not in self._live and await self._catalog.get(parent_id) is None:
             return JobNotFoundError(parent_id)
         return None
 
@@ -277,27 +376,26 @@ class Coordinator:
         parent = self._live.get(parent_id)
         return parent is None or parent.status.is_final or parent.cancel_requested_at is not None
 
-    def _knows(self, terms_id: str) -> bool:
-        terms = self._terms.get(terms_id)
-        return terms is not None and terms.code_id in self._code
+    def _enqueue(self, job: JobRecord, *, first: bool = False) -> None:
+        """Let a queued job be dispatched when it is due."""
+        if job.due_at is not None:
+            self._dispatcher.enqueue_at(job.id, job.due_at)
+        else:
+            self._dispatcher.enqueue(job.id, job.terms.spec, job.particulars.depth, first=first)
 
     def _learn(self, terms: Sequence[Terms], code: Mapping[str, bytes]) -> None:
-        for item in terms:
-            self._terms.setdefault(item.id, item)
-        for code_id, blob in code.items():
-            self._code[code_id] = blob
-        if len(self._code) > _MAX_CODE or len(self._terms) > _MAX_CODE:
-            self._forget_unused()
+        for job_id in self._kinds.learn(terms, code):
+            job = self._live.get(job_id)
+            if job is not None and job.status is JobStatus.QUEUED and (routed := self._kinds.routed(job)) is not None:
+                self._kinds.ended(job)
+                self._kinds.begun(routed.terms.id)
+                self._live[job_id] = routed
+                self._enqueue(routed)
 
-    def _forget_unused(self) -> None:
-        """Drop terms and classes that no live job uses, oldest first; called long before a submission needs them."""
-        used = {terms_id for terms_id, n in self._n_by_terms.items() if n > 0}
-        for terms_id in [t for t in self._terms if t not in used][: _MAX_CODE // 2]:
-            del self._terms[terms_id]
-        used_code = {terms.code_id for terms in self._terms.values()}
-        for code_id in [c for c in self._code if c not in used_code]:
-            del self._code[code_id]
-        self._n_by_terms = Counter({terms_id: n for terms_id, n in self._n_by_terms.items() if n > 0})
+    async def introduce(self, terms: Sequence[Terms], code: Mapping[str, bytes]) -> str:
+        """Take in job classes that a process has, so that stored jobs of their kinds can run; returns the epoch."""
+        self._learn(terms, code)
+        return self.epoch
 
     # --- wait ------------------------------------------------------------------------------------------------------
 
@@ -312,12 +410,13 @@ class Coordinator:
         self._waiters.watch(session_id, [job_id for job_id in job_ids if job_id in self._live])
         unknown, early = [], []
         for job_id in job_ids:
-            if job_id not in self._live:
-                stored = await self._store.get(job_id)
-                if stored is None:
-                    unknown.append(job_id)
-                elif not self._waiters.is_watched(job_id):
-                    early.append(end_of(stored))
+            stored = None if job_id in self._live else await self._look_up(session_id, job_id)
+            if job_id in self._live:  # perhaps only now: it was taken over while we looked
+                self._waiters.watch(session_id, [job_id])
+            elif stored is None and job_id not in self._elsewhere:
+                unknown.append(job_id)
+            elif stored is not None and not self._waiters.is_watched(job_id):
+                early.append(end_of(stored))
         for end in early:
             self._waiters.tell(session_id, end)
         if unknown:
@@ -325,6 +424,37 @@ class Coordinator:
         elif self._waiters.n_parked > _FEW_PARKED:
             park_s = min(park_s, 0.05)
         return Ends(self.epoch, await self._waiters.park(session_id, park_s), unknown)
+
+    async def _look_up(self, session_id: str, job_id: str) -> JobRecord | None:
+        """Return a job that has ended; one that another coordinator runs, or may run, is watched from afar."""
+        try:
+            stored = await self._catalog.get(job_id)
+            is_certain = all(tenure.state is TenureState.ACTIVE for tenure in self._catalog.tenures.values())
+        except StoreUnavailableError:
+            stored, is_certain = None, False
+        if job_id in self._live or (stored is not None and stored.status.is_final) or (stored is None and is_certain):
+            return stored
+        self._waiters.watch(session_id, [job_id])
+        if not self._elsewhere:
+            self._spawn(self._watch_elsewhere())
+        self._elsewhere.add(job_id)
+        return None
+
+    async def _watch_elsewhere(self) -> None:
+        """Look, while somebody waits, for the ends of jobs that another coordinator runs."""
+        await pause(self._clock, _ELSEWHERE_S)
+        while self._elsewhere:
+            for job_id in list(self._elsewhere):
+                if job_id in self._live or not self._waiters.is_watched(job_id):
+                    self._elsewhere.discard(job_id)
+                    continue
+                with contextlib.suppress(StoreUnavailableError):
+                    stored = await self._catalog.get(job_id)
+                    if stored is not None and stored.status.is_final:
+                        self._elsewhere.discard(job_id)
+                        self._waiters.ended(end_of(stored))
+            self._waiters.wake()
+            await pause(self._clock, _ELSEWHERE_S)
 
     # --- cancel, retry, remove -------------------------------------------------------------------------------------
 
@@ -336,13 +466,18 @@ class Coordinator:
         """
         job = self._live.get(job_id)
         if job is None:
-            stored = await self._store.get(job_id)
+            stored = await self._catalog.get(job_id)
             if stored is None:
                 raise JobNotFoundError(job_id)
-            return stored.status
+            if stored.status.is_final:
+                return stored.status
+            tenure = self._catalog.tenure_of(stored.particulars.residence)
+            if tenure is None or not tenure.may_act or not await tenure.has_all() or job_id not in self._live:
+                raise ConflictError(_elsewhere(job_id))
+            return await self.cancel(job_id, reason)
         self._cancel(job, reason[:_MAX_REASON] if reason else None)
-        await self._writer.flushed()
-        now_is = self._live.get(job_id) or await self._store.get(job_id)
+        await self._catalog.writer_of(job.particulars.residence).flushed()
+        now_is = self._live.get(job_id) or await self._catalog.get(job_id)
         return now_is.status if now_is is not None else JobStatus.CANCELLED
 
     def _cancel(self, job: JobRecord, reason: str | None) -> None:
@@ -356,7 +491,7 @@ class Coordinator:
                     self._cancel(child, reason or "its parent is being cancelled")
             requested = transitions.cancel_requested(job, at=now, reason=reason)
             self._live[job.id] = requested
-            self._writer.stage(requested)
+            self._stage(requested)
             if job.execution_id is not None:
                 self._dispatcher.stop(job.execution_id, "cancelled")
 
@@ -367,19 +502,22 @@ class Coordinator:
             JobNotFoundError: There is no such job.
             ConflictError: It is not failed or cancelled, or its class is no longer known here.
         """
-        old = self._live.get(job_id) or await self._store.get(job_id)
+        old = self._live.get(job_id) or await self._catalog.get(job_id)
         if old is None:
             raise JobNotFoundError(job_id)
         if old.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
             msg = f"job {job_id}: is {old.status}; only a failed or cancelled job can be run again"
             raise ConflictError(msg)
-        if old.terms.code_id not in self._code:
-            msg = f"job {job_id}: its class {old.terms.kind!r} is no longer kept here; submit a new job"
+        routed = self._kinds.routed(old)
+        if routed is None:
+            msg = f"job {job_id}: its class {old.terms.kind!r} is not known here; import its module where you use the engine"
             raise ConflictError(msg)
         about = old.particulars._replace(retry_of=job_id, parent_job_id=None, depth=0)
         now = self._clock.now()
         row = Row(as_id, 0, 0, old.context, now)
-        await self.submit(Submission([old.terms.id], [about], [row], [old.terms], {}))
+        answer = await self.submit(Submission([routed.terms.id], [about], [row], [], {}))
+        for error in answer.refused.values():
+            raise error
         return await self.get(as_id)
 
     async def remove(self, job_id: str) -> None:
@@ -388,11 +526,13 @@ class Coordinator:
         Raises:
             ConflictError: It has not ended.
         """
-        await self._writer.flushed()
-        if (job := self._live.get(job_id)) is not None:
+        await self._catalog.flushed()
+        job = self._live.get(job_id) or await self._catalog.get(job_id)
+        if job is not None and (job_id in self._live or not job.status.is_final):
             msg = f"job {job_id}: is {job.status}; cancel it and wait for its end before you remove it"
             raise ConflictError(msg)
-        await self._store.remove(job_id)
+        if job is not None:
+            await self._catalog.remove(job)
 
     # --- look ------------------------------------------------------------------------------------------------------
 
@@ -402,31 +542,23 @@ class Coordinator:
         Raises:
             JobNotFoundError: There is no such job.
         """
-        job = self._live.get(job_id) or await self._store.get(job_id)
+        job = self._live.get(job_id) or await self._catalog.get(job_id)
         if job is None:
             raise JobNotFoundError(job_id)
         return view(job)
 
     async def query(self, filters: Mapping[str, Any]) -> tuple[list[JobView], str | None]:
         """Return one page of jobs and the cursor of the next."""
-        query = self._parse(filters)
-        await self._writer.flushed()
-        page = await self._store.query(query)
+        query = parse_query(filters)
+        await self._catalog.flushed()
+        page = await self._catalog.query(query)
         return [view(self._live.get(job.id, job)) for job in page.jobs], page.cursor
 
     async def count(self, filters: Mapping[str, Any]) -> int:
         """Return how many jobs match, whatever limit and cursor say."""
-        query = self._parse(filters)
-        await self._writer.flushed()
-        return await self._store.count(query)
-
-    def _parse(self, filters: Mapping[str, Any]) -> Query:
         query = parse_query(filters)
-        if query.source is not None or query.partition:
-            place = query.source or query.partition
-            msg = f"source/partition {place!r}: this engine keeps jobs in memory only, which has neither; leave them out"
-            raise ConfigurationError(msg)
-        return query
+        await self._catalog.flushed()
+        return await self._catalog.count(query)
 
     async def executions(self, job_id: str) -> list[ExecutionView]:
         """Return a job's executions, oldest first.
@@ -434,10 +566,11 @@ class Coordinator:
         Raises:
             JobNotFoundError: There is no such job.
         """
-        await self._writer.flushed()
-        if job_id not in self._live and await self._store.get(job_id) is None:
+        await self._catalog.flushed()
+        job = self._live.get(job_id) or await self._catalog.get(job_id)
+        if job is None:
             raise JobNotFoundError(job_id)
-        records = await self._store.executions(job_id)
+        records = await self._catalog.executions(job)
         return [_execution_view(record) for record in records if record.reason is not Reason.RETURNED]
 
     async def status(self) -> dict[str, Any]:
@@ -448,6 +581,11 @@ class Coordinator:
             "live": len(self._live),
             "limits": {"max_queued": self._settings.max_queued, "max_actors": self._settings.max_actors},
             "jobs": dict(self.counters),
+            "sources": {
+                name: {"state": tenure.state.value, "term": tenure.term, "problem": tenure.problem and str(tenure.problem)}
+                for name, tenure in self._catalog.tenures.items()
+            },
+            "unroutable": self._kinds.unroutable(),
             **self._dispatcher.snapshot(),
         }
 
@@ -455,23 +593,34 @@ class Coordinator:
         """A job actor tells of bodies that went on after their batch was answered; false if it is none of ours."""
         return self._dispatcher.pushed(push)
 
-    async def note(self, push: Push) -> bool:
-        """As `pushed`, for callers that wait."""
-        return self._dispatcher.pushed(push)
+    async def note(self, push: Push) -> bool | None:
+        """As `pushed`, and when it returns, the ends are stored; None for an actor that is not decided on: ask again."""
+        if push.actor in self._recovery.limbo:
+            return None
+        known = self._dispatcher.pushed(push)
+        if push.ended and self._catalog.tenures:
+            await self._catalog.flushed()
+        return known
 
     # --- what the dispatcher asks ----------------------------------------------------------------------------------
 
     def queued(self, job_id: str) -> JobRecord | None:
         """Return the job if it waits to be dispatched now."""
         job = self._live.get(job_id)
-        return job if job is not None and job.status is JobStatus.QUEUED and job.due_at is None else None
+        if job is None or job.status is not JobStatus.QUEUED or job.due_at is not None:
+            return None
+        tenure = self._catalog.tenure_of(job.particulars.residence)
+        if tenure is not None and not tenure.may_act:
+            tenure.hold(job_id)  # nothing is started while the lease may be somebody else's
+            return None
+        return job
 
     def begin(self, job: JobRecord, execution_id: str, now: float) -> tuple[ExecutionRecord, Order]:
         """Move a queued job to Running; written behind, so that a job that ends at once is written once."""
-        running = transitions.dispatched(job, execution_id, at=now, term=self._term)
+        running = transitions.dispatched(job, execution_id, at=now)
         execution = ExecutionRecord(execution_id, job.id, running.attempts, now)
         self._live[job.id] = running
-        self._writer.stage_behind(running, execution)
+        self._catalog.writer_of(job.particulars.residence).stage_behind(running, execution)
         order = Order(
             execution_id, job.id, job.terms.id, job.context, running.attempts, job.ordinal, job.created_at,
             job.queued_at or now, job.particulars, job.error,
@@ -484,7 +633,13 @@ class Coordinator:
         if job is None:
             return
         if report.outcome == "crashed":
-            self._lose(job, active, report.error or ErrorInfo("ProcessLost", "the child process vanished"), report)
+            self._lose(
+                job,
+                active.execution,
+                active.actor,
+                report.error or ErrorInfo("ProcessLost", "the child process vanished"),
+                report,
+            )
             return
         if report.progress is not None and report.outcome != "succeeded":
             job = job.evolve(progress=report.progress)
@@ -503,7 +658,7 @@ class Coordinator:
         else:
             after, reason = self._after_failure(job, report, now)
             status = ExecutionStatus.FAILED
-        self._settle(active, after, status, reason, report=report)
+        self._settle(active.execution, active.actor, after, status, reason, report=report)
 
     def _after_failure(self, job: JobRecord, report: Report, now: float) -> tuple[JobRecord, Reason]:
         error = report.error or ErrorInfo("UnknownError", "")
@@ -519,23 +674,23 @@ class Coordinator:
         job = self._current(active)
         if job is not None:
             after = transitions.returned(job, at=self._clock.now())
-            if self._writer.forget_execution(job.id, active.execution.id):
-                self._move(after, first=True)
+            if self._catalog.writer_of(job.particulars.residence).forget_execution(job.id, active.execution.id):
+                self._move(after.evolve(last_execution_id=None), first=True)  # as if it had never been
             else:
-                self._settle(active, after, ExecutionStatus.CANCELLED, Reason.RETURNED, first=True)
+                self._settle(active.execution, active.actor, after, ExecutionStatus.CANCELLED, Reason.RETURNED, first=True)
 
     def interrupted(self, active: Active) -> None:
         """Put a job back whose process was ended for another's sake."""
         job = self._current(active)
         if job is not None:
             after = transitions.interrupted(job, at=self._clock.now())
-            self._settle(active, after, ExecutionStatus.CANCELLED, Reason.INTERRUPTED, first=True)
+            self._settle(active.execution, active.actor, after, ExecutionStatus.CANCELLED, Reason.INTERRUPTED, first=True)
 
     def vanished(self, active: Active, cause: str) -> None:
         """Count a crash, and run the job again or give it up as poison."""
         job = self._current(active)
         if job is not None:
-            self._lose(job, active, ErrorInfo("ProcessLost", cause), None)
+            self._lose(job, active.execution, active.actor, ErrorInfo("ProcessLost", cause), None)
 
     def killed(self, active: Active, cause: str) -> None:
         """Settle an execution that did not stop and was killed."""
@@ -546,13 +701,13 @@ class Coordinator:
         metrics = (("stopped_by", "kill"),)
         if cause == "cancelled":
             after = transitions.cancelled(job, at=now)
-            self._settle(active, after, ExecutionStatus.CANCELLED, Reason.CANCELLED, metrics=metrics)
+            self._settle(active.execution, active.actor, after, ExecutionStatus.CANCELLED, Reason.CANCELLED, metrics=metrics)
             return
         took = f"the attempt took longer than {job.terms.timeout_s:g}s and did not stop; its process was killed"
         error = ErrorInfo("TimeoutError", took)
         report = Report(active.execution.id, active.job_id, "timeout", active.execution.started_at, 0.0, error=error)
         after, reason = self._after_failure(job, report, now)
-        self._settle(active, after, ExecutionStatus.FAILED, reason, error=error, metrics=metrics)
+        self._settle(active.execution, active.actor, after, ExecutionStatus.FAILED, reason, error=error, metrics=metrics)
 
     def progressed(self, active: Active, progress: Progress) -> None:
         """Remember how far a running job is."""
@@ -560,16 +715,29 @@ class Coordinator:
         if job is not None and (job.progress is None or progress.sequence > job.progress.sequence):
             after = job.evolve(progress=progress, last_modified=self._clock.now())
             self._live[job.id] = after
-            self._writer.stage_behind(after)
+            self._catalog.writer_of(job.particulars.residence).stage_behind(after)
+
+    def when_stored(self, reports: Sequence[Report], then: Callable[[], None]) -> None:
+        """Call ``then`` when what became of these reports is written."""
+
+        async def follow() -> None:
+            with contextlib.suppress(KoanRayError):  # not written here: the next coordinator asks the actor
+                for report in reports:
+                    job = self._live.get(report.job_id)
+                    if job is not None:
+                        await self._catalog.writer_of(job.particulars.residence).flushed()
+                        break
+                then()
+
+        self._spawn(follow())
 
     def code_for(self, code_id: str) -> bytes:
         """Return a shipped class."""
-        self._code.move_to_end(code_id)
-        return self._code[code_id]
+        return self._kinds.code(code_id)
 
     def terms_for(self, terms_id: str) -> Terms:
         """Return terms by id."""
-        return self._terms[terms_id]
+        return self._kinds.terms(terms_id)
 
     def due_at(self, job_id: str) -> float | None:
         """Return when a waiting job is due."""
@@ -601,7 +769,9 @@ class Coordinator:
             return None
         return job
 
-    def _lose(self, job: JobRecord, active: Active, error: ErrorInfo, report: Report | None) -> None:
+    def _lose(
+        self, job: JobRecord, execution: ExecutionRecord, actor: Actor | None, error: ErrorInfo, report: Report | None
+    ) -> None:
         now = self._clock.now()
         self.counters["crashes"] += 1
         if job.crashes + 1 >= self._settings.max_crashes and job.cancel_requested_at is None:
@@ -611,11 +781,12 @@ class Coordinator:
             after = transitions.failed(doomed, FailureKind.POISON, poison, at=now)
         else:
             after = transitions.lost(job, error, at=now)
-        self._settle(active, after, ExecutionStatus.FAILED, Reason.LOST, report=report, error=error, first=True)
+        self._settle(execution, actor, after, ExecutionStatus.FAILED, Reason.LOST, report=report, error=error, first=True)
 
     def _settle(
         self,
-        active: Active,
+        execution: ExecutionRecord,
+        actor: Actor | None,
         after: JobRecord,
         status: ExecutionStatus,
         reason: Reason,
@@ -627,12 +798,11 @@ class Coordinator:
     ) -> None:
         """Write how an execution ended together with what that makes of its job."""
         now = self._clock.now()
-        execution = active.execution
         if report is not None:
             execution.started_at = report.began_at
             now, error, metrics = report.began_at + report.duration_s, error or report.error, report.metrics
-        if (info := active.actor.info) is not None:
-            metrics = (*metrics, ("actor", active.actor.name), ("where", info))
+        if actor is not None and actor.info is not None:
+            metrics = (*metrics, ("actor", actor.name), ("where", actor.info))
         closed = execution.close(status=status, reason=reason, at=now, error=error, metrics=metrics)
         self._move(after, closed, first=first)
 
@@ -641,13 +811,18 @@ class Coordinator:
         job_id = after.id
         self._live[job_id] = after
         if after.status is JobStatus.QUEUED:
-            if after.due_at is not None:
-                self._dispatcher.enqueue_at(job_id, after.due_at)
-            else:
-                self._dispatcher.enqueue(job_id, after.terms.spec, after.particulars.depth, first=first)
+            self._enqueue(after, first=first)
         elif job_id in self._children:
             self._close_children(after)
-        self._writer.stage(after, execution)
+        self._stage(after, execution)
+        if self._tells_moves:
+            self._log.info(
+                "job_moved", job_id=job_id, kind=after.terms.kind, status=after.status.value, reason=after.reason,
+                attempt=after.attempts, execution_id=execution.id if execution is not None else None, rev=after.rev,
+            )  # fmt: skip
+
+    def _stage(self, job: JobRecord, execution: ExecutionRecord | None = None) -> None:
+        self._catalog.writer_of(job.particulars.residence).stage(job, execution)
 
     def _close_children(self, parent: JobRecord) -> None:
         for child_id in list(self._children.get(parent.id, ())):
@@ -656,13 +831,18 @@ class Coordinator:
 
     # --- after a flush ---------------------------------------------------------------------------------------------
 
-    def _written(self, jobs: Sequence[JobRecord]) -> None:
+    def written(self, jobs: Sequence[JobRecord]) -> None:
+        """A flush has written these: tell who waits, let go of what has ended, and let begin what is new."""
         live, waiters = self._live, self._waiters
         for job in jobs:
-            if job.completed_at is None or live.get(job.id) is not job:
+            if live.get(job.id) is not job:
+                continue
+            if job.completed_at is None:
+                if job.rev == 1 and job.particulars.residence.source is not None:
+                    self._begin_stored(job)
                 continue
             del live[job.id]
-            self._n_by_terms[job.terms.id] -= 1
+            self._kinds.ended(job)
             self.counters[job.status] += 1
             parent_id = job.particulars.parent_job_id
             if parent_id is not None and (siblings := self._children.get(parent_id)) is not None:
@@ -675,10 +855,114 @@ class Coordinator:
                 waiters.ended(end_of(job))
         waiters.wake()
 
+    def _begin_stored(self, job: JobRecord) -> None:
+        """The submit of a job in documents is written: now it may run."""
+        if job.status is JobStatus.QUEUED:
+            self._enqueue(job)
+
     def _fenced(self, job: JobRecord) -> None:
         """Another writer has this job now: stop touching it, and let its waiters ask again."""
         self.counters["fenced_writes"] += 1
         self._live.pop(job.id, None)
+
+    # --- what tenures and recovery ask -------------------------------------------------------------------------------
+
+    def refused(self, job: JobRecord) -> None:
+        """The insert of a job found its id taken: a submit that was made before, or somebody else's job."""
+        if self._live.get(job.id) is job:
+            del self._live[job.id]
+            self._kinds.ended(job)
+        self._duplicates[job.id] = job
+        if (tenure := self._catalog.tenure_of(job.particulars.residence)) is not None:
+            self._spawn(self._take_back(tenure, job.id))
+
+    async def _take_back(self, tenure: Tenure, job_id: str) -> None:
+        """Take in a stored job that was passed over because a repeated submit stood in its place when it was read."""
+        with contextlib.suppress(StoreUnavailableError):  # then the sweep or the next coordinator finds it
+            stored = await tenure.store.get(job_id)
+            if stored is not None and not stored.status.is_final and stored.term == tenure.term:
+                await self.found(tenure, [stored])
+
+    def took_in(self, tenure: Tenure, jobs: Sequence[JobRecord]) -> None:
+        """Make a source's unfinished jobs ours; they are not dispatched before `opened`."""
+        for job in jobs:
+            placed = self._kinds.routed(self._catalog.placed(job, tenure)) or self._catalog.placed(job, tenure)
+            self._live[job.id] = placed
+            self._kinds.begun(placed.terms.id)
+            parent_id = placed.particulars.parent_job_id
+            if parent_id is not None:
+                self._children.setdefault(parent_id, set()).add(job.id)
+
+    async def opened(self, tenure: Tenure) -> None:
+        """Adopt what runs, count as lost what nobody runs, close children of parents that have ended, and dispatch."""
+        mine = [job for job in self._live.values() if job.particulars.residence.source == tenure.source]
+        await self._recovery.adopt(tenure, mine)
+        if all(each.state is TenureState.ACTIVE for each in self._catalog.tenures.values()):
+            self._recovery.release()
+        self._dispatch_taken(mine)
+        await self._close_orphans(mine)
+        self._log.info("jobs_recovered", source=tenure.source, n=len(mine), unroutable=self._kinds.unroutable())
+
+    async def found(self, tenure: Tenure, jobs: Sequence[JobRecord]) -> None:
+        """Take in those of a source's unfinished jobs that are not known here: its queue, and what was inserted late."""
+        new = [job for job in jobs if job.id not in self._live]
+        if not new:
+            return
+        self.took_in(tenure, new)
+        mine = [self._live[job.id] for job in new]
+        if any(job.status is JobStatus.RUNNING for job in mine):
+            await self._recovery.adopt(tenure, mine)
+        self._dispatch_taken(mine)
+        await self._close_orphans(mine)
+
+    def _dispatch_taken(self, jobs: Sequence[JobRecord]) -> None:
+        for job in jobs:
+            is_waiting = self._live.get(job.id) is job and job.status is JobStatus.QUEUED
+            if is_waiting and self._kinds.routed(job) is not None:
+                self._enqueue(job)
+
+    async def _close_orphans(self, jobs: Sequence[JobRecord]) -> None:
+        """A crash came between the end of a parent and the cancellation of its children."""
+        for parent_id in {job.particulars.parent_job_id for job in jobs} - {None, *self._live}:
+            parent = await self._catalog.get(parent_id or "")
+            if parent is not None and parent.status.is_final:
+                self._close_children(parent)
+
+    def resumed(self, job_ids: Sequence[str]) -> None:
+        """The lease is certain again: dispatch what was held back."""
+        for job_id in job_ids:
+            job = self._live.get(job_id)
+            if job is not None and job.status is JobStatus.QUEUED:
+                self._enqueue(job)
+
+    def stood_down(self, tenure: Tenure) -> None:
+        """Another coordinator has the source: let go of everything that lives there; its waiters are told from afar."""
+        gone = [job for job in self._live.values() if job.particulars.residence.source == tenure.source]
+        for job in gone:
+            del self._live[job.id]
+            self._kinds.ended(job)
+            self._children.pop(job.id, None)
+            if job.execution_id is not None:
+                self._dispatcher.forget(job.execution_id)
+            if self._waiters.is_watched(job.id):
+                if not self._elsewhere:
+                    self._spawn(self._watch_elsewhere())
+                self._elsewhere.add(job.id)
+
+    def current(self, job_id: str, execution_id: str) -> JobRecord | None:
+        """Return the live job if this is its current execution."""
+        job = self._live.get(job_id)
+        return job if job is not None and job.execution_id == execution_id else None
+
+    def unheld(self, job: JobRecord, execution: ExecutionRecord) -> None:
+        """Nobody runs or holds this execution: count a crash, and run the job again or give it up as poison."""
+        lost = ErrorInfo("ProcessLost", "its coordinator and its job actor are gone")
+        self._lose(job, execution, None, lost, None)
+
+    def given_back(self, job: JobRecord, execution: ExecutionRecord) -> None:
+        """It was sent to an actor and never begun."""
+        after = transitions.returned(job, at=self._clock.now())
+        self._settle(execution, None, after, ExecutionStatus.CANCELLED, Reason.RETURNED, first=True)
 
     def _sweep_later(self) -> None:
         self._sweeper = self._clock.call_later(_SWEEP_S, self._sweep)
@@ -692,7 +976,23 @@ class Coordinator:
     async def sweep_once(self) -> int:
         """Forget what has outlived its retention, and sessions that are gone."""
         self._waiters.sweep()
-        return await self._store.expire(self._clock.now())
+        return await self._catalog.memory.expire(self._clock.now())
+
+
+def _same_json(one: bytes, other: bytes) -> bool:
+    """Tell whether two contexts are equal; a store may have changed spaces."""
+    return one == other or json.loads(one) == json.loads(other)
+
+
+def _cancel(future: asyncio.Future[Any]) -> None:
+    future.cancel()
+
+
+def _elsewhere(job_id: str) -> str:
+    return (
+        f"job {job_id}: another coordinator holds the lease of its source, and only that one can change it. "
+        f"Ask the engine of the cluster that runs it, or wait until this one has taken over."
+    )
 
 
 def _execution_view(record: ExecutionRecord) -> ExecutionView:

@@ -30,9 +30,11 @@ from koan_ray.engine.pool import Active, Actor, ActorState, Batch, Pool
 from koan_ray.ports import OrderBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from koan_ray.domain.records import ActorSpec, ExecutionRecord, JobRecord, Progress, Terms
     from koan_ray.engine.settings import EngineSettings
-    from koan_ray.ports import ActorInfo, BatchReply, Clock, Launcher, Order, Push, Report, TimerHandle
+    from koan_ray.ports import ActorInfo, BatchReply, Clock, Launcher, Order, Push, Report, Running, Survey, TimerHandle
 
 _START_RETRY_S = (0.5, 1.0, 2.0, 4.0)
 _BRIEF_S = 0.001
@@ -40,6 +42,7 @@ _HOUSEKEEPING_S = 1.0
 _CROWDED_TTL_S = 1.0  # an idle actor makes room after this when others wait for the resources that it holds
 _CHILD_PROCESS_SLACK_S = 3.0  # the actor kills its own child; we step in only when it does not
 _HURRY_SLACK_S = 0.010  # on its way to the actor and back
+_DELAYED_S = 5.0  # an actor that takes longer to start does not keep others from starting
 _STARVING_S = 1.0  # a lane without an actor takes one from a busy spec after this
 
 
@@ -85,6 +88,9 @@ class Jobs(Protocol):
     def refuse_all(self, spec: ActorSpec, cause: str) -> None:
         """Fail the queued jobs of a spec for which no actor can be started."""
 
+    def when_stored(self, reports: Sequence[Report], then: Callable[[], None]) -> None:
+        """Call ``then`` when what became of these reports is stored."""
+
 
 class Dispatcher:
     """Lanes, actors and deadlines of one coordinator."""
@@ -104,7 +110,8 @@ class Dispatcher:
         self._hurry_timer: TimerHandle | None = None
         self._typical_s: dict[str, float] = {}  # by terms id: moving average of a body's duration
         self._pump_is_due = False
-        self._n_batches = 0
+        # Numbers that no earlier coordinator has used: an actor that outlives it knows batches by them.
+        self._n_batches = int(clock.now() * 1000) << 12
         self._n_started = 0
         self._start_failures: dict[ActorSpec, int] = {}
         self._not_before: dict[ActorSpec, float] = {}
@@ -113,7 +120,7 @@ class Dispatcher:
         self._housekeeping: TimerHandle | None = None
         self._kept_house_at = clock.monotonic()
         self.counters = {"dispatched": 0, "returned": 0, "actors_started": 0, "actors_lost": 0, "actors_killed": 0,
-                         "actors_recycled": 0, "reports_refused": 0}  # fmt: skip
+                         "actors_recycled": 0, "actors_adopted": 0, "reports_refused": 0}  # fmt: skip
 
     # --- what the coordinator says ---------------------------------------------------------------------------------
 
@@ -126,12 +133,16 @@ class Dispatcher:
 
     def close(self) -> None:
         """Stop dispatching and end all actors, whatever they do."""
+        self.vanish()
+        for actor in list(self._pool):
+            self._launcher.kill(actor.name)
+
+    def vanish(self) -> None:
+        """Do nothing any more."""
         self._is_open = False
         for timer in (self._housekeeping, self._due_timer, self._deadline_timer, self._hurry_timer):
             if timer is not None:
                 timer.cancel()
-        for actor in list(self._pool):
-            self._launcher.kill(actor.name)
 
     def enqueue(self, job_id: str, spec: ActorSpec, depth: int, *, first: bool = False) -> None:
         """A job is due now."""
@@ -189,10 +200,52 @@ class Dispatcher:
             "counters": dict(self.counters),
         }  # fmt: skip
 
-    def actor_of(self, execution_id: str) -> ActorInfo | None:
-        """Return where an execution runs."""
-        active = self._active.get(execution_id)
-        return active.actor.info if active is not None else None
+    def adopt(
+        self,
+        found: Survey,
+        running: Sequence[tuple[Running, ExecutionRecord, JobRecord]],
+        held: Sequence[tuple[Report, ExecutionRecord, JobRecord]],
+    ) -> None:
+        """Make an actor of an earlier coordinator ours, with the bodies that run in it, and settle the ends it holds."""
+        now = self._clock.monotonic()
+        actor = Actor(found.name, found.spec, at=now, lent=False)
+        actor.state, actor.info = ActorState.READY, found.info
+        self._pool.add(actor)
+        self.counters["actors_adopted"] += 1
+        for state, execution, job in running:
+            active = self._active[execution.id] = Active(actor, execution, job.terms.id, now)
+            active.began_at, active.parked = now - state.age_s, state.parked
+            actor.running[execution.id] = active
+            self._watch_long(actor, active)
+            if job.cancel_requested_at is not None:
+                self.stop(execution.id, "cancelled")
+        for report, execution, job in held:
+            self._active[execution.id] = Active(actor, execution, job.terms.id, now)
+            self._ended(actor, report)
+        self._after_news(actor, None)
+
+    def end(self, name: str) -> None:
+        """Kill an actor whose work is nobody's."""
+        if (actor := self._pool.get(name)) is not None:
+            self._kill(actor)
+
+    def forget(self, execution_id: str) -> None:
+        """An execution is somebody else's now: end the actor that runs it, whose report would change nothing."""
+        if (active := self._active.pop(execution_id, None)) is not None:
+            active.actor.running.pop(execution_id, None)
+            self._kill(active.actor)
+
+    def knows(self, name: str) -> bool:
+        """Tell whether an actor of this name is ours."""
+        return self._pool.get(name) is not None
+
+    def running(self) -> list[Active]:
+        """Return all executions that actors have."""
+        return list(self._active.values())
+
+    def has(self, execution_id: str) -> bool:
+        """Tell whether an actor of ours has this execution."""
+        return execution_id in self._active
 
     # --- what launchers and actors say -----------------------------------------------------------------------------
 
@@ -206,6 +259,7 @@ class Dispatcher:
         if actor.state is ActorState.STARTING:
             actor.state = ActorState.READY
         actor.quiet_since = actor.heard_at = self._clock.monotonic()
+        actor.is_delayed = False
         self._start_failures.pop(actor.spec, None)
         self.pump_soon()
 
@@ -238,7 +292,8 @@ class Dispatcher:
         if actor is None or batch not in actor.batches:
             self.counters["reports_refused"] += len(reply.ended)
             return
-        del actor.batches[batch]
+        sent = actor.batches.pop(batch)
+        actor.known |= sent.introduced
         self._brief.pop(batch, None)
         now = actor.heard_at = self._clock.monotonic()
         for report in reply.ended:
@@ -253,6 +308,8 @@ class Dispatcher:
             if (active := self._active.pop(execution_id, None)) is not None:
                 self.counters["returned"] += 1
                 self._jobs.unbegun(active)
+        if sent.is_held:
+            self._jobs.when_stored(reply.ended, lambda: actor.stored.append(batch))
         self._after_news(actor, reply.recycle)
 
     def pushed(self, push: Push) -> bool:
@@ -286,6 +343,8 @@ class Dispatcher:
 
     def _pump(self) -> None:
         self._pump_is_due = False
+        if not self._is_open:
+            return
         lanes = [lane for lane in self._lanes.values() if len(lane)]
         for lane in lanes:
             # Actors without parked bodies first: should the new body have to be killed, nobody else is hit.
@@ -310,7 +369,8 @@ class Dispatcher:
         budget_s = settings.batch_target_s
         batch = OrderBatch([], [], [])
         execution_ids: list[str] = []
-        is_short, is_brief, label = True, True, ""
+        introduced: set[str] = set()
+        is_short, is_brief, is_held, label = True, True, False, ""
         target_s, typical_s = settings.batch_target_s, self._typical_s
         for job_id in lane.take(most):
             job = self._jobs.queued(job_id)
@@ -332,9 +392,10 @@ class Dispatcher:
             execution_ids.append(execution_id)
             batch.orders.append(order)
             budget_s -= expected_s
-            if terms.id not in actor.known:
-                self._introduce(actor, terms, batch)
+            if terms.id not in actor.known and terms.id not in introduced:
+                self._introduce(actor, terms, batch, introduced)
             label = label or terms.kind
+            is_held = is_held or job.particulars.residence.source is not None
             is_brief = is_brief and expected_s < _BRIEF_S
             if is_long:
                 is_short = False
@@ -344,7 +405,11 @@ class Dispatcher:
             return
         self._n_batches += 1
         self.counters["dispatched"] += len(execution_ids)
-        actor.batches[self._n_batches] = Batch(execution_ids, is_short=is_short, sent_at=sent_at)
+        actor.batches[self._n_batches] = Batch(
+            execution_ids, introduced, is_short=is_short, is_held=is_held, sent_at=sent_at
+        )
+        if actor.stored:
+            batch, actor.stored = batch._replace(settled=tuple(actor.stored)), []
         if is_brief:
             batch = batch._replace(is_brief=True)
             self._brief[self._n_batches] = (sent_at, actor.name)
@@ -363,11 +428,12 @@ class Dispatcher:
             self._launcher.hurry(name, number)
         self._hurry_timer = self._clock.call_later(limit_s, self._hurry) if self._brief else None
 
-    def _introduce(self, actor: Actor, terms: Terms, batch: OrderBatch) -> None:
-        actor.known.add(terms.id)
+    def _introduce(self, actor: Actor, terms: Terms, batch: OrderBatch, introduced: set[str]) -> None:
+        """Send terms along until a batch that had them was answered: the next batch may overtake this one."""
+        introduced.add(terms.id)
         batch.terms.append(terms)
-        if terms.code_id not in actor.known:
-            actor.known.add(terms.code_id)
+        if terms.code_id not in actor.known and terms.code_id not in introduced:
+            introduced.add(terms.code_id)
             batch.code.append((terms.code_id, self._jobs.code_for(terms.code_id)))
 
     def _ended(self, actor: Actor, report: Report) -> None:
@@ -418,7 +484,7 @@ class Dispatcher:
             if self._pool.n_counted_for(lane.spec) >= self._limit():
                 self._make_room(lane.spec)
                 return
-            lent = len(self._pool) >= self._limit()
+            lent = self._pool.n_placed() >= self._limit()
             self._n_started += 1
             name = f"koan_ray.job/{self._epoch}/{self._n_started}"
             actor = Actor(name, lane.spec, at=self._clock.monotonic(), lent=lent)
@@ -531,6 +597,11 @@ class Dispatcher:
                 actor.state, actor.recycle = ActorState.RETIRING, "age"
                 if actor.is_idle:
                     self._retire(actor)
+            elif actor.state is ActorState.STARTING and now - actor.started_at > _DELAYED_S:
+                self._delayed(actor)
+            if actor.stored and not actor.batches:
+                self._launcher.settled(actor.name, tuple(actor.stored))
+                actor.stored = []
             waits_since = min([batch.sent_at for batch in actor.batches.values()], default=math.inf)
             if actor.running:  # it says that it is there from time to time
                 waits_since = min(waits_since, actor.heard_at)
@@ -539,6 +610,13 @@ class Dispatcher:
         self._drop_idle_lanes()
         self._housekeeping = self._clock.call_later(_HOUSEKEEPING_S, self._keep_house)
         self.pump_soon()
+
+    def _delayed(self, actor: Actor) -> None:
+        """The cluster has no room, or no node, for an actor: let others start, and end it when nobody wants it any more."""
+        actor.is_delayed = True
+        lane = self._lanes.get(actor.spec)
+        if lane is None or not lane.has_queued(lambda job_id: self._jobs.queued(job_id) is not None):
+            self._retire(actor)
 
     def _forgive_own_absence(self, now: float) -> None:
         """Take no actor for stuck because this process was: what they said meanwhile has yet to be read."""

@@ -57,18 +57,22 @@ class Active:
 class Batch:
     """Orders that an actor has not answered yet."""
 
-    __slots__ = ("execution_ids", "is_short", "sent_at")
+    __slots__ = ("execution_ids", "introduced", "is_held", "is_short", "sent_at")
 
-    def __init__(self, execution_ids: list[str], *, is_short: bool, sent_at: float) -> None:
+    def __init__(
+        self, execution_ids: list[str], introduced: set[str], *, is_short: bool, is_held: bool, sent_at: float
+    ) -> None:
         self.execution_ids, self.is_short, self.sent_at = execution_ids, is_short, sent_at
+        self.introduced = introduced  # ids of terms and classes that came with it
+        self.is_held = is_held  # the actor holds its ends until they are stored
 
 
 class Actor:
     """One job actor."""
 
     __slots__ = (
-        "batches", "heard_at", "info", "is_killed", "jobs_done", "known", "lent", "name", "quiet_since", "recycle",
-        "running", "spec", "started_at", "state",
+        "batches", "heard_at", "info", "is_delayed", "is_killed", "jobs_done", "known", "lent", "name", "quiet_since",
+        "recycle", "running", "spec", "started_at", "state", "stored",
     )  # fmt: skip
 
     def __init__(self, name: str, spec: ActorSpec, *, at: float, lent: bool) -> None:
@@ -80,10 +84,12 @@ class Actor:
         self.info: ActorInfo | None = None
         self.batches: dict[int, Batch] = {}
         self.running: dict[str, Active] = {}  # goes on after its batch was answered
-        self.known: set[str] = set()  # ids of terms and classes it has been sent
+        self.stored: list[int] = []  # batches whose ends are stored, which the actor has not been told
+        self.known: set[str] = set()  # ids of terms and classes that it has for sure
         self.jobs_done = 0
         self.recycle: str | None = None
         self.is_killed = False
+        self.is_delayed = False  # it takes so long to start that the cluster has probably no room for it
 
     @property
     def n_active(self) -> int:
@@ -154,12 +160,17 @@ class Pool:
         """Actors that count against ``max_actors`` when one of ``spec`` is wanted.
 
         An actor that can take nothing of this spec and in which every body waits for other jobs does not count: its CPU is
-        lent to the new one, so that a parent can wait for a child with other needs however small the pool is.
+        lent to the new one, so that a parent can wait for a child with other needs however small the pool is. Nor does one
+        that waits for the cluster: it holds nothing, and might wait for ever.
         """
         return sum(
-            (actor.spec == spec and actor.state is not ActorState.RETIRING) or not actor.is_parked_only
+            (actor.spec == spec and actor.state is not ActorState.RETIRING) or not (actor.is_parked_only or actor.is_delayed)
             for actor in self._actors.values()
         )
+
+    def n_placed(self) -> int:
+        """Actors that hold, or are about to hold, what their spec says."""
+        return sum(not actor.is_delayed for actor in self._actors.values())
 
     def idle_of_another_spec(self, spec: ActorSpec) -> Actor | None:
         """Return the actor of another spec that has been idle longest."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from koan_ray.definition import Definition
 from koan_ray.domain.durations import instant
 from koan_ray.domain.ids import child_id, is_id, new_id
-from koan_ray.domain.records import ErrorInfo, JobView, Particulars, Terms
+from koan_ray.domain.records import ErrorInfo, JobView, Particulars, Residence, Terms
 from koan_ray.domain.status import ExecutionStatus, JobStatus
 from koan_ray.engine.coordinator import Submission
 from koan_ray.engine.watching import Watching
@@ -31,7 +31,8 @@ from koan_ray.errors import (
 from koan_ray.jobs import Job, JobExecution
 from koan_ray.listing import JobPage
 from koan_ray.pending import Pending
-from koan_ray.registry import find
+from koan_ray.registry import everything, find, on_register
+from koan_ray.run import RunSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from koan_ray.engine.coordinator import Accepted, Ends, ExecutionView
     from koan_ray.ports import Transport
     from koan_ray.progress import JobProgressUpdate
-    from koan_ray.run import RunSettings
 
 _MAX_SUBMITS = 2
 _CHUNK = 1000  # rows of one submission
@@ -49,7 +49,9 @@ _MAX_WAITS = 2
 _PARK_S = 20.0
 _MAX_UNASKED = 1000
 _MAX_EARLY = 10_000
+_GATHER_KINDS_S = 0.2
 _PLAIN = Particulars()
+_NO_SETTINGS = RunSettings()
 
 
 class _Submit(NamedTuple):
@@ -115,6 +117,9 @@ class Session:
         self._is_eager = False
         self._n_unasked = 0
         self._early: dict[str, End] = {}  # ends that came before the answer to their submission
+        self._to_introduce: list[type[Job[Any, Any]]] = []
+        self._is_introducing = False
+        self._introduced_to: str | None = None  # the coordinator that knows our classes
         self._timeouts = Timeouts()
         self._watching = Watching(self)
 
@@ -128,6 +133,7 @@ class Session:
         error = RuntimeUnavailableError(why)
         with self._lock:
             self._closed = error
+            on_register(None)
             submits, self._submits = self._submits, []
             waits, self._waits = self._waits, {}
         for submit in submits:
@@ -232,6 +238,45 @@ class Session:
             introduced=introduced, code={terms.code_id: self._code[terms.code_id] for terms in introduced}
         )
 
+    def introduce_kinds(self) -> None:
+        """Tell the coordinator of all job classes that are defined here, now and later, so that stored jobs can run.
+
+        Classes that cannot be shipped are left out; the error is told where such a class is used.
+        """
+        on_register(self._introduce)
+        for job_type in everything():
+            self._introduce(job_type)
+
+    def _introduce(self, job_type: type[Job[Any, Any]]) -> None:
+        with self._lock:
+            self._to_introduce.append(job_type)
+            if self._is_introducing or self._closed is not None:
+                return
+            self._is_introducing = True
+        # A moment later: the class statement that is under way must not wait, and has to come to its end first.
+        self._timeouts.add(_GATHER_KINDS_S, self._introduce_gathered)
+
+    def _introduce_gathered(self) -> None:
+        with self._lock:
+            gathered, self._to_introduce = self._to_introduce, []
+            self._is_introducing = False
+        found: list[Terms] = []
+        for job_type in gathered:
+            try:
+                found.append(self._terms_of(job_type, _NO_SETTINGS))
+            except Exception:  # noqa: BLE001, S112 - a class that cannot be shipped fails where it is started
+                continue
+        code = {terms.code_id: self._code[terms.code_id] for terms in found}
+        self._transport.coordinator("introduce", (found, code), self._introduced)
+
+    def _introduce_again(self) -> None:
+        for job_type in everything():
+            self._introduce(job_type)
+
+    def _introduced(self, epoch: str | None, _error: BaseException | None) -> None:
+        if epoch is not None:
+            self._introduced_to = epoch
+
     def submit_many(self, job_type: type[Job[Any, Any]], contexts: Iterable[Any], settings: RunSettings) -> Pending[Any]:
         """Submit a job for each context, reading them on a thread while earlier ones are on their way."""
         pending: Pending[Any] = Pending()
@@ -266,20 +311,16 @@ class Session:
         return known
 
     def _about(self, settings: RunSettings) -> Particulars:
-        if settings.persistence is not None:
-            msg = (
-                "persist(): no document store is part of this version; jobs live in the coordinator's memory. "
-                "Leave .persist() out."
-            )
-            raise ConfigurationError(msg)
+        asked = settings.persistence
+        residence = Residence() if asked is None else Residence(asked.source or "", asked.partition or "", settings.audit)
         trace_id, traceparent = self._trace()
         parent = settings.parent
         correlation = settings.correlation_id or (parent.correlation_id if parent is not None else None) or trace_id
-        if not (correlation or parent or settings.metadata or settings.name or settings.description):
+        if not (correlation or parent or asked or settings.metadata or settings.name or settings.description):
             return _PLAIN
         return Particulars(
             settings.name, settings.description, dict(settings.metadata) or None, correlation, traceparent,
-            parent.id if parent is not None else None, parent.depth + 1 if parent is not None else 0,
+            parent.id if parent is not None else None, parent.depth + 1 if parent is not None else 0, None, residence,
         )  # fmt: skip
 
     def _check_open(self) -> None:
@@ -382,10 +423,11 @@ class Session:
 
     def _send_wait(self, ids: list[str]) -> None:
         park_s = 0.0 if self._to_watch else _PARK_S
-        args = (self.id, self.epoch, ids, park_s)
-        self._transport.coordinator("wait", args, lambda ends, error: self._waited(ids, ends, error))
+        epoch = self.epoch
+        args = (self.id, epoch, ids, park_s)
+        self._transport.coordinator("wait", args, lambda ends, error: self._waited(ids, epoch, ends, error))
 
-    def _waited(self, ids: list[str], ends: Ends | None, error: BaseException | None) -> None:
+    def _waited(self, ids: list[str], epoch: str | None, ends: Ends | None, error: BaseException | None) -> None:
         told: list[tuple[list[_Wait], End | BaseException]] = []
         with self._lock:
             self._n_waits -= 1
@@ -393,15 +435,21 @@ class Session:
                 failed = ids or list(self._waits)
                 told = [(self._waits.pop(job_id, []), error or RuntimeError()) for job_id in failed]
             else:
-                if ends.epoch != self.epoch and self.epoch is not None:
-                    self._to_watch = list(self._waits)  # a coordinator that does not know this session: ask anew
+                if self._introduced_to not in (None, ends.epoch):
+                    self._introduced_to = None
+                    self._timeouts.add(0.0, self._introduce_again)
+                if epoch not in (None, ends.epoch):
+                    # A coordinator that does not know this session: ask anew. Compared with what the call was made with:
+                    # the answer to a submission may have told us of the new one meanwhile.
+                    self._to_watch = list(self._waits)
                 self.epoch = ends.epoch
                 for end in ends.ended:
                     waiting = self._waits.pop(end.id, None)
-                    if waiting is None:
-                        self._keep_early(end)
-                    else:
+                    if waiting is not None:
                         told.append((waiting, end))
+                    if waiting is None or self._n_submits:
+                        # Also when somebody was told: a submission on its way may join the same job, as children do.
+                        self._keep_early(end)
                 for job_id in ends.unknown:
                     waiting = self._waits.pop(job_id, [])
                     told.append((waiting, self._missing(job_id, waiting, ends.epoch)))

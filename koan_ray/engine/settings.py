@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Every limit and interval of coordinator, broker and job actors. Durations in seconds, sizes in bytes."""
 
+    namespace: str = "koan"
+    sources: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # names and URLs of what keeps documents
+    default_source: str = "default"
+    default_partition: str = ""
+    audit_source: str = ""  # where executions are kept; "": with their jobs
+    lease_ttl_s: float = 15.0  # of the right to write a source
     max_actors: int = 0  # 0: as many as the cluster has CPUs
     max_queued: int = 2_000_000  # jobs that are not final; one more is refused
     max_depth: int = 100  # of a job tree
@@ -31,3 +37,13 @@ class EngineSettings:
     max_finished: int = 1_000_000  # finished jobs kept in memory
     max_watchers: int = 10_000  # sessions that watch progress
     max_tracked: int = 100_000  # jobs whose latest progress the broker keeps
+
+    @property
+    def keeps_documents(self) -> bool:
+        """At least one source outlives the coordinator."""
+        return any(not url.startswith("memory://") for _, url in self.sources)
+
+    def shown(self, name: str) -> str:
+        """Return a value for people: of the sources only the names, because URLs hold passwords."""
+        value = getattr(self, name)
+        return ", ".join(source for source, _ in value) or "none" if name == "sources" else str(value)

@@ -3,26 +3,40 @@
 The latest state of a job wins; a job that moved twice between two flushes is written once. What a crash leaves behind is
 decided by the order *stage, flush, tell*: nobody hears of a state that is not written.
 
-A flush that ended in `StoreUnavailableError` is resolved by reading back: as the only writer of these records, what we
-find is either our write (rev and term as we set them) or the state before it, which is then written again.
+A flush that ended in an error of the store has an unknown outcome. It is repeated until the store answers: a change that
+was applied the first time is refused then, and reading back tells it from one that a newer writer has overtaken: what we
+find carries the rev and the term that we set.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from koan_ray.errors import StaleLeaseError, StoreUnavailableError
+from koan_ray.errors import StaleLeaseError, StoreError
 from koan_ray.ports import Change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from koan_ray.domain.records import ExecutionRecord, JobRecord
-    from koan_ray.ports import Clock, JobStore, TimerHandle
+    from koan_ray.ports import Clock, TimerHandle
 
 _WRITE_BEHIND_S = 0.05
 _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Target(Protocol):
+    """The part of a store that a writer uses."""
+
+    async def apply(self, changes: Sequence[Change]) -> list[Change]:
+        """See `koan_ray.ports.JobStore`."""
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        """See `koan_ray.ports.JobStore`."""
+
+    async def file_executions(self, changes: Sequence[Change]) -> None:
+        """See `koan_ray.ports.DocumentStore`."""
 
 
 class Writer:
@@ -33,16 +47,19 @@ class Writer:
         clock: For the write-behind interval and the waits after an outage.
         on_written: Called after a flush with the records it wrote, in the order they were staged.
         on_fenced: Called with a record that a newer writer has replaced; that writer owns the shard now.
+        term: Of the lease that these writes are made under.
     """
 
     def __init__(
         self,
-        store: JobStore,
+        store: Target,
         clock: Clock,
         on_written: Callable[[Sequence[JobRecord]], None],
         on_fenced: Callable[[JobRecord], None] | None = None,
+        *,
+        term: int = 1,
     ) -> None:
-        self._store, self._clock = store, clock
+        self._store, self._clock, self._term = store, clock, term
         self._on_written, self._on_fenced = on_written, on_fenced
         self._dirty: dict[str, JobRecord] = {}
         self._executions: dict[str, tuple[ExecutionRecord, ...]] = {}
@@ -50,6 +67,23 @@ class Writer:
         self._in_flight: list[asyncio.Future[None]] = []  # of the flush that is under way
         self._flushing: asyncio.Task[None] | None = None
         self._timer: TimerHandle | None = None
+        self._abandoned: BaseException | None = None
+
+    @property
+    def n_dirty(self) -> int:
+        """Jobs whose state is not being written yet."""
+        return len(self._dirty)
+
+    def abandon(self, why: BaseException) -> None:
+        """Write nothing more; whoever waits for a flush is told ``why``."""
+        self._abandoned = why
+        self._dirty, self._executions = {}, {}
+        if self._flushing is not None:
+            self._flushing.cancel()
+        acks, self._acks, self._in_flight = [*self._acks, *self._in_flight], [], []
+        for ack in acks:
+            if not ack.done():
+                ack.set_exception(why)
 
     def stage(self, job: JobRecord, execution: ExecutionRecord | None = None) -> None:
         """Write this state with the next flush, which begins as soon as the loop is free."""
@@ -76,7 +110,13 @@ class Writer:
         return True
 
     async def flushed(self) -> None:
-        """Return when everything staged before this call is written."""
+        """Return when everything staged before this call is written.
+
+        Raises:
+            ConflictError: The writer was abandoned before that; another coordinator writes now.
+        """
+        if self._abandoned is not None:
+            raise self._abandoned
         if not self._dirty and self._flushing is None:
             return
         ack: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -86,6 +126,8 @@ class Writer:
         await ack
 
     def _put(self, job: JobRecord, execution: ExecutionRecord | None) -> None:
+        if self._abandoned is not None:
+            return
         self._dirty[job.id] = job
         if execution is not None:
             staged = self._executions.get(job.id)
@@ -124,11 +166,12 @@ class Writer:
         for job in dirty.values():
             expect = job.rev
             job.rev = expect + 1
+            job.term = self._term
             changes.append(Change(job, expect, executions.get(job.id, ())))
         try:
             refused = await self._store.apply(changes)
-        except StoreUnavailableError:
-            refused = await self._resolve(changes)
+        except StoreError:
+            refused = await self._repeat(changes)
         if not refused:
             return list(dirty.values())
         for change in refused:
@@ -136,31 +179,36 @@ class Writer:
         gone = {change.job.id for change in refused}
         return [job for job in dirty.values() if job.id not in gone]
 
-    async def _resolve(self, changes: list[Change]) -> list[Change]:
+    async def _repeat(self, changes: list[Change]) -> list[Change]:
         """Write what an interrupted flush did not, and return what a newer writer has replaced."""
-        refused: list[Change] = []
-        for turn in range(1_000_000):
-            await self._pause(_RETRY_S[min(turn, len(_RETRY_S) - 1)])
+        turn = 0
+        while True:
+            await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
+            turn += 1
             try:
-                missing = []
-                for change in changes:
-                    stored = await self._store.get(change.job.id)
-                    rev, term = (stored.rev, stored.term) if stored is not None else (0, change.job.term)
-                    if rev == change.expect:
-                        missing.append(change)
-                    elif (rev, term) != (change.job.rev, change.job.term):
-                        refused.append(change)
-                return refused + await self._store.apply(missing)
-            except StoreUnavailableError:
-                refused = []
-        return refused
+                refused = await self._store.apply(changes)
+                ours = [change for change in refused if await self._is_ours(change)]
+                if ours:  # the first try wrote the job, and perhaps not its executions
+                    await self._store.file_executions(ours)
+                return [change for change in refused if change not in ours]
+            except StoreError:
+                continue
 
-    async def _pause(self, delay_s: float) -> None:
-        over = asyncio.Event()
-        self._clock.call_later(delay_s, over.set)
-        await over.wait()
+    async def _is_ours(self, change: Change) -> bool:
+        stored = await self._store.get(change.job.id)
+        return stored is not None and (stored.rev, stored.term) == (change.job.rev, change.job.term)
 
     def _report_fenced(self, change: Change) -> None:
         if self._on_fenced is None:
             raise StaleLeaseError(change.job.id, change.job.term, change.job.term + 1)
         self._on_fenced(change.job)
+
+
+async def pause(clock: Clock, delay_s: float) -> None:
+    """Wait by the engine's clock."""
+    over = asyncio.Event()
+    timer = clock.call_later(delay_s, over.set)
+    try:
+        await over.wait()
+    finally:
+        timer.cancel()

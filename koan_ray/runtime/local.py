@@ -7,6 +7,7 @@ are counted against the machine's CPUs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +27,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from koan_ray.config import Settings
-    from koan_ray.domain.records import ActorSpec, Progress
+    from koan_ray.domain.records import ActorSpec, Progress, Terms
     from koan_ray.engine.broker import Broker
     from koan_ray.engine.coordinator import Coordinator
     from koan_ray.engine.settings import EngineSettings
-    from koan_ray.ports import ActorEvents, OrderBatch, Push
+    from koan_ray.ports import ActorEvents, OrderBatch, Push, Survey
+
+
+_CLOSE_S = 10.0  # for the last flush, when the engine is shut down
+
+
+async def _made(make: Callable[..., Any], *args: Any) -> Any:
+    """Make something on the loop that it will live on."""
+    return make(*args)
 
 
 class LocalRuntime:
@@ -41,11 +50,13 @@ class LocalRuntime:
         clock = LoopClock(self._thread.loop)
         self.code = LocalCode()
         self._launcher = LocalLauncher(self, settings, clock)
-        self.core: Coordinator = wiring.coordinator(settings, self._launcher, clock)
+        self.core: Coordinator = self._thread.run(_made(wiring.coordinator, settings, self._launcher, clock))
         self.broker_core: Broker = wiring.broker(settings, clock)
         self._is_stopped = False
         self.session = Session(self, inline_limit=settings.inline_limit, ship=self.code.ship, trace=traces.current)
         self._thread.run(self.core.start())
+        if settings.keeps_documents:
+            self.session.introduce_kinds()
 
     @classmethod
     def start(cls, settings: Settings) -> LocalRuntime:
@@ -84,7 +95,8 @@ class LocalRuntime:
     def stop(self) -> None:
         """End coordinator, broker and agents. Bodies that run are asked to stop and given up."""
         if not self._is_stopped:
-            self._thread.call(self.core.stop)
+            with contextlib.suppress(TimeoutError):
+                self._thread.run(self.core.close(), timeout=_CLOSE_S)
             self._launcher.stop()
             self._is_stopped = True
             self._thread.stop()
@@ -169,9 +181,24 @@ class LocalLauncher:
             threads.shutdown(wait=False)
             self._runtime.on_loop(events.actor_dead, name, cause)
 
-    async def adopt(self, events: ActorEvents) -> int:
+    def settled(self, name: str, batches: tuple[int, ...]) -> None:
+        """Tell an agent that the ends of these batches are stored."""
+        if (found := self._agents.get(name)) is not None:
+            found[0].settled(batches)
+
+    async def survey(self) -> list[Survey]:
         """A new process has no job actors."""
-        return 0
+        return []
+
+    def adopt(self, name: str, events: ActorEvents) -> None:
+        """There is nothing to adopt."""
+
+    def keep_code(self, terms: Terms, code: bytes) -> None:
+        """Classes go with the process."""
+
+    async def kept_code(self) -> list[tuple[Terms, bytes]]:
+        """A new process has no classes."""
+        return []
 
     def stop(self) -> None:
         """End all agents."""

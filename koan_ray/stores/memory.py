@@ -76,6 +76,12 @@ class MemoryStore:
             self._forget_oldest()
         return refused
 
+    async def file_executions(self, changes: Sequence[Change]) -> None:
+        """Keep the executions of changes whose jobs are written."""
+        for change in changes:
+            for execution in change.executions:
+                self._keep(execution)
+
     async def get(self, job_id: str) -> JobRecord | None:
         """Return the record of a job."""
         return self._jobs.get(job_id)

@@ -31,6 +31,11 @@ def get_logger(**bound: Any) -> structlog.stdlib.BoundLogger:
     return cast("structlog.stdlib.BoundLogger", logger.bind(**bound))
 
 
+def is_enabled() -> bool:
+    """Tell whether anybody wants to read of changes of state: building an event costs more than many of them do."""
+    return logging.getLogger("koan_ray").isEnabledFor(logging.INFO)
+
+
 def _render(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> tuple[tuple[str], dict[str, Any]]:
     """Write ``event key=value …`` for people, and the fields as attributes of the record for JSON formatters."""
     name = event.pop("event", "")

@@ -15,24 +15,41 @@
             yard.launcher = MyLauncher(YARD_SETTINGS, ...)
             yield yard
             yard.launcher.stop()
+`DocumentStoreContract` asks for two fixtures more: ``another``, which opens a second client of the same database, and
+``add_field``, which writes a field that we do not know into a job's document.
 """
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from koan_ray.domain.ids import new_id
+from koan_ray.domain.lease import SLOTS, slot_of
 from koan_ray.domain.query import parse_query
-from koan_ray.domain.records import ActorSpec, ErrorInfo, ExecutionRecord, JobRecord, Particulars, Terms
+from koan_ray.domain.records import (
+    ActorSpec,
+    ErrorInfo,
+    ExecutionRecord,
+    JobRecord,
+    Particulars,
+    Progress,
+    Residence,
+    Terms,
+)
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import ExecutionStatus, JobStatus, Reason
 from koan_ray.engine.settings import EngineSettings
-from koan_ray.ports import Change
+from koan_ray.errors import ConfigurationError
+from koan_ray.ports import ActorInfo, Change
+from koan_ray.stores.codec import stored_terms
 from koan_ray.testing.yard import Echo, Lingers
 
 if TYPE_CHECKING:
-    from koan_ray.ports import JobStore
+    from collections.abc import Awaitable, Callable
+
+    from koan_ray.ports import DocumentStore, JobStore
     from koan_ray.testing.yard import Yard
 
 AT = 1_800_000_000.0
@@ -47,9 +64,26 @@ def job(*, kind: str = "mail", at: float = AT, status: JobStatus = JobStatus.QUE
     return record.evolve(**more)
 
 
+def audited(*, partition: str = "", **more: Any) -> JobRecord:
+    """Return a record of a job whose executions are kept."""
+    return job(residence=Residence(partition=partition, audit=True), **more)
+
+
 def execution(of: JobRecord, *, attempt: int = 1, at: float = AT) -> ExecutionRecord:
     """Return an open execution of a job."""
     return ExecutionRecord(new_id(), of.id, attempt, at)
+
+
+def assert_same(found: JobRecord, expected: JobRecord) -> None:
+    """Check that two records say the same, as far as every store keeps it."""
+    for name in JobRecord.__slots__:
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        if name == "terms":
+            assert stored_terms(ours) == stored_terms(theirs)
+        elif isinstance(theirs, float):
+            assert abs(ours - theirs) <= 0.001, name
+        else:
+            assert ours == theirs, name
 
 
 class StoreContract:
@@ -63,7 +97,22 @@ class StoreContract:
         assert found is not None
         assert (found.id, found.rev, found.status, found.context) == (record.id, 1, JobStatus.QUEUED, b"{}")
         assert found.particulars == record.particulars
-        assert found.terms == record.terms
+        assert stored_terms(found.terms) == stored_terms(record.terms)  # the shipped class need not be kept
+
+    async def test_every_field_of_a_record_is_kept(self, store: JobStore) -> None:
+        """Instants to the millisecond; texts of any script, contents of any JSON."""
+        context = '{"a.b":1,"$c":[1.0,1,-0.0,123456789012345678901],"d":{"e":null,"":"ż\\u0000"}}'.encode()
+        record = job(
+            status=JobStatus.RUNNING, description="Ω\n", metadata={"k": True, "n": {"f": 1.0, "i": 1}}, traceparent="00-ab",
+            parent_job_id=new_id(), depth=2, retry_of=new_id(), residence=Residence(None, "", audit=True), context=context,
+            term=7, reason="retry", due_at=AT + 1.2345, started_at=AT + 2.5, attempts=2, crashes=1, ordinal=3,
+            execution_id=new_id(), progress=Progress(1 << 40, 12.5, "half", 1, 2, AT + 9.25, AT + 3.125), result=b"[1,{}]",
+            error=ErrorInfo("E", "m", "t"), cancel_requested_at=AT + 4.0,
+        )  # fmt: skip
+        await store.apply([Change(record, 0)])
+        found = await store.get(record.id)
+        assert found is not None
+        assert_same(found, record)
 
     async def test_a_job_that_is_not_there_is_none(self, store: JobStore) -> None:
         """Neither the job nor executions of it."""
@@ -97,21 +146,21 @@ class StoreContract:
         """Changes of one batch are independent."""
         first, second, third = job(), job(), job()
         await store.apply([Change(second, 0)])
-        refused = Change(second.evolve(), 0)
+        refused = Change(second.evolve(reason="another"), 0)
         assert await store.apply([Change(first, 0), refused, Change(third, 0)]) == [refused]
         assert await store.get(first.id) is not None
         assert await store.get(third.id) is not None
 
     async def test_a_refused_change_writes_none_of_its_executions(self, store: JobStore) -> None:
         """The executions belong to the change."""
-        record = job()
+        record = audited()
         await store.apply([Change(record, 0)])
         await store.apply([Change(record.evolve(rev=5), 4, (execution(record),))])
         assert await store.executions(record.id) == []
 
     async def test_executions_are_listed_oldest_first_and_closed_once(self, store: JobStore) -> None:
         """A closed execution is never rewritten."""
-        record = job()
+        record = audited()
         first, second = execution(record), execution(record, attempt=2, at=AT + 10)
         ended = first.close(status=ExecutionStatus.FAILED, reason=Reason.RETRY, at=AT + 1, error=ErrorInfo("E", "m", "t"))
         await store.apply([Change(record, 0, (first,))])
@@ -128,7 +177,7 @@ class StoreContract:
 
     async def test_removing_takes_the_executions_along(self, store: JobStore) -> None:
         """Removing twice is told apart from removing once."""
-        record = job()
+        record = audited()
         await store.apply([Change(record, 0, (execution(record),))])
         assert await store.remove(record.id) is True
         assert await store.remove(record.id) is False
@@ -351,3 +400,350 @@ class LauncherContract:
         """Send a batch and take in its answer, so that what was under way before has arrived."""
         batch, orders = yard.order(name, (Echo, 7))
         assert [report.execution_id for report in (await yard.reply(batch)).ended] == [orders[0].execution_id]
+
+
+class DocumentStoreContract(StoreContract):
+    """What every `koan_ray.ports.DocumentStore` keeps."""
+
+    # --- leases ------------------------------------------------------------------------------------------------------
+
+    async def test_a_shard_that_nobody_held_has_no_lease(self, store: DocumentStore) -> None:
+        """And the first term is 1."""
+        assert await store.read_lease("koan/0") is None
+        taken = await store.take_lease("koan/0", holder="a", seen=None)
+        assert taken is not None
+        assert (taken.shard, taken.holder, taken.term) == ("koan/0", "a", 1)
+        assert await store.read_lease("koan/0") == taken
+
+    async def test_of_many_takers_one_gets_the_lease(
+        self, store: DocumentStore, another: Callable[[], Awaitable[DocumentStore]]
+    ) -> None:
+        """Whether the shard was ever held or not; the term grows by one with each holder."""
+        stores = [store, await another()]
+        seen = None
+        for term in (1, 2, 3):
+            takers = [
+                stores[n % 2].take_lease("koan/0", holder=f"{term}-{n}", seen=seen) for n in range(8)
+            ]  # fmt: skip
+            winners = [lease for lease in await asyncio.gather(*takers) if lease is not None]
+            assert [lease.term for lease in winners] == [term]
+            seen = await store.read_lease("koan/0")
+            assert seen == winners[0]
+
+    async def test_a_lease_that_has_beaten_since_it_was_seen_is_not_taken(self, store: DocumentStore) -> None:
+        """The holder lives, so the observation is worth nothing."""
+        held = await store.take_lease("koan/0", holder="a", seen=None)
+        assert held is not None
+        beaten = await store.beat(held)
+        assert beaten is not None
+        assert (beaten.term, beaten.holder) == (1, "a")
+        assert beaten.beat > held.beat
+        assert await store.take_lease("koan/0", holder="b", seen=held) is None
+        taken = await store.take_lease("koan/0", holder="b", seen=beaten)
+        assert taken is not None
+        assert taken.term == 2
+
+    async def test_a_beat_after_a_takeover_is_none(self, store: DocumentStore) -> None:
+        """That is how the old holder learns of it."""
+        held = await store.take_lease("koan/0", holder="a", seen=None)
+        taken = await store.take_lease("koan/0", holder="b", seen=held)
+        assert held is not None
+        assert taken is not None
+        assert await store.beat(held) is None
+        await store.release(held)  # changes nothing: it is not ours
+        assert await store.beat(taken) is not None
+
+    async def test_a_released_lease_has_no_holder_and_keeps_its_term(self, store: DocumentStore) -> None:
+        """The next holder takes it without waiting."""
+        held = await store.take_lease("koan/0", holder="a", seen=None)
+        assert held is not None
+        await store.release(held)
+        free = await store.read_lease("koan/0")
+        assert free is not None
+        assert (free.holder, free.term) == ("", 1)
+        assert await store.beat(held) is None
+        taken = await store.take_lease("koan/0", holder="b", seen=free)
+        assert taken is not None
+        assert taken.term == 2
+
+    async def test_shards_have_leases_of_their_own(self, store: DocumentStore) -> None:
+        """Taking one does not touch another."""
+        first = await store.take_lease("koan/0", holder="a", seen=None)
+        second = await store.take_lease("koan/1", holder="b", seen=None)
+        assert first == await store.read_lease("koan/0")
+        assert second == await store.read_lease("koan/1")
+
+    # --- taking over -------------------------------------------------------------------------------------------------
+
+    async def test_claiming_refuses_what_the_old_holder_still_writes(self, store: DocumentStore) -> None:
+        """Unfinished jobs below the term get it and a higher rev; a second claim finds nothing."""
+        queued, running = job(term=1), job(term=1, status=JobStatus.RUNNING)
+        done = job(term=1, status=JobStatus.COMPLETED, completed_at=AT)
+        newer = job(term=2)
+        await store.apply([Change(record, 0) for record in (queued, running, done, newer)])
+        assert await store.claim(range(SLOTS), 2) == 2
+        assert await store.claim(range(SLOTS), 2) == 0
+        for record in (queued, running):
+            found = await store.get(record.id)
+            assert found is not None
+            assert (found.term, found.rev) == (2, 2)
+            late = Change(record.evolve(rev=2, status=JobStatus.CANCELLED), 1)
+            assert await store.apply([late]) == [late]
+        for record in (done, newer):
+            found = await store.get(record.id)
+            assert found is not None
+            assert (found.term, found.rev) == (record.term, 1)
+
+    async def test_a_claim_is_for_its_slots_only(self, store: DocumentStore) -> None:
+        """Another shard's jobs stay as they are, in every partition."""
+        records = [job(term=1, residence=Residence(partition=name)) for name in ("", "hot") for _ in range(20)]
+        await store.apply([Change(record, 0) for record in records])
+        mine = [slot for slot in range(SLOTS) if slot % 2]
+        n_mine = sum(slot_of(record.id) % 2 for record in records)
+        assert await store.claim(mine, 3) == n_mine
+        for record in records:
+            found = await store.get(record.id)
+            assert found is not None
+            assert found.term == (3 if slot_of(record.id) % 2 else 1)
+
+    async def test_unfinished_jobs_come_oldest_first_in_batches(self, store: DocumentStore) -> None:
+        """Over statuses and partitions; finished ones are left out."""
+        records = [
+            job(at=AT + n * 7 % 600, status=(JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CREATED)[n % 3],
+                residence=Residence(partition=("", "hot")[n % 2]))
+            for n in range(600)
+        ]  # fmt: skip
+        done = [job(status=JobStatus.FAILED, completed_at=AT) for _ in range(10)]
+        await store.apply([Change(record, 0) for record in records + done])
+        batches = [batch async for batch in store.unfinished(range(SLOTS), 0)]
+        found = [record for batch in batches for record in batch]
+        assert len(batches) > 1
+        assert [r.id for r in found] == [r.id for r in sorted(records, key=lambda r: (r.created_at, r.id))]
+        assert {r.particulars.residence.partition for r in found} == {"", "hot"}
+        mine = [slot for slot in range(SLOTS) if slot % 2]
+        found = [record for batch in [batch async for batch in store.unfinished(mine, 0)] for record in batch]
+        assert {r.id for r in found} == {r.id for r in records if slot_of(r.id) % 2}
+
+    async def test_only_jobs_that_carry_the_term_are_read(self, store: DocumentStore) -> None:
+        """A late insert of an earlier holder is not ours to write before it is stamped."""
+        stamped, late = job(), job()
+        await store.apply([Change(stamped, 0)])
+        await store.claim(range(SLOTS), 5)
+        await store.apply([Change(late, 0)])
+        assert [r.id async for batch in store.unfinished(range(SLOTS), 5) for r in batch] == [stamped.id]
+        assert await store.claim(range(SLOTS), 5) == 1
+        assert {r.id async for batch in store.unfinished(range(SLOTS), 5) for r in batch} == {stamped.id, late.id}
+
+    async def test_jobs_are_taken_over_in_batches_oldest_first(self, store: DocumentStore) -> None:
+        """Each is stamped when it is read; finished ones, other statuses and newer terms are left alone."""
+        queued = [job(at=AT + n * 7 % 700, residence=Residence(partition=("", "hot")[n % 2])) for n in range(700)]
+        others = [job(status=JobStatus.RUNNING), job(status=JobStatus.FAILED, completed_at=AT), job(term=9)]
+        await store.apply([Change(record, 0) for record in [*queued, *others]])
+        batches = [batch async for batch in store.take_over(range(SLOTS), 5, [JobStatus.QUEUED])]
+        assert len(batches) > 1
+        taken = [record for batch in batches for record in batch]
+        assert [r.id for r in taken] == [r.id for r in sorted(queued, key=lambda r: (r.created_at, r.id))]
+        assert {(r.term, r.rev) for r in taken} == {(5, 2)}
+        late = Change(queued[0].evolve(rev=2, status=JobStatus.RUNNING, term=1), 1)
+        assert await store.apply([late]) == [late]
+        assert [r.id async for batch in store.take_over(range(SLOTS), 5, [JobStatus.QUEUED]) for r in batch] == []
+        assert [r.id async for b in store.take_over(range(SLOTS), 5, [JobStatus.RUNNING]) for r in b] == [others[0].id]
+
+    async def test_the_jobs_that_ended_last_come_newest_first(self, store: DocumentStore) -> None:
+        """Unfinished and archived ones are left out."""
+        ended = [job(status=JobStatus.COMPLETED, completed_at=AT + n) for n in range(5)]
+        archived = job(status=JobStatus.COMPLETED, completed_at=AT + 9, residence=Residence(partition="archive"))
+        await store.apply([Change(record, 0) for record in [*ended, archived, job()]])
+        found = [record.id async for batch in store.last_settled(range(SLOTS), 3) for record in batch]
+        assert found == [record.id for record in reversed(ended)][:3]
+
+    async def test_executions_are_filed_for_jobs_that_are_written(self, store: DocumentStore) -> None:
+        """Once; a closed one stays as it is."""
+        record = audited()
+        opened = execution(record)
+        closed = opened.close(status=ExecutionStatus.SUCCEEDED, reason=Reason.SUCCEEDED, at=AT + 1)
+        await store.apply([Change(record, 0)])
+        await store.file_executions([Change(record, 0, (closed,))])
+        await store.file_executions([Change(record, 0, (opened,))])
+        assert [e.status for e in await store.executions(record.id)] == [ExecutionStatus.SUCCEEDED]
+
+    async def test_open_executions_are_found_and_closed_once(self, store: DocumentStore) -> None:
+        """Closing tells how many changed; what is closed stays as it is."""
+        records = [audited() for _ in range(3)] + [audited(partition="hot")]
+        opened = [execution(record) for record in records]
+        await store.apply([Change(record, 0, (begun,)) for record, begun in zip(records, opened, strict=True)])
+        found = [e for batch in [b async for b in store.open_executions(range(SLOTS))] for e in batch]
+        assert {e.id for e in found} == {e.id for e in opened}
+        others = [slot for slot in range(SLOTS) if slot not in {slot_of(record.id) for record in records}]
+        assert [b async for b in store.open_executions(others)] == []
+        lost = [
+            (
+                begun.close(status=ExecutionStatus.FAILED, reason=Reason.LOST, at=AT + 5),
+                record.particulars.residence.partition,
+            )
+            for record, begun in zip(records, opened, strict=True)
+        ]
+        assert await store.close_executions(lost[:1]) == 1
+        assert await store.close_executions(lost) == 3
+        assert await store.close_executions(lost) == 0
+        assert [b async for b in store.open_executions(range(SLOTS))] == []
+        other = opened[3].close(status=ExecutionStatus.SUCCEEDED, reason=Reason.SUCCEEDED, at=AT + 9)
+        assert await store.close_executions([(other, "hot")]) == 0
+        assert [(e.status, e.reason) for e in await store.executions(records[3].id)] == [
+            (ExecutionStatus.FAILED, Reason.LOST)
+        ]
+
+    async def test_an_execution_that_was_never_stored_is_stored_closed(self, store: DocumentStore) -> None:
+        """Its opening may have been overtaken; coming late, the opening changes nothing."""
+        record = audited()
+        begun = execution(record)
+        where = ActorInfo("node", "actor", 7)
+        ended = begun.close(
+            status=ExecutionStatus.SUCCEEDED, reason=Reason.SUCCEEDED, at=AT + 1, metrics=(("cpu_s", 1.5), ("where", where))
+        )
+        await store.apply([Change(record, 0, (ended,))])
+        await store.apply([Change(record.evolve(rev=2), 1, (begun,))])
+        found = await store.executions(record.id)
+        assert [(e.id, e.status, dict(e.metrics)) for e in found] == [
+            (begun.id, ExecutionStatus.SUCCEEDED, {"cpu_s": 1.5, "where": where})
+        ]
+
+    async def test_executions_are_kept_only_where_asked_for(self, store: DocumentStore) -> None:
+        """``audit`` is the job's choice."""
+        record = job()
+        await store.apply([Change(record, 0, (execution(record),))])
+        assert await store.executions(record.id) == []
+
+    # --- repeating ---------------------------------------------------------------------------------------------------
+
+    async def test_a_change_may_be_applied_again(self, store: DocumentStore) -> None:
+        """After an unknown outcome: what is stored already as given counts as written, executions are made up for."""
+        record = audited()
+        begun = execution(record)
+        await store.apply([Change(record, 0)])
+        assert await store.apply([Change(record, 0, (begun,)), Change(job(), 0)]) == []
+        moved = Change(record.evolve(rev=2, status=JobStatus.RUNNING, progress=Progress(1, 5.0)), 1)
+        assert await store.apply([moved]) == []
+        assert await store.apply([moved]) == []
+        assert [e.id for e in await store.executions(record.id)] == [begun.id]
+        other_term = Change(moved.job.evolve(term=9), 1)
+        assert await store.apply([other_term]) == [other_term]
+
+    # --- partitions and the archive ----------------------------------------------------------------------------------
+
+    async def test_a_job_is_found_whatever_its_partition(self, store: DocumentStore) -> None:
+        """Queries ask one partition, all but the archives unless told otherwise, or all."""
+        records = {name: job(residence=Residence(partition=name), at=AT + n) for n, name in enumerate(("", "hot", "cold"))}
+        await store.apply([Change(record, 0) for record in records.values()])
+        assert set(await store.partitions()) == set(records)
+        for name, record in records.items():
+            found = await store.get(record.id)
+            assert found is not None
+            assert found.particulars.residence.partition == name
+            page = await store.query(parse_query({"partition": name}))
+            assert [r.id for r in page.jobs] == [record.id]
+        page = await store.query(parse_query({"partition": "*", "limit": 2}))
+        assert [r.id for r in page.jobs] == [records["cold"].id, records["hot"].id]
+        page = await store.query(parse_query({"partition": "*", "limit": 2, "cursor": page.cursor}))
+        assert [r.id for r in page.jobs] == [records[""].id]
+        assert await store.count(parse_query({"partition": "*"})) == 3
+        assert (await store.query(parse_query({"partition": "nowhere"}))).jobs == []
+        assert await store.remove(records["hot"].id) is True
+        assert await store.get(records["hot"].id) is None
+
+    async def test_a_partition_has_a_plain_name(self, store: DocumentStore) -> None:
+        """Names become names of collections or tables."""
+        for name in ("Hot", "a.b", "$x", "a" * 65, "é"):
+            try:
+                await store.apply([Change(job(residence=Residence(partition=name)), 0)])
+            except ConfigurationError:
+                continue
+            raise AssertionError(name)
+
+    async def test_a_partition_begun_by_one_client_is_seen_by_another(
+        self, store: DocumentStore, another: Callable[[], Awaitable[DocumentStore]]
+    ) -> None:
+        """Without opening it anew."""
+        second = await another()
+        record = job(residence=Residence(partition="late"))
+        await store.apply([Change(record, 0)])
+        assert "late" in await second.partitions()
+        assert await second.get(record.id) is not None
+
+    async def test_settled_jobs_are_found_oldest_end_first(self, store: DocumentStore) -> None:
+        """By status, kind and age, in one partition."""
+        both = (JobStatus.COMPLETED, JobStatus.FAILED)
+        ends = {n: AT + 40 - n for n in range(40)}
+        done = [
+            job(kind=("mail", "report")[n % 2], status=both[n // 2 % 2], completed_at=end) for n, end in ends.items()
+        ]  # fmt: skip
+        await store.apply([Change(record, 0) for record in [*done, job()]])
+        expected = [record for record in reversed(done) if record.completed_at is not None and record.completed_at < AT + 30]
+        found = await store.settled_before("", both, AT + 30, 10)
+        assert [r.id for r in found] == [r.id for r in expected[:10]]
+        found = await store.settled_before("", (JobStatus.FAILED,), AT + 30, 100, kinds=["mail"])
+        assert [r.id for r in found] == [r.id for r in expected if r.status is JobStatus.FAILED and r.terms.kind == "mail"]
+        assert await store.settled_before("nowhere", both, AT + 30, 10) == []
+
+    async def test_a_job_moves_to_the_archive_by_copy_and_guarded_delete(self, store: DocumentStore) -> None:
+        """At every step it is found, with its executions; the delete takes only what was copied."""
+        record = audited(status=JobStatus.COMPLETED, completed_at=AT + 1, context=b'{"n":1}', result=b"[2]")
+        ended = execution(record).close(status=ExecutionStatus.SUCCEEDED, reason=Reason.SUCCEEDED, at=AT + 1)
+        await store.apply([Change(record, 0, (ended,))])
+        assert await store.get_copy(record.id, "archive") is None
+        for _ in range(2):  # a copy may be repeated
+            await store.put_copy(record, [ended], "archive")
+        copy = await store.get_copy(record.id, "archive")
+        assert copy is not None
+        assert (copy[0].context, copy[0].result, copy[0].rev) == (b'{"n":1}', b"[2]", 1)
+        assert [e.id for e in copy[1]] == [ended.id]
+        assert await store.delete_if(record.evolve(rev=7), "") is False
+        assert await store.get_copy(record.id, "") is not None
+        assert await store.delete_if(record, "") is True
+        assert await store.delete_if(record, "") is False
+        assert await store.get_copy(record.id, "") is None
+        found = await store.get(record.id)
+        assert found is not None
+        assert found.particulars.residence.partition == "archive"
+        assert [e.id for e in await store.executions(record.id)] == [ended.id]
+
+    async def test_an_unfinished_job_is_not_deleted_by_the_archivist(self, store: DocumentStore) -> None:
+        """Whatever its rev."""
+        record = job()
+        await store.apply([Change(record, 0)])
+        assert await store.delete_if(record, "") is False
+        assert await store.get(record.id) is not None
+
+    # --- documents ---------------------------------------------------------------------------------------------------
+
+    async def test_fields_that_we_do_not_know_survive(
+        self, store: DocumentStore, add_field: Callable[[str, str, Any], Awaitable[Any]]
+    ) -> None:
+        """A newer version, or the user, may have added them."""
+        record = job()
+        await store.apply([Change(record, 0)])
+        assert await add_field(record.id, "x_note", {"by": "somebody"}) == {"by": "somebody"}
+        await store.apply([Change(record.evolve(rev=2, status=JobStatus.RUNNING), 1)])
+        await store.claim(range(SLOTS), 5)
+        assert await add_field(record.id, "x_other", 1) == 1
+        assert await add_field(record.id, "x_note", None) == {"by": "somebody"}
+
+    async def test_a_reopened_store_has_everything(
+        self, store: DocumentStore, another: Callable[[], Awaitable[DocumentStore]]
+    ) -> None:
+        """Jobs, executions, partitions, leases; opening twice changes nothing."""
+        record = audited(partition="hot")
+        begun = execution(record)
+        await store.apply([Change(record, 0, (begun,))])
+        lease = await store.take_lease("koan/0", holder="a", seen=None)
+        await store.open()
+        await store.close()
+        second = await another()
+        await second.open()
+        found = await second.get(record.id)
+        assert found is not None
+        assert_same(found, record)
+        assert [e.id for e in await second.executions(record.id)] == [begun.id]
+        assert await second.read_lease("koan/0") == lease
+        await store.open()
+        assert await store.get(record.id) is not None

@@ -15,10 +15,10 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from koan_ray.engine.attempt import Attempt
-from koan_ray.ports import ActorInfo, BatchReply, Push, Report, Running
+from koan_ray.ports import ActorInfo, BatchReply, Push, Report, Running, Survey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine, Sequence
     from contextlib import AbstractContextManager
 
     from koan_ray.domain.records import ActorSpec, Terms
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from koan_ray.engine.settings import EngineSettings
     from koan_ray.jobs import Job
     from koan_ray.ports import ActorEvents, Clock, Order, OrderBatch
+
+
+_TELL_AGAIN_S = 0.5
 
 
 @dataclass
@@ -82,10 +85,14 @@ class _SimActor:
         self._resuming: deque[_Live] = deque()
         self._n_active = 0
         self._ended: dict[int, list[Report]] = {}  # by unanswered batch
+        self._held: dict[int, list[Report]] = {}  # told in answers, not known to be stored
+        self._outbox: list[Report] = []
+        self._is_telling = False
         self._is_beating = False
 
     def run_batch(self, batch: int, orders: OrderBatch) -> None:
         self._terms.update((terms.id, terms) for terms in orders.terms)
+        self.settled(orders.settled)
         self._ended[batch] = []
         for order in orders.orders:
             live = self._live[order.execution_id] = _Live(order, batch)
@@ -104,6 +111,28 @@ class _SimActor:
             return
         self._push()
         self.clock.call_later(self._launcher.settings.stuck_after_s / 4, self._beat)
+
+    def settled(self, batches: Sequence[int]) -> None:
+        for batch in batches:
+            self._held.pop(batch, None)
+
+    def survey(self) -> Survey:
+        unbegun = [(live.order.execution_id, live.order.job_id) for live in self._todo]
+        for execution_id, _ in unbegun:
+            del self._live[execution_id]
+        self._todo.clear()
+        for told in (self._held, self._ended):
+            self._outbox += [report for reports in told.values() for report in reports]
+            told.clear()
+        self._tell_ends()
+        running = [
+            Running(
+                live.order.execution_id, live.order.job_id, live.attempt.age_s if live.attempt else 0.0, live.is_parked,
+                live.order.particulars.residence.source,
+            )
+            for live in self._live.values()
+        ]  # fmt: skip
+        return Survey(self.name, self.spec, ActorInfo("sim", self.name, 1), running, list(self._outbox), unbegun)
 
     def cancel(self, execution_id: str, cause: str) -> None:
         live = self._live.get(execution_id)
@@ -181,7 +210,31 @@ class _SimActor:
             self._ended[live.batch].append(report)
             self._answer_if_settled(live.batch)
         else:
-            self._push(ended=[report])
+            self._outbox.append(report)
+            self._tell_ends()
+
+    def _tell_ends(self) -> None:
+        """Tell what is in the outbox until a coordinator has stored it."""
+        if not self._is_telling and self._outbox:
+            self._is_telling = True
+            _spawn(self._keep_telling())
+
+    async def _keep_telling(self) -> None:
+        while self._outbox and not self.is_dead:
+            arrived = asyncio.Event()
+            self._launcher.later(self, arrived.set)
+            await arrived.wait()
+            coordinator, told = self._launcher.coordinator, list(self._outbox)
+            known = None
+            if coordinator is not None:
+                known = await self._launcher.ask(coordinator.note(Push(self.name, told, [], [], [])))
+            if known is None:
+                over = asyncio.Event()
+                self.clock.call_later(_TELL_AGAIN_S, over.set)
+                await over.wait()
+            else:
+                del self._outbox[: len(told)]
+        self._is_telling = False
 
     def _answer_if_settled(self, batch: int) -> None:
         left = [live for live in self._live.values() if live.batch == batch]
@@ -202,13 +255,13 @@ class _SimActor:
             if live.batch == batch
         ]
         reply = BatchReply(ended, running, returned)
+        if ended:
+            self._held[batch] = ended
         self._launcher.later(self, lambda: self.events.batch_answered(self.name, batch, reply))
 
-    def _push(
-        self, *, ended: list[Report] | None = None, parked: list[str] | None = None, resumed: list[str] | None = None
-    ) -> None:
-        push = Push(self.name, ended or [], parked or [], resumed or [], [])
-        self._launcher.later(self, lambda: self._launcher.coordinator.pushed(push))
+    def _push(self, *, parked: list[str] | None = None, resumed: list[str] | None = None) -> None:
+        push = Push(self.name, [], parked or [], resumed or [], [])
+        self._launcher.later(self, lambda: self._launcher.pushed(push))
 
     # --- Host ------------------------------------------------------------------------------------------------------------
 
@@ -217,7 +270,7 @@ class _SimActor:
             state = [(attempt.order.job_id, progress)]
             self._launcher.later(self, lambda: self._launcher.tell_broker(state))
             push = Push(self.name, [], [], [], [(attempt.order.execution_id, progress)])
-            self._launcher.later(self, lambda: self._launcher.coordinator.pushed(push))
+            self._launcher.later(self, lambda: self._launcher.pushed(push))
 
     def release(self, attempt: Attempt, *, blocking: bool) -> None:
         if blocking:
@@ -258,10 +311,12 @@ class SimLauncher:
     ) -> None:  # fmt: skip
         self.settings, self.clock, self.load, self.faults = settings, clock, load, faults
         self.bodies: list[tuple[str, str]] = []
-        self.coordinator: Coordinator
+        self.coordinator: Coordinator | None = None  # None: it has crashed
+        self.crashed = asyncio.Event()
         self.broker: Broker
         self._capacity, self._random = capacity, random
         self._actors: dict[str, _SimActor] = {}
+        self._kept: dict[str, tuple[Terms, bytes]] = {}
         self._arrives_at = 0.0
 
     def capacity(self) -> int:
@@ -305,9 +360,54 @@ class SimLauncher:
         if (actor := self._actors.get(name)) is not None:
             actor.die("killed")
 
-    async def adopt(self, events: ActorEvents) -> int:
-        """There was no earlier coordinator."""
-        return 0
+    def settled(self, name: str, batches: tuple[int, ...]) -> None:
+        """Tell an actor that ends are stored."""
+        if (actor := self._actors.get(name)) is not None:
+            self.later(actor, lambda: actor.settled(batches))
+
+    async def survey(self) -> list[Survey]:
+        """Ask the actors of a coordinator that has crashed."""
+        return [actor.survey() for actor in self._actors.values()]
+
+    def adopt(self, name: str, events: ActorEvents) -> None:
+        """Make an actor the new coordinator's."""
+        if (actor := self._actors.get(name)) is not None:
+            actor.events = events
+        else:
+            asyncio.get_running_loop().call_soon(lambda: events.actor_dead(name, "died while it was surveyed"))
+
+    def keep_code(self, terms: Terms, code: bytes) -> None:
+        """Keep a class over crashes of the coordinator."""
+        self._kept[terms.kind] = (terms, code)
+
+    async def kept_code(self) -> list[tuple[Terms, bytes]]:
+        """Return the classes that were kept."""
+        return list(self._kept.values())
+
+    def lose_coordinator(self) -> None:
+        """The coordinator has crashed: nobody hears the actors until another is there."""
+        self.coordinator = None
+        for actor in self._actors.values():
+            actor.events = _Nobody()
+        crashed, self.crashed = self.crashed, asyncio.Event()
+        crashed.set()
+
+    async def ask(self, question: Coroutine[Any, Any, Any]) -> Any:
+        """Return a coordinator's answer; None when it crashes before it has given one."""
+        crashed = asyncio.ensure_future(self.crashed.wait())
+        answer = asyncio.ensure_future(question)
+        try:
+            await asyncio.wait([crashed, answer], return_when=asyncio.FIRST_COMPLETED)
+            is_lost = crashed.done() or answer.cancelled() or answer.exception() is not None
+            return None if is_lost else answer.result()
+        finally:
+            crashed.cancel()
+            answer.cancel()
+
+    def pushed(self, push: Push) -> None:
+        """Bring news to the coordinator, if there is one."""
+        if self.coordinator is not None:
+            self.coordinator.pushed(push)
 
     # --- for the actors --------------------------------------------------------------------------------------------------
 
@@ -340,9 +440,21 @@ class SimLauncher:
 
     def tell_broker(self, state: list[Any]) -> None:
         """Bring progress to the broker."""
-        task = asyncio.get_running_loop().create_task(self.broker.push(state))
-        _kept.add(task)
-        task.add_done_callback(_kept.discard)
+        _spawn(self.broker.push(state))
+
+
+class _Nobody:
+    """Hears the actors of a coordinator that has crashed."""
+
+    def actor_ready(self, name: str, info: ActorInfo) -> None: ...
+    def actor_dead(self, name: str, cause: str) -> None: ...
+    def batch_answered(self, name: str, batch: int, reply: BatchReply) -> None: ...
 
 
 _kept: set[asyncio.Task[Any]] = set()
+
+
+def _spawn(work: Coroutine[Any, Any, Any]) -> None:
+    task = asyncio.get_running_loop().create_task(work)
+    _kept.add(task)
+    task.add_done_callback(_kept.discard)

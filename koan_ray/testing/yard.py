@@ -94,6 +94,10 @@ class Yard:
         self._news.set()
         return True
 
+    async def note(self, push: Push) -> bool:
+        """Take note of ends, as a coordinator does."""
+        return self.pushed(push)
+
     async def push(self, states: object) -> None:
         """Take progress, as a broker does."""
 

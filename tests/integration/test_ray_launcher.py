@@ -7,6 +7,7 @@ import contextlib
 import os
 import pickle
 import signal
+from dataclasses import replace
 
 import pytest
 import ray
@@ -34,10 +35,14 @@ class Ear:
 
     def __init__(self) -> None:
         self._pushes: asyncio.Queue[bytes] = asyncio.Queue()
+        self._knows = True
 
     async def note(self, request: bytes) -> bytes:
         self._pushes.put_nowait(request)
-        return pickle.dumps(True)
+        return pickle.dumps(self._knows)
+
+    async def forget(self) -> None:
+        self._knows = False
 
     async def heard(self) -> bytes:
         return await self._pushes.get()
@@ -58,16 +63,20 @@ async def yard(cluster):
     ear = Ear.options(name=options.COORDINATOR_NAME, namespace=namespace).remote()
 
     async def listen() -> None:
-        while True:
-            yard.pushed(*pickle.loads(await ear.heard.remote()))
+        with contextlib.suppress(ray.exceptions.ActorDiedError):  # some tests end it
+            while True:
+                yard.pushed(*pickle.loads(await ear.heard.remote()))
 
     listening = asyncio.create_task(listen())
-    yard.launcher = RayLauncher(namespace, YARD_SETTINGS, Here())
+    yard.ear = ear
+    yard.launcher = RayLauncher(namespace, replace(YARD_SETTINGS, orphan_timeout_s=3.0), Here())
     yield yard
     listening.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await listening
-    await yard.launcher.adopt(yard)  # ends all there are
+    for found in await yard.launcher.survey():
+        yard.launcher.adopt(found.name, yard)
+        yard.launcher.kill(found.name)
     await yard.until(lambda: not yard.launcher._actors, "all actors are dead")
     end_actor(options.COORDINATOR_NAME, namespace)
 
@@ -102,12 +111,46 @@ class TestRay(LauncherContract):
         await yard.dead(name)
         eventually(lambda: not is_alive(pid))
 
-    async def test_the_actors_of_a_lost_coordinator_are_ended_when_the_next_one_adopts(self, yard):
-        names = [await yard.ready() for _ in range(2)]
-        pids = [yard.of(name)[0].value.pid for name in names]
+    async def test_the_next_coordinator_learns_what_the_actors_of_a_lost_one_run(self, yard):
+        idle, busy = [await yard.ready() for _ in range(2)]
+        _, (order,) = yard.order(busy, (Lingers, 3600.0))
+        await yard.begun(order)
         successor = RayLauncher(yard.launcher._namespace, YARD_SETTINGS, Here())
-        assert await successor.adopt(yard) == 2
-        for name, pid in zip(names, pids, strict=True):
+        found = {each.name: each for each in await successor.survey()}
+        assert found[idle].running == []
+        assert [running.execution_id for running in found[busy].running] == [order.execution_id]
+        assert found[busy].info == yard.of(busy)[0].value
+        for name in (idle, busy):
+            successor.adopt(name, yard)
+            successor.kill(name)
             await yard.dead(name)
-            eventually(lambda pid=pid: not is_alive(pid))
-        assert await successor.adopt(yard) == 0
+        assert await successor.survey() == []
+
+    async def test_an_actor_that_does_not_answer_a_survey_is_ended(self, yard, monkeypatch):
+        monkeypatch.setattr("koan_ray.runtime.ray.launcher._SURVEY_S", 0.5)
+        name = await yard.ready()
+        os.kill(yard.of(name)[0].value.pid, signal.SIGSTOP)
+        assert await RayLauncher(yard.launcher._namespace, YARD_SETTINGS, Here()).survey() == []
+        await yard.dead(name)
+
+    async def test_classes_are_kept_for_the_next_coordinator(self, yard):
+        terms = Lingers.definition.terms("code-1")
+        yard.launcher.keep_code(terms, b"class")
+        successor = RayLauncher(yard.launcher._namespace, YARD_SETTINGS, Here())
+        await yard.until(lambda: successor._kept_code() == [(terms, b"class")], "the class is kept")
+
+    async def test_actors_end_themselves_when_their_coordinator_is_gone_for_good(self, yard):
+        untried = yard.start()
+        await yard.until(lambda: yard.of(untried, "actor_ready"), "an actor that never had a batch is ready")
+        busy = await yard.ready()
+        _, (order,) = yard.order(busy, (Lingers, 3600.0))
+        await yard.begun(order)
+        ray.kill(yard.ear, no_restart=True)
+        for name in (untried, busy):
+            await yard.dead(name)
+            eventually(lambda name=name: not is_alive(yard.of(name)[0].value.pid))
+
+    async def test_an_actor_that_its_coordinator_does_not_know_ends_itself(self, yard):
+        name = await yard.ready()
+        await yard.ear.forget.remote()
+        await yard.dead(name)

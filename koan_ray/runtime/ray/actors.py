@@ -22,7 +22,7 @@ import ray
 from koan_ray import ambient, wiring
 from koan_ray.engine.agent import Agent
 from koan_ray.engine.session import Session
-from koan_ray.ports import ActorInfo, LoopClock
+from koan_ray.ports import ActorInfo, LoopClock, Survey
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import Shipping
 from koan_ray.runtime.loop import LoopThread
@@ -34,7 +34,7 @@ from koan_ray.telemetry import logs, traces
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from koan_ray.domain.records import Progress
+    from koan_ray.domain.records import ActorSpec, Progress
     from koan_ray.engine.coordinator import Coordinator
     from koan_ray.engine.settings import EngineSettings
     from koan_ray.jobs import Job
@@ -92,7 +92,7 @@ class CoordinatorActor:
     def end(self) -> int:
         """End all job actors; the coordinator itself is ended by the caller. Returns how many there were."""
         n_actors = len(self._thread.run(self._when_started("status", ()))["actors"])
-        self._thread.call(self._core.stop)
+        self._thread.run(self._when_started("close", ()))
         return n_actors
 
     def __repr__(self) -> str:
@@ -153,8 +153,8 @@ class BrokerActor:
 class JobActor:
     """Runs the bodies of jobs."""
 
-    def __init__(self, name: str, label: str, concurrency: int, settings: EngineSettings, namespace: str) -> None:
-        self._label = label
+    def __init__(self, name: str, spec: ActorSpec, settings: EngineSettings, namespace: str) -> None:
+        self._name, self._spec = name, spec
         self._uplink = _Uplink(namespace)
         self._shipping = Shipping()
         transport = self._uplink.transport
@@ -162,7 +162,7 @@ class JobActor:
         session = Session(transport, inline_limit=settings.inline_limit, ship=self._shipping.ship, trace=traces.current)
         ambient.set_engine(session)
         self._agent = Agent(
-            name, concurrency, settings, clock=LoopClock(), uplink=self._uplink, load=self._load,
+            name, spec.concurrency, settings, clock=LoopClock(), uplink=self._uplink, load=self._load,
             children=ForkserverChildren(settings.cancel_grace_s), span=wiring.attempt_span, on_orphaned=_leave,
         )  # fmt: skip
         self._gone = threading.Event()
@@ -188,6 +188,16 @@ class JobActor:
         return pickle.dumps(self._agent.answer_now(number), protocol=5)
 
     @ray.method(concurrency_group="control")
+    def settled(self, numbers: tuple[int, ...]) -> None:
+        """Let go of ends that are stored."""
+        self._agent.settled(numbers)
+
+    @ray.method(concurrency_group="control")
+    def survey(self) -> bytes:
+        """Say what runs and waits here to a coordinator that did not start this actor."""
+        return pickle.dumps(Survey(self._name, self._spec, self.info(), *self._agent.survey()), protocol=5)
+
+    @ray.method(concurrency_group="control")
     def cancel(self, execution_id: str, cause: str) -> None:
         """Ask a body to stop."""
         self._agent.cancel(execution_id, cause)
@@ -203,7 +213,7 @@ class JobActor:
         self._agent.attend(execution_id)
 
     def __repr__(self) -> str:
-        return f"KoanJobs[{self._label}]"
+        return f"KoanJobs[{self._spec.label}]"
 
 
 class _Uplink:

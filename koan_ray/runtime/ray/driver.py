@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT_S = 60.0
 _KNOCK_TIMEOUT_S = 5.0
-_NAMESPACES = b"koan_ray"
 
 
 class RayRuntime:
@@ -39,6 +38,7 @@ class RayRuntime:
     @classmethod
     def start(cls, address: str | None, settings: Settings, *, is_explicit: bool) -> RayRuntime:
         """Start or join Ray and the engine on it; ``is_explicit``: these settings were asked for, not defaults."""
+        wiring.check_sources(wiring.engine_settings(settings))  # here: in the coordinator nobody would see the error
         owns_ray = not ray.is_initialized()
         if owns_ray:
             _start_ray(address, settings)
@@ -72,12 +72,14 @@ class RayRuntime:
             self._check(in_force)
         else:
             coordinator.warm.remote()
+        if self._settings.keeps_documents:
+            self.session.introduce_kinds()
 
     def _check(self, in_force: EngineSettings) -> None:
         mine, theirs = self._settings, in_force
         names = [name for name in type(mine).__slots__ if getattr(mine, name) != getattr(theirs, name)]
         if names:
-            listed = "; ".join(f"{name}: {getattr(theirs, name)} != {getattr(mine, name)}" for name in names)
+            listed = "; ".join(f"{name}: {theirs.shown(name)} != {mine.shown(name)}" for name in names)
             msg = (
                 f"koan.init(): the engine in namespace {self._namespace!r} of this cluster runs with other settings "
                 f"({listed}); use the same, another engine.namespace, or end it with `koan-ray down`"
@@ -133,11 +135,11 @@ def _job_key() -> bytes:
 def _remember_namespace(namespace: str) -> None:
     """Let this driver's tasks find the engine that the driver uses."""
     if internal_kv._internal_kv_initialized():  # noqa: SLF001 - Ray has no public key-value store
-        internal_kv._internal_kv_put(_job_key(), namespace.encode(), namespace=_NAMESPACES)  # noqa: SLF001
+        internal_kv._internal_kv_put(_job_key(), namespace.encode(), namespace=options.KV)  # noqa: SLF001
 
 
 def _namespace_of_this_job() -> str | None:
     if not internal_kv._internal_kv_initialized():  # noqa: SLF001 - see above
         return None
-    found = internal_kv._internal_kv_get(_job_key(), namespace=_NAMESPACES)  # noqa: SLF001
+    found = internal_kv._internal_kv_get(_job_key(), namespace=options.KV)  # noqa: SLF001
     return found.decode() if found else None

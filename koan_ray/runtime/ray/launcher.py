@@ -9,11 +9,13 @@ Each job actor has a parked `watch` call: its error is how a death is learned, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.experimental import internal_kv
 from ray.util import list_named_actors
 
 from koan_ray.runtime.ray import options, translate
@@ -21,12 +23,13 @@ from koan_ray.runtime.ray import options, translate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from koan_ray.domain.records import ActorSpec
+    from koan_ray.domain.records import ActorSpec, Terms
     from koan_ray.engine.settings import EngineSettings
-    from koan_ray.ports import ActorEvents, OrderBatch
+    from koan_ray.ports import ActorEvents, OrderBatch, Survey
     from koan_ray.runtime.loop import LoopThread
 
 _REWATCH_S = 0.5
+_SURVEY_S = 5.0  # a job actor that does not answer for so long is ended
 
 
 class _Actor:
@@ -52,6 +55,7 @@ class RayLauncher:
         self._is_crowded = False
         self._is_looking = False
         self._actor_class: Any = None
+        self._surveyed: dict[str, Any] = {}  # handles of an earlier coordinator's actors
 
     def capacity(self) -> int:
         """Return the cluster's CPUs as of a moment ago."""
@@ -85,9 +89,7 @@ class RayLauncher:
 
                 self._actor_class = options.shell(JobActor, options.JOB_GROUPS)
             chosen = options.job_actor(spec, actor.name, self._namespace, lent=lent)
-            actor.handle = self._actor_class.options(**chosen).remote(
-                actor.name, spec.label, spec.concurrency, self._settings, self._namespace
-            )
+            actor.handle = self._actor_class.options(**chosen).remote(actor.name, spec, self._settings, self._namespace)
         except Exception as error:  # noqa: BLE001 - Ray refuses bad options with whatever it likes
             self._loop.call(self._dead, actor, f"{type(error).__name__}: {error}"[:500])
             return
@@ -169,23 +171,62 @@ class RayLauncher:
         if actor.handle is not None:
             ray.kill(actor.handle, no_restart=True)
 
-    async def adopt(self, events: ActorEvents) -> int:
-        """End what a previous coordinator left: the jobs that run there lived in its memory and are lost."""
-        return await asyncio.get_running_loop().run_in_executor(self._slow, self._end_strays)
+    def settled(self, name: str, batches: tuple[int, ...]) -> None:
+        """Tell an actor that the ends of these batches are stored."""
+        if (actor := self._actors.get(name)) is not None:
+            actor.handle.settled.remote(batches)
 
-    def _end_strays(self) -> int:
+    async def survey(self) -> list[Survey]:
+        """Ask the job actors that an earlier coordinator left; those that do not answer in time are ended."""
+        return await asyncio.get_running_loop().run_in_executor(self._slow, self._survey)
+
+    def _survey(self) -> list[Survey]:
         self._look()
-        strays = [
+        left = [
             entry["name"]
             for entry in list_named_actors(all_namespaces=True)
             if entry["namespace"] == self._namespace and entry["name"].startswith(options.JOB_PREFIX)
         ]
-        for name in strays:
+        asked: dict[Any, str] = {}
+        for name in left:
             try:
-                ray.kill(ray.get_actor(name, namespace=self._namespace), no_restart=True)
+                self._surveyed[name] = ray.get_actor(name, namespace=self._namespace)
             except ValueError:  # gone meanwhile
                 continue
-        return len(strays)
+            asked[self._surveyed[name].survey.remote()] = name
+        ray.wait(list(asked), num_returns=len(asked), timeout=_SURVEY_S) if asked else None
+        found = []
+        for ref, name in asked.items():
+            try:
+                found.append(pickle.loads(ray.get(ref, timeout=0)))  # noqa: S301 - from this cluster
+            except Exception:  # noqa: BLE001 - dead, or stuck: what it runs is lost, and must not go on
+                ray.kill(self._surveyed.pop(name), no_restart=True)
+        return found
+
+    def adopt(self, name: str, events: ActorEvents) -> None:
+        """Make a surveyed actor ours."""
+        actor = self._actors[name] = _Actor(name, events)
+        actor.handle = self._surveyed.pop(name)
+        self._watch(actor)
+
+    def keep_code(self, terms: Terms, code: bytes) -> None:
+        """Keep a job class in Ray's own key-value store, which outlives this process and ends with the cluster."""
+        self._slow.submit(self._keep_code, terms, code)
+
+    def _keep_code(self, terms: Terms, code: bytes) -> None:
+        key = f"code/{self._namespace}/{terms.kind}".encode()
+        with contextlib.suppress(Exception):  # the GCS is away: a driver introduces the class again after a restart
+            internal_kv._internal_kv_put(key, pickle.dumps((terms, code)), overwrite=True, namespace=options.KV)  # noqa: SLF001
+
+    async def kept_code(self) -> list[tuple[Terms, bytes]]:
+        """Return the job classes that an earlier coordinator of this cluster has kept."""
+        return await asyncio.get_running_loop().run_in_executor(self._slow, self._kept_code)
+
+    def _kept_code(self) -> list[tuple[Terms, bytes]]:
+        prefix = f"code/{self._namespace}/".encode()
+        keys = internal_kv._internal_kv_list(prefix, namespace=options.KV)  # noqa: SLF001 - Ray has no public store
+        kept = (internal_kv._internal_kv_get(key, namespace=options.KV) for key in keys)  # noqa: SLF001
+        return [pickle.loads(blob) for blob in kept if blob]  # noqa: S301 - written by this cluster's coordinator
 
     def _then(self, actor: _Actor, ref: Any, tell: Callable[[Any], None]) -> None:
         """Bring an answer to the loop, unless the actor is dead by then.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COORDINATOR_NAME: Final = "koan_ray.coordinator"
 BROKER_NAME: Final = "koan_ray.broker"
 JOB_PREFIX: Final = "koan_ray.job/"
+KV: Final = b"koan_ray"  # our namespace in Ray's internal key-value store
 
 _CONTROL: Final[dict[str, Any]] = {
     "lifetime": "detached",  # outlives the driver that happened to be first

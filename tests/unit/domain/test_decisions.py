@@ -86,7 +86,7 @@ def test_a_policy_that_makes_no_sense_is_refused_by_name(arguments):
 
 MOVES = {
     "queued": lambda j: transitions.queued(j, at=AT),
-    "dispatched": lambda j: transitions.dispatched(j, "e", at=AT, term=1),
+    "dispatched": lambda j: transitions.dispatched(j, "e", at=AT),
     "completed": lambda j: transitions.completed(j, b"1", at=AT),
     "failed": lambda j: transitions.failed(j, FailureKind.EXHAUSTED, ERROR, at=AT),
     "retry_later": lambda j: transitions.retry_later(j, ERROR, at=AT, due_at=AT + 1),
@@ -229,7 +229,8 @@ EXAMPLES = [
     errors.JobFailedError("i", "k", "exhausted", "E", "m", 3, "t"), errors.JobCancelledError("i", "k", "why"),
     errors.JobLostError("i"), errors.IllegalTransitionError("i", "a", "b"), errors.StaleLeaseError("s", 1, 2),
     errors.JobIdConflictError("i"), errors.LimitExceededError("w", 2, 1, "s"), errors.StoreUnavailableError("m"),
-    errors.RecordCorruptError("m"), errors.RuntimeUnavailableError("m"), errors.CoordinatorUnavailableError("m"),
+    errors.RecordCorruptError("j", "rev", "is missing"), errors.RuntimeUnavailableError("m"),
+    errors.CoordinatorUnavailableError("m"),
     errors.NonRetryable("x"), errors.Reschedule(5),
 ]  # fmt: skip
 

@@ -97,9 +97,9 @@ async def check(engine: testing.TestEngine) -> None:
     assert not coordinator._lingering
     assert not dispatcher._active
     assert not any(actor.running or actor.batches for actor in dispatcher._pool)
-    assert sum(coordinator._n_by_terms.values()) == 0
+    assert coordinator._kinds.n_live == 0
     assert not coordinator._waiters._by_job
-    assert not coordinator._writer._dirty
+    assert not coordinator._memory_writer._dirty
 
 
 @pytest.mark.parametrize("seed", range(150))

@@ -104,3 +104,39 @@ def test_a_lone_body_that_outlives_its_timeout_in_a_silent_actor_has_timed_out()
             assert execution.metrics["stopped_by"] == "kill"
 
     testing.run(scenario())
+
+
+class Elsewhere(koan.Job[None, None]):
+    resources = koan.Resources(label_selector={"region": "nowhere"})
+
+    async def execute(self, context, progress, cancellation) -> None:
+        pass
+
+
+def test_actors_that_the_cluster_has_no_room_for_keep_no_other_from_starting_and_go_when_nobody_wants_them():
+    async def scenario():
+        async with testing.engine(max_actors=2) as engine:
+            start, lent_ones = engine.launcher.start, []
+
+            def refuse(name, spec, events, *, lent=False):
+                lent_ones.append(lent)
+                start(name, spec, events, lent=lent)
+                if spec.label_selector:
+                    engine.launcher._actors[name].events = None
+                    engine.launcher._actors[name].is_dead = True  # says nothing
+
+            engine.launcher.start = refuse
+            waiting = await Elsewhere.start_many([None] * 5).run()
+            await asyncio.sleep(0.5)
+            others = await Sleeps.start_many([1.0] * 4).run()
+            assert [await job.wait() for job in others] == [1.0] * 4
+            assert lent_ones == [False] * 4  # two of each
+            assert {(await job.refresh()).status for job in waiting} == {koan.JobStatus.QUEUED}
+            for job in waiting:
+                await job.cancel()
+            ended = []
+            engine.launcher.retire = ended.append
+            await asyncio.sleep(2.0)
+            assert len(ended) == 2
+
+    testing.run(scenario())

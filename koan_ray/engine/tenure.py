@@ -1,0 +1,432 @@
+"""A coordinator's hold on one source: the lease, its beat, taking over, and standing down.
+
+::
+
+    opening ──► standby ──► recovering ──► active
+       ▲           ▲  beat of another          │  the lease was replaced
+       └───────────┴───────────────────────────┘
+
+* *Standby*: another coordinator holds the lease. Its beat is watched by our own monotonic clock; when it stood still for
+  1.5 ttl of successful reads, or its process is known to be dead, the lease is taken by compare-and-set.
+* *Recovering*: first every running job's document is stamped with our term, which raises its rev, so that any write of the
+  earlier holder that is still on its way fails; only then are they read, and the job actors asked what they hold.
+* *Active*: we write. Queued jobs are stamped and read in batches, oldest first, and each is dispatched from then on.
+  Without an acknowledged beat for 0.8 ttl nothing is started or acknowledged any more, because by 1.5 ttl somebody else may
+  write.
+
+A store that does not answer changes no holder: a failed read starts the observation afresh, and a holder whose beats fail
+waits, with everything it knows, until the store is back or the lease is seen to be replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from koan_ray.domain.lease import BEATS_PER_TTL, STANDS_DOWN_AFTER, Observation
+from koan_ray.domain.status import JobStatus
+from koan_ray.engine.writer import Writer, pause
+from koan_ray.errors import ConfigurationError, StaleLeaseError, StoreError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from koan_ray.domain.lease import Lease
+    from koan_ray.domain.records import JobRecord
+    from koan_ray.ports import Change, Clock, DocumentStore, Log
+
+_RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+_REFUSED_RETRY_S = 15.0
+_READY_TIMEOUT_S = 30.0
+
+
+class TenureState(StrEnum):
+    """Where a coordinator stands with a source."""
+
+    OPENING = "opening"
+    STANDBY = "standby"
+    RECOVERING = "recovering"
+    ACTIVE = "active"
+    CLOSED = "closed"
+
+
+class Source(NamedTuple):
+    """What a coordinator is given of a source.
+
+    Shape: ``audit`` is the store of executions when that is another one; ``heart`` is a client of its own for the beat, so
+    that a busy loop or a full pool cannot cost the lease.
+    """
+
+    name: str
+    store: DocumentStore
+    audit: DocumentStore | None = None
+    heart: DocumentStore | None = None
+    holder: str = ""  # unique for each start of a coordinator
+    aside: Callable[[Coroutine[object, object, None]], Callable[[], None]] | None = None  # starts the beat elsewhere
+    is_dead: Callable[[str], bool] = lambda _holder: False  # tells of a holder whether its process is known to be gone
+
+
+class Host(Protocol):
+    """What a tenure asks of its coordinator."""
+
+    def took_in(self, tenure: Tenure, jobs: Sequence[JobRecord]) -> None:
+        """These unfinished jobs are ours; they are not dispatched before `opened`."""
+
+    async def opened(self, tenure: Tenure) -> None:
+        """All are taken in: adopt what runs, count as lost what nobody runs, and dispatch."""
+
+    async def found(self, tenure: Tenure, jobs: Sequence[JobRecord]) -> None:
+        """These unfinished jobs carry our term; those that are not ours yet were inserted late by an earlier holder."""
+
+    def stood_down(self, tenure: Tenure) -> None:
+        """Another coordinator has the source: let go of everything that lives there."""
+
+    def written(self, jobs: Sequence[JobRecord]) -> None:
+        """A flush has written these."""
+
+    def refused(self, job: JobRecord) -> None:
+        """The insert of a job found its id taken."""
+
+    def resumed(self, job_ids: Sequence[str]) -> None:
+        """The lease is certain again: these were held back."""
+
+
+class Tenure:
+    """One source as one coordinator has it.
+
+    Args:
+        source: Its name and its stores.
+        shard: Namespace and number, as in ``koan/0``.
+        slots: The shard's slots.
+        holder: Unique for each start of a coordinator.
+        ttl_s: Of the lease.
+        clock: Time and timers.
+        host: The coordinator.
+        log: Where changes of state are told.
+    """
+
+    def __init__(
+        self, source: Source, *, shard: str, slots: Sequence[int], holder: str, ttl_s: float, clock: Clock, host: Host,
+        log: Log,
+    ) -> None:  # fmt: skip
+        self.source, self.store, self.slots = source.name, source.store, slots
+        self.audit = source.audit or source.store
+        self.state = TenureState.OPENING
+        self.problem: BaseException | None = None  # why it is not active, as last seen
+        self.lease: Lease | None = None
+        self._shard, self._holder, self._ttl_s, self._clock, self._host = shard, holder, ttl_s, clock, host
+        self._log = log.bind(source=source.name, shard=shard)
+        self._heart, self._aside, self._is_dead = source.heart or source.store, source.aside, source.is_dead
+        self._held: list[str] = []  # jobs that were not started because the lease was not certain
+        self._beat_at = float("-inf")  # monotonic, when the last acknowledged beat was sent; written by the beating thread
+        self._replaced = asyncio.Event()
+        self._woken = asyncio.Event()
+        self._has_all = asyncio.Event()
+        self._settled = asyncio.Event()  # the first attempt has come to an end, whatever that is
+        self._active = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._is_closing = False
+        self._stop_beating: Callable[[], None] = lambda: None
+        self.writer = self._new_writer(0)
+
+    @property
+    def term(self) -> int:
+        """The term that we write under."""
+        return self.lease.term if self.lease is not None else 0
+
+    @property
+    def may_act(self) -> bool:
+        """We hold the lease, and its last beat was acknowledged recently enough to rely on that."""
+        return (
+            self.lease is not None
+            and not self._replaced.is_set()
+            and self._clock.monotonic() - self._beat_at < STANDS_DOWN_AFTER * self._ttl_s
+        )
+
+    async def ready(self) -> None:
+        """Return when this source takes jobs.
+
+        Raises:
+            ConfigurationError: The source cannot be used as configured.
+            StoreUnavailableError: It has not become ready within 30 s; the message says what it waits for.
+        """
+        if self.state is TenureState.ACTIVE and self.may_act:
+            return
+        if isinstance(self.problem, ConfigurationError):
+            raise self.problem
+        deadline = self._clock.monotonic() + _READY_TIMEOUT_S
+        while not (self.state is TenureState.ACTIVE and self.may_act):
+            if isinstance(self.problem, ConfigurationError):
+                raise self.problem
+            if self._clock.monotonic() > deadline or self._is_closing:
+                msg = f"source {self.source!r}: {self.explain()}; nothing was accepted. Repeat the request later."
+                raise StoreUnavailableError(msg)
+            await pause(self._clock, 0.1)
+
+    def hold(self, job_id: str) -> None:
+        """Remember a job that must not start now; it is dispatched when the lease is certain again."""
+        if not self._held:
+            self._clock.call_later(self._ttl_s / BEATS_PER_TTL, self._resume)
+        self._held.append(job_id)
+
+    def _resume(self) -> None:
+        if self.may_act:
+            held, self._held = self._held, []
+            self._host.resumed(held)
+        elif self._held:
+            self._clock.call_later(self._ttl_s / BEATS_PER_TTL, self._resume)
+
+    def explain(self) -> str:
+        """Say in words why jobs of this source are not taken at present."""
+        if self.state is TenureState.STANDBY and self.problem is None:
+            return f"another coordinator holds the lease of shard {self._shard} and is alive"
+        return str(self.problem) if self.problem is not None else f"is {self.state}"
+
+    async def settled(self) -> None:
+        """Return when it is known whether the source is ours: active, standing by, or not to be had."""
+        await self._settled.wait()
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Obtain the lease, serve while we hold it, and begin again; survives every outage."""
+        turn = 0
+        while not self._is_closing:
+            try:
+                await self.store.open()
+                if self.audit is not self.store:
+                    await self.audit.open()
+                self.lease = await self._obtain()
+                turn = 0
+                await self._serve(self.lease)
+            except ConfigurationError as error:
+                self._note_problem(error, "source_refused")
+                await pause(self._clock, _REFUSED_RETRY_S)
+            except StoreUnavailableError as error:
+                self._note_problem(error, "source_unavailable")
+                await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
+                turn += 1
+
+    def _note_problem(self, error: BaseException, event: str) -> None:
+        if str(error) != str(self.problem):
+            self._log.error(event, problem=str(error))
+        self.problem = error
+        self._settled.set()
+
+    def vanish(self, why: BaseException) -> None:
+        """Stop as a killed process does; the lease stays where it is."""
+        self._is_closing = True
+        self._stop_beating()
+        self.writer.abandon(why)
+
+    async def close(self) -> None:
+        """Stop, give the lease back, and let go of connections."""
+        self._is_closing = True
+        lease, self.lease = self.lease, None
+        self._note_replaced()
+        self.state = TenureState.CLOSED
+        self._stop_beating()
+        for store in {id(s): s for s in (self.store, self.audit)}.values():
+            try:
+                if lease is not None and store is self.store:
+                    await store.release(lease)
+                await store.close()
+            except StoreUnavailableError:
+                continue  # the lease lapses by itself
+
+    async def _obtain(self) -> Lease:
+        seen = Observation(self._ttl_s)
+        turn = 0
+        while True:
+            self.state = TenureState.OPENING if self.state is TenureState.OPENING else TenureState.STANDBY
+            try:
+                lease = await self.store.read_lease(self._shard)
+                self.problem = None
+                if self._is_free(lease, seen):
+                    taken = await self._take(lease)
+                    if taken is not None:
+                        return taken
+                if lease is not None and self.state is TenureState.OPENING:
+                    self.state = TenureState.STANDBY
+                    self._log.info("standing_by", holder=lease.holder, term=lease.term)
+                self._settled.set()
+                await pause(self._clock, self._ttl_s / BEATS_PER_TTL)
+            except StoreUnavailableError as error:
+                seen.failed()
+                self._note_problem(error, "source_unavailable")
+                await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
+                turn += 1
+
+    def _is_free(self, lease: Lease | None, seen: Observation) -> bool:
+        if lease is None or lease.holder in ("", self._holder) or self._is_dead(lease.holder):
+            return True  # nobody's, ours from an attempt to take over that was interrupted, or a dead process's
+        return seen.read(lease, self._clock.monotonic())
+
+    async def _take(self, lease: Lease | None) -> Lease | None:
+        sent_at = self._clock.monotonic()
+        try:
+            taken = await self.store.take_lease(self._shard, holder=self._holder, seen=lease)
+        except StoreUnavailableError:
+            # Unknown: it may be ours. Only what a read says counts.
+            found = await self.store.read_lease(self._shard)
+            taken = found if found is not None and found.holder == self._holder else None
+        if taken is not None:
+            self._beat_at = sent_at
+            self._log.info("lease_taken", term=taken.term, after=lease.holder if lease is not None else None)
+        return taken
+
+    async def _serve(self, lease: Lease) -> None:
+        self._replaced.clear()
+        self._has_all.clear()
+        self.state = TenureState.RECOVERING
+        self.writer = self._new_writer(lease.term)
+        self._stop_beating = self._start_beating(lease)
+        try:
+            await self._take_over(lease.term)
+            self.state = TenureState.ACTIVE
+            await self._host.opened(self)
+            self._settled.set()
+            self._log.info("source_opened", term=lease.term)
+            taking_over = self._loop.create_task(self._take_over_queue(lease.term))
+            try:
+                await self._serve_until_replaced(lease.term)
+            finally:
+                taking_over.cancel()
+        finally:
+            self._stop_beating()
+            self.state = TenureState.CLOSED if self._is_closing else TenureState.STANDBY
+            self.lease = None
+            self._held.clear()
+            self.writer.abandon(StaleLeaseError(self._shard, lease.term, lease.term + 1))
+            if not self._is_closing:
+                self._log.warning("stood_down", term=lease.term)
+                self._host.stood_down(self)
+
+    async def _take_over(self, term: int) -> None:
+        """Take in what runs; what is queued follows while we serve, so that a long queue does not hold up its own head.
+
+        Stamp, then read: a document that we read before stamping could still be changed by the earlier holder.
+        """
+        async for jobs in self.store.take_over(self.slots, term, (JobStatus.RUNNING, JobStatus.CREATED)):
+            self._host.took_in(self, jobs)
+
+    async def _take_over_queue(self, term: int) -> None:
+        turn = 0
+        while not self._replaced.is_set():
+            try:
+                async for jobs in self.store.take_over(self.slots, term, (JobStatus.QUEUED,)):
+                    await self._host.found(self, jobs)
+                if turn:  # what was stamped when we were interrupted carries our term, and was not read
+                    async for jobs in self.store.unfinished(self.slots, term):
+                        await self._host.found(self, jobs)
+            except StoreUnavailableError as error:
+                self._log.warning("take_over_interrupted", problem=str(error))
+                await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
+                turn += 1
+            else:
+                self._log.info("queue_taken_over", term=term)
+                self._has_all.set()
+                return
+
+    async def has_all(self) -> bool:
+        """Wait until every unfinished job of the source was taken in; false if the source is not ours."""
+        waiting = [asyncio.ensure_future(event.wait()) for event in (self._has_all, self._replaced)]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+        return self.may_act and self._has_all.is_set()
+
+    async def _serve_until_replaced(self, term: int) -> None:
+        """Sweep for late inserts of an earlier holder, which no stamp can fence, until the lease is lost."""
+        while not self._replaced.is_set():
+            timer = self._clock.call_later(self._ttl_s, self._woken.set)
+            await self._woken.wait()
+            timer.cancel()
+            self._woken.clear()
+            if self._replaced.is_set() or not self.may_act:
+                continue
+            with contextlib.suppress(StoreUnavailableError):
+                if await self.store.claim(self.slots, term):
+                    self._log.warning("late_inserts_claimed", term=term)
+                    async for jobs in self.store.unfinished(self.slots, term):
+                        await self._host.found(self, jobs)
+
+    def fenced(self, job: JobRecord) -> None:
+        """A guard of ours failed: an id was taken, or somebody else has written a document, so the shard is not ours."""
+        if job.rev == 1:
+            self._host.refused(job)
+            return
+        self._log.warning("write_fenced", job_id=job.id, rev=job.rev, term=job.term)
+        self._note_replaced()
+
+    def _note_replaced(self) -> None:
+        self._replaced.set()
+        self._woken.set()
+
+    def _new_writer(self, term: int) -> Writer:
+        return Writer(_Guarded(self), self._clock, self._host.written, self.fenced, term=term)
+
+    # --- the beat ------------------------------------------------------------------------------------------------------
+
+    def _start_beating(self, lease: Lease) -> Callable[[], None]:
+        if self._aside is not None:
+            return self._aside(self._beat_forever(lease))
+        task = self._loop.create_task(self._beat_forever(lease))
+        return lambda: None if task.done() else (task.cancel(), None)[1]
+
+    async def _beat_forever(self, lease: Lease) -> None:
+        """Beat three times a ttl, until the lease is seen to be somebody else's. May run in another thread."""
+        try:
+            await self._keep_beating(lease)
+        finally:
+            if self._heart is not self.store:
+                await self._heart.close()
+
+    async def _keep_beating(self, lease: Lease) -> None:
+        while True:
+            sent_at = self._clock.monotonic()
+            try:
+                if self._heart is not self.store:
+                    await self._heart.open()
+                after = await self._heart.beat(lease)
+            except StoreError:
+                after = lease  # unknown; what may_act allows shrinks meanwhile
+            else:
+                if after is None:
+                    self._loop.call_soon_threadsafe(self._note_replaced)
+                    return
+                lease = after
+                self._beat_at = sent_at
+            wait_s = self._ttl_s / BEATS_PER_TTL
+            if self._aside is not None:
+                await asyncio.sleep(wait_s)
+            else:
+                await pause(self._clock, wait_s)
+
+
+class _Guarded:
+    """The store of a tenure as its writer sees it: no write begins that a replaced lease would make void."""
+
+    def __init__(self, tenure: Tenure) -> None:
+        self._tenure = tenure
+
+    async def apply(self, changes: Sequence[Change]) -> list[Change]:
+        tenure = self._tenure
+        if not tenure.may_act:
+            msg = f"source {tenure.source!r}: the lease's beat is not acknowledged at present"
+            raise StoreUnavailableError(msg)
+        refused = await tenure.store.apply(changes)
+        if tenure.audit is not tenure.store:
+            gone = {id(change) for change in refused}
+            await tenure.audit.file_executions([change for change in changes if id(change) not in gone])
+        return refused
+
+    async def file_executions(self, changes: Sequence[Change]) -> None:
+        await self._tenure.audit.file_executions(changes)
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        return await self._tenure.store.get(job_id)

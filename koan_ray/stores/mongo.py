@@ -1,0 +1,699 @@
+"""Jobs in MongoDB, or in a server that speaks its protocol.
+
+Uses single-document writes with a guard, bulk writes, sorted and filtered finds; no transactions, change streams, or
+scripts. Everything acknowledged is on a majority of the servers and in their journals, and every read that decides
+something is a majority read.
+
+Each partition has a collection of jobs and one of executions (``jobs.<partition>``); the leases have one for all. The shape
+of the documents is told in `koan_ray.stores.codec`, the indexes in `koan_ray.stores.mongo_schema`.
+
+What is refused and what is not. A guarded update that meets another ``rev`` changes nothing and is reported, as is an insert
+of an id that exists. What looks refused but is ours already, because the answer to an earlier attempt was lost, counts as
+written: the stored fields are compared. So ``apply`` may be repeated as it is after a `StoreUnavailableError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+from bson import encode as to_bson
+from gridfs.errors import FileExists, NoFile
+from pymongo import DeleteMany, InsertOne, ReplaceOne, ReturnDocument, UpdateOne, errors
+
+from koan_ray.domain.archival import ARCHIVE, is_archive
+from koan_ray.domain.lease import SLOTS, Lease
+from koan_ray.domain.query import Page
+from koan_ray.domain.status import ExecutionStatus, JobStatus
+from koan_ray.errors import ConfigurationError, RecordCorruptError, StoreUnavailableError
+from koan_ray.stores import mongo_filters, mongo_schema
+from koan_ray.stores.codec import (
+    SCHEMA_VERSION,
+    STATE_FIELDS,
+    Document,
+    blobs_named,
+    blobs_of,
+    decode_execution,
+    decode_job,
+    encode_closing,
+    encode_execution,
+    encode_job,
+    encode_opening,
+    encode_update,
+    first_date_from,
+)
+from koan_ray.stores.mongo_driver import Connection, is_unknown_outcome, refused_operations
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+    from koan_ray.domain.query import Query
+    from koan_ray.domain.records import ExecutionRecord, JobRecord
+    from koan_ray.ports import Change
+    from koan_ray.stores.mongo_driver import DriverName
+
+ALL_PARTITIONS: Final = "*"
+_BATCH: Final = 500
+_READ_MS: Final = 8_000  # the server gives up on a read after this long
+_SCAN_MS: Final = 120_000  # and on one of the scans at a start
+_MAX_DOCUMENT: Final = 16 * 1024 * 1024
+_UNFINISHED: Final = tuple(status.value for status in JobStatus if not status.is_final)
+_FINAL: Final = tuple(status.value for status in JobStatus if status.is_final)
+_RUNNING: Final = ExecutionStatus.RUNNING.value
+
+
+class MongoStore:
+    """One database of jobs. Passed by `koan_ray.testing.contracts.DocumentStoreContract` with either driver.
+
+    Args:
+        url: ``mongodb://…``; the path names the database, ``koan`` if there is none.
+        source: The name of the source, which records read from here carry.
+        driver: ``pymongo`` or ``motor``.
+        inline_limit: Contexts and results with more bytes are kept in GridFS.
+        keeps_executions: False if the executions of these jobs live in another store.
+        on_corrupt: Told of documents that a scan or query skipped, with their ids; a single read raises instead.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        source: str | None = None,
+        driver: DriverName = "pymongo",
+        inline_limit: int = 256 * 1024,
+        keeps_executions: bool = True,
+        on_corrupt: Callable[[str, RecordCorruptError], None] | None = None,
+    ) -> None:
+        self._url, self._source, self._driver = url, source, driver
+        self._inline_limit, self._keeps_executions = inline_limit, keeps_executions
+        self._on_corrupt = on_corrupt
+        self._label = f"source {source!r}" if source is not None else "the document store"
+        self._connection: Connection | None = None
+        self._opening = asyncio.Lock()
+        self._ensuring = asyncio.Lock()
+        self._partitions: dict[str, None] = {}  # those whose collections are known to be in order
+
+    # --- opening and closing -----------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        async with self._opening:
+            if self._connection is not None:
+                return
+            connection = Connection(self._url, self._driver, label=self._label)
+            try:
+                with connection.errors("connecting"):
+                    await connection.db.command("ping")
+                    await self._prepare(connection)
+            except BaseException:
+                await connection.close()
+                raise
+            self._connection = connection
+
+    async def close(self) -> None:
+        async with self._opening:
+            connection, self._connection = self._connection, None
+            self._partitions.clear()
+            if connection is not None:
+                await connection.close()
+
+    async def _prepare(self, connection: Connection) -> None:
+        await self._check_acknowledgement(connection)
+        for partition in mongo_schema.partitions_in(await connection.db.list_collection_names()):
+            await mongo_schema.ensure_partition(connection, partition)
+            self._partitions[partition] = None
+
+    async def _check_acknowledgement(self, connection: Connection) -> None:
+        """Make the first write with our write concern: can the server keep it?"""
+        mark = {"$setOnInsert": {"schema_version": SCHEMA_VERSION}}
+        try:
+            await connection.db[mongo_schema.META].update_one({"_id": "koan_ray"}, mark, upsert=True)
+        except errors.DuplicateKeyError:
+            pass  # two opened a new database at once
+        except errors.WTimeoutError:
+            raise
+        except errors.WriteConcernError as error:
+            raise ConfigurationError(
+                f"{self._label}: the server cannot acknowledge writes by a majority ({error}); durable jobs need that"
+            ) from None
+
+    @property
+    def _db(self) -> Any:
+        return self._open_connection().db
+
+    def _open_connection(self) -> Connection:
+        if self._connection is None:
+            raise StoreUnavailableError(f"{self._label}: is not open; call open() first")
+        return self._connection
+
+    def _jobs(self, partition: str) -> Any:
+        return self._db[mongo_schema.collection_name(mongo_schema.JOBS, partition)]
+
+    def _executions(self, partition: str) -> Any:
+        return self._db[mongo_schema.collection_name(mongo_schema.EXECUTIONS, partition)]
+
+    async def _ensure(self, partition: str) -> None:
+        """Make sure of a partition's collections before the first write to it."""
+        if partition in self._partitions:
+            return
+        mongo_schema.collection_name(mongo_schema.JOBS, partition)
+        async with self._ensuring:
+            if partition not in self._partitions:
+                with self._errors(f"preparing partition {partition!r}"):
+                    await mongo_schema.ensure_partition(self._open_connection(), partition)
+                self._partitions[partition] = None
+
+    def _errors(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        return self._open_connection().errors(doing)
+
+    # --- guarded writes ----------------------------------------------------------------------------------------------
+
+    async def apply(self, changes: Sequence[Change]) -> list[Change]:
+        """Write what is guarded right; see `JobStore.apply`.
+
+        Cost: for each partition one round trip for the jobs and one for the executions, and one more where something was
+        refused. A change whose document would be larger than MongoDB's 16 MB is among the refused.
+        """
+        by_partition: dict[str, list[Change]] = defaultdict(list)
+        for change in changes:
+            by_partition[change.job.particulars.residence.partition].append(change)
+        refused: list[Change] = []
+        for partition, group in by_partition.items():
+            await self._ensure(partition)
+            refused += await self._apply_to(partition, group)
+        return refused
+
+    async def _apply_to(self, partition: str, changes: list[Change]) -> list[Change]:
+        with self._errors(f"writing {len(changes)} jobs"):
+            await self._write_blobs(partition, [change.job for change in changes])
+            refused = await self._write_jobs(partition, changes)
+            gone = {id(change) for change in refused}
+            kept = [change for change in changes if id(change) not in gone] if refused else changes
+            await self._write_executions(partition, [e for c in kept if self._is_audited(c.job) for e in c.executions])
+        return refused
+
+    def _is_audited(self, job: JobRecord) -> bool:
+        return self._keeps_executions and job.particulars.residence.audit
+
+    async def _write_jobs(self, partition: str, changes: list[Change]) -> list[Change]:
+        operations = [self._operation(change) for change in changes]
+        doubtful: list[int] = []
+        too_large: set[int] = set()
+        try:
+            result = await self._jobs(partition).bulk_write(operations, ordered=False)
+            n_matched = result.matched_count
+        except errors.DocumentTooLarge:
+            # The driver noticed, and may have sent some already; those are recognised as ours.
+            giants = _too_large(changes, operations)
+            if not giants:
+                raise
+            gone = {id(change) for change in giants}
+            return giants + await self._write_jobs(partition, [change for change in changes if id(change) not in gone])
+        except errors.BulkWriteError as error:
+            if is_unknown_outcome(error):
+                raise
+            duplicates, too_large = refused_operations(error)
+            doubtful += duplicates
+            n_matched = error.details.get("nMatched", 0)
+        updates = [place for place, change in enumerate(changes) if change.expect != 0 and place not in too_large]
+        if n_matched < len(updates):
+            doubtful += updates
+        refused = await self._not_ours(partition, [changes[place] for place in sorted(doubtful)])
+        return [changes[place] for place in sorted(too_large)] + refused
+
+    def _operation(self, change: Change) -> Any:
+        if change.expect == 0:
+            return InsertOne(encode_job(change.job, self._inline_limit))
+        return UpdateOne({"_id": change.job.id, "rev": change.expect}, encode_update(change.job, self._inline_limit))
+
+    async def _not_ours(self, partition: str, doubtful: list[Change]) -> list[Change]:
+        """Return those changes whose state is not what is stored."""
+        if not doubtful:
+            return []
+        ids = [change.job.id for change in doubtful]
+        stored = {document["_id"]: document async for document in self._jobs(partition).find({"_id": {"$in": ids}})}
+        return [change for change in doubtful if not self._is_stored(change, stored.get(change.job.id))]
+
+    def _is_stored(self, change: Change, stored: Document | None) -> bool:
+        if stored is None:
+            return False
+        ours = encode_job(change.job, self._inline_limit)
+        compared = STATE_FIELDS if change.expect != 0 else {*ours, *STATE_FIELDS}
+        return all(ours.get(name) == stored.get(name) for name in compared)
+
+    async def _write_executions(self, partition: str, executions: Iterable[ExecutionRecord]) -> int:
+        operations = [_execution_operation(execution) for execution in executions]
+        if not operations:
+            return 0
+        try:
+            result = await self._executions(partition).bulk_write(operations, ordered=False)
+        except errors.BulkWriteError as error:
+            if is_unknown_outcome(error):
+                raise
+            # A duplicate key: it is there and not running, so it is closed, and closed ones are not rewritten.
+            refused_operations(error)
+            return int(error.details.get("nModified", 0)) + int(error.details.get("nUpserted", 0))
+        return int(result.modified_count) + int(result.upserted_count)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        """Return the record of a job, whatever its partition.
+
+        A job may be on its way to the archive: it is copied there before it is deleted here, so we look here, there, and
+        here again in case it came back.
+        """
+        with self._errors(f"reading job {job_id}"):
+            for partition in _in_order(self._partitions):
+                if (found := await self._find(job_id, partition)) is not None:
+                    return found
+            known = set(self._partitions)
+            for partition in await self._refresh_partitions():
+                if partition not in known and (found := await self._find(job_id, partition)) is not None:
+                    return found
+        return None
+
+    async def _find(self, job_id: str, partition: str) -> JobRecord | None:
+        document = await self._jobs(partition).find_one({"_id": job_id}, max_time_ms=_READ_MS)
+        return None if document is None else await self._record(document, partition)
+
+    async def executions(self, job_id: str) -> list[ExecutionRecord]:
+        with self._errors(f"reading the executions of job {job_id}"):
+            for partition in _in_order(await self._refresh_partitions()):
+                if found := await self._executions_in(partition, job_id):
+                    return found
+        return []
+
+    async def _executions_in(self, partition: str, job_id: str) -> list[ExecutionRecord]:
+        cursor = self._executions(partition).find({"job_id": job_id}, hint="job", max_time_ms=_READ_MS)
+        found = [decode_execution(document) async for document in cursor]
+        return sorted(found, key=lambda execution: (execution.started_at, execution.id))
+
+    async def query(self, query: Query) -> Page:
+        """Return one page; ``partition="*"`` asks for all partitions, None for all but the archives."""
+        with self._errors("answering a query"):
+            found = []
+            for partition in await self._asked_for(query):
+                found += await self._page(query, partition)
+            found.sort(key=query.sort_key, reverse=query.descending)
+            more = len(found) > query.limit
+            found = found[: query.limit]
+            return Page(found, query.cursor_after(found[-1]) if more else None)
+
+    async def _page(self, query: Query, partition: str) -> list[JobRecord]:
+        """Return up to one record more than a page of one partition."""
+        found: list[JobRecord] = []
+        checks = mongo_filters.needs_check(query)
+        for step in mongo_filters.steps(query):
+            cursor = self._jobs(partition).find(step.filter, sort=step.sort, hint=step.hint, max_time_ms=_READ_MS)
+            if not checks:
+                cursor = cursor.limit(query.limit + 1 - len(found))
+            async for document in cursor:
+                record = await self._record_or_report(document, partition)
+                if record is not None and (not checks or query.matches(record)):
+                    found.append(record)
+                if len(found) > query.limit:
+                    await cursor.close()
+                    return found
+        return found
+
+    async def count(self, query: Query) -> int:
+        with self._errors("counting jobs"):
+            return sum([await self._count(query, partition) for partition in await self._asked_for(query)])
+
+    async def _count(self, query: Query, partition: str) -> int:
+        sought, hint = mongo_filters.filter_of(query), mongo_filters.index_of(query)
+        jobs = self._jobs(partition)
+        if not mongo_filters.needs_check(query):
+            return int(await jobs.count_documents(sought, hint=hint, maxTimeMS=_READ_MS))
+        n = 0
+        async for document in jobs.find(sought, hint=hint, max_time_ms=_READ_MS):
+            record = await self._record_or_report(document, partition)
+            n += record is not None and query.matches(record)
+        return n
+
+    async def _asked_for(self, query: Query) -> list[str]:
+        if query.partition == ALL_PARTITIONS:
+            return await self._refresh_partitions()
+        if query.partition is None:
+            return [partition for partition in await self._refresh_partitions() if not is_archive(partition)]
+        partition = query.partition
+        mongo_schema.collection_name(mongo_schema.JOBS, partition)
+        if partition not in self._partitions and partition not in await self._refresh_partitions():
+            return []
+        return [partition]
+
+    async def partitions(self) -> list[str]:
+        with self._errors("listing partitions"):
+            return await self._refresh_partitions()
+
+    async def _refresh_partitions(self) -> list[str]:
+        """Return the partitions there are, also those that somebody else has begun."""
+        for name in mongo_schema.partitions_in(await self._db.list_collection_names()):
+            await self._ensure(name)
+        return list(self._partitions)
+
+    async def _record(self, document: Document, partition: str) -> JobRecord:
+        blobs = {name: await self._read_blob(partition, name) for name in blobs_named(document)}
+        found = {name: content for name, content in blobs.items() if content is not None}
+        return decode_job(document, source=self._source, partition=partition, blobs=found)
+
+    async def _record_or_report(self, document: Document, partition: str) -> JobRecord | None:
+        try:
+            return await self._record(document, partition)
+        except RecordCorruptError as error:
+            self._report(error)
+            return None
+
+    def _report(self, error: RecordCorruptError) -> None:
+        if self._on_corrupt is not None:
+            self._on_corrupt(error.record_id, error)
+
+    # --- deleting ----------------------------------------------------------------------------------------------------
+
+    async def remove(self, job_id: str) -> bool:
+        with self._errors(f"removing job {job_id}"):
+            was_there = False
+            for partition in await self._refresh_partitions():
+                document = await self._jobs(partition).find_one_and_delete({"_id": job_id})
+                if document is not None:
+                    was_there = True
+                    await self._delete_blobs(partition, document)
+                await self._executions(partition).delete_many({"job_id": job_id})
+            return was_there
+
+    async def expire(self, now: float) -> int:
+        """Delete nothing: what is stored stays until the archivist or a person removes it."""
+        return 0
+
+    # --- leases ------------------------------------------------------------------------------------------------------
+
+    async def read_lease(self, shard: str) -> Lease | None:
+        with self._errors(f"reading the lease of {shard}"):
+            return _lease(await self._db[mongo_schema.LEASES].find_one({"_id": shard}, max_time_ms=_READ_MS))
+
+    async def take_lease(self, shard: str, *, holder: str, seen: Lease | None) -> Lease | None:
+        with self._errors(f"taking the lease of {shard}"):
+            if seen is not None:
+                return await self._change_lease(seen, {"$set": {"holder": holder}, "$inc": {"term": 1, "beat": 1}})
+            taken = Lease(shard, holder, 1, 1)
+            document = {"_id": shard, "holder": holder, "term": 1, "beat": 1, "schema_version": SCHEMA_VERSION}
+            try:
+                await self._db[mongo_schema.LEASES].insert_one(document)
+            except errors.DuplicateKeyError:
+                return None
+            return taken
+
+    async def beat(self, lease: Lease) -> Lease | None:
+        with self._errors(f"beating for {lease.shard}"):
+            held = {"_id": lease.shard, "holder": lease.holder, "term": lease.term}
+            return await self._swap_lease(held, {"$inc": {"beat": 1}})
+
+    async def release(self, lease: Lease) -> None:
+        """Give the lease back: its holder becomes the empty text, which nobody has to observe before taking over."""
+        with self._errors(f"releasing {lease.shard}"):
+            held = {"_id": lease.shard, "holder": lease.holder, "term": lease.term}
+            await self._swap_lease(held, {"$set": {"holder": ""}, "$inc": {"beat": 1}})
+
+    async def _change_lease(self, seen: Lease, update: Document) -> Lease | None:
+        as_seen = {"_id": seen.shard, "holder": seen.holder, "term": seen.term, "beat": seen.beat}
+        return await self._swap_lease(as_seen, update)
+
+    async def _swap_lease(self, guard: Document, update: Document) -> Lease | None:
+        leases = self._db[mongo_schema.LEASES]
+        return _lease(await leases.find_one_and_update(guard, update, return_document=ReturnDocument.AFTER))
+
+    # --- taking over -------------------------------------------------------------------------------------------------
+
+    async def claim(self, slots: Sequence[int], term: int) -> int:
+        """Stamp the unfinished jobs of these slots; see `DocumentStore.claim`. Documents of a later version are left alone.
+
+        In pieces, because one update of everything would outlast any timeout; repeated until a pass finds nothing.
+        """
+        n_claimed = 0
+        with self._errors("claiming jobs"):
+            for partition in await self._refresh_partitions():
+                while n := await self._claim_pass(partition, slots, term):
+                    n_claimed += n
+        return n_claimed
+
+    async def take_over(
+        self, slots: Sequence[int], term: int, statuses: Sequence[JobStatus]
+    ) -> AsyncIterator[list[JobRecord]]:
+        """Stamp and read in batches; see `DocumentStore.take_over`. Holds the ids of all that is to be stamped."""
+        with self._errors("taking jobs over"):
+            found: list[tuple[Any, str, str]] = []
+            for partition in await self._refresh_partitions():
+                for status in statuses:
+                    found += await self._older(partition, status, slots, term)
+            found.sort()
+            for start in range(0, len(found), _BATCH):
+                chunk = found[start : start + _BATCH]
+                records: list[JobRecord] = []
+                for partition in dict.fromkeys(partition for _, _, partition in chunk):
+                    ids = [job_id for _, job_id, name in chunk if name == partition]
+                    records += await self._stamp_and_read(partition, ids, term)
+                yield sorted(records, key=lambda record: (record.created_at, record.id))
+
+    async def _older(self, partition: str, status: JobStatus, slots: Sequence[int], term: int) -> list[tuple[Any, str, str]]:
+        sought = {"status": status.value, "term": {"$lt": term}, "schema_version": SCHEMA_VERSION, **_slots(slots)}
+        wanted = {"_id": 1, "created_at": 1}
+        cursor = self._jobs(partition).find(sought, wanted, hint="status", batch_size=10_000, max_time_ms=_SCAN_MS)
+        return [(document["created_at"], document["_id"], partition) async for document in cursor]
+
+    async def _stamp_and_read(self, partition: str, ids: list[str], term: int) -> list[JobRecord]:
+        jobs = self._jobs(partition)
+        mine = {"_id": {"$in": ids}, "status": {"$in": list(_UNFINISHED)}, "term": {"$lt": term}}
+        await jobs.update_many(mine, {"$set": {"term": term}, "$inc": {"rev": 1}})
+        records = []
+        async for document in jobs.find({"_id": {"$in": ids}, "term": term}, max_time_ms=_READ_MS):
+            record = await self._record_or_report(document, partition)
+            if record is not None and not record.status.is_final:
+                records.append(record)
+        return records
+
+    async def _claim_pass(self, partition: str, slots: Sequence[int], term: int) -> int:
+        jobs, n_claimed = self._jobs(partition), 0
+        older = {"term": {"$lt": term}, "schema_version": SCHEMA_VERSION, **_slots(slots)}
+        for status in _UNFINISHED:
+            cursor = jobs.find({"status": status, **older}, {"_id": 1}, hint="status", max_time_ms=_SCAN_MS)
+            ids = [document["_id"] async for document in cursor]
+            for start in range(0, len(ids), _BATCH):
+                mine = {
+                    "_id": {"$in": ids[start : start + _BATCH]},
+                    "status": {"$in": list(_UNFINISHED)},
+                    "term": {"$lt": term},
+                }
+                result = await jobs.update_many(mine, {"$set": {"term": term}, "$inc": {"rev": 1}})
+                n_claimed += result.modified_count
+        return n_claimed
+
+    async def unfinished(self, slots: Sequence[int], term: int) -> AsyncIterator[list[JobRecord]]:
+        with self._errors("reading the unfinished jobs"):
+            scans = [
+                self._unfinished_in(partition, status, {"term": term, **_slots(slots)})
+                for partition in await self._refresh_partitions()
+                for status in _UNFINISHED
+            ]
+            batch: list[JobRecord] = []
+            async for record in _merged(scans):
+                batch.append(record)
+                if len(batch) == _BATCH:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
+
+    async def _unfinished_in(self, partition: str, status: str, whose: Document) -> AsyncIterator[JobRecord]:
+        oldest_first = [("created_at", 1), ("_id", 1)]
+        sought = {"status": status, **whose}
+        cursor = self._jobs(partition).find(
+            sought, sort=oldest_first, hint="status", batch_size=_BATCH, max_time_ms=_SCAN_MS
+        )
+        async for document in cursor:
+            if (record := await self._record_or_report(document, partition)) is not None:
+                yield record
+
+    async def last_settled(self, slots: Sequence[int], limit: int) -> AsyncIterator[list[JobRecord]]:
+        """Walk the finished jobs from the newest end; see `DocumentStore.last_settled`."""
+        newest_first = [("completed_at", -1), ("_id", -1)]
+        sought = {"completed_at": {"$gt": first_date_from(0.0)}, **_slots(slots)}
+        with self._errors("reading the jobs that ended last"):
+            for partition in await self._refresh_partitions():
+                if is_archive(partition):
+                    continue
+                cursor = self._jobs(partition).find(
+                    sought, sort=newest_first, hint="completed", limit=limit, max_time_ms=_SCAN_MS
+                )
+                records = [await self._record_or_report(document, partition) async for document in cursor]
+                if batch := [record for record in records if record is not None]:
+                    yield batch
+
+    async def file_executions(self, changes: Sequence[Change]) -> None:
+        """Write executions of jobs that are written; see `JobStore.file_executions`."""
+        by_partition: dict[str, list[ExecutionRecord]] = defaultdict(list)
+        for change in changes:
+            if change.job.particulars.residence.audit:
+                by_partition[change.job.particulars.residence.partition] += change.executions
+        with self._errors("writing executions"):
+            for partition, executions in by_partition.items():
+                await self._ensure(partition)
+                await self._write_executions(partition, executions)
+
+    async def open_executions(self, slots: Sequence[int]) -> AsyncIterator[list[ExecutionRecord]]:
+        with self._errors("reading the open executions"):
+            for partition in await self._refresh_partitions():
+                cursor = self._executions(partition).find(
+                    {"open": {"$in": list(slots)}}, hint="open", batch_size=_BATCH, max_time_ms=_SCAN_MS
+                )
+                batch: list[ExecutionRecord] = []
+                async for document in cursor:
+                    try:
+                        batch.append(decode_execution(document))
+                    except RecordCorruptError as error:
+                        self._report(error)
+                    if len(batch) == _BATCH:
+                        yield batch
+                        batch = []
+                if batch:
+                    yield batch
+
+    async def close_executions(self, closed: Sequence[tuple[ExecutionRecord, str]]) -> int:
+        by_partition: dict[str, list[ExecutionRecord]] = defaultdict(list)
+        for execution, partition in closed:
+            by_partition[partition].append(execution)
+        n_changed = 0
+        for partition, executions in by_partition.items():
+            await self._ensure(partition)
+            with self._errors(f"closing {len(executions)} executions"):
+                n_changed += await self._write_executions(partition, executions)
+        return n_changed
+
+    # --- archiving ---------------------------------------------------------------------------------------------------
+
+    async def settled_before(
+        self, partition: str, statuses: Sequence[JobStatus], before: float, limit: int, kinds: Sequence[str] | None = None
+    ) -> list[JobRecord]:
+        if partition not in await self.partitions():
+            return []
+        sought: Document = {
+            "completed_at": {"$lt": first_date_from(before)},
+            "status": {"$in": [status.value for status in statuses]},
+        }
+        if kinds is not None:
+            sought["kind"] = {"$in": list(kinds)}
+        with self._errors("looking for settled jobs"):
+            oldest_first = [("completed_at", 1), ("_id", 1)]
+            cursor = self._jobs(partition).find(
+                sought, sort=oldest_first, hint="completed", limit=limit, max_time_ms=_SCAN_MS
+            )
+            records = [await self._record_or_report(document, partition) async for document in cursor]
+        return [record for record in records if record is not None]
+
+    async def put_copy(self, job: JobRecord, executions: Sequence[ExecutionRecord], partition: str) -> None:
+        """Write a copy; the job last, so that whoever finds it finds its executions, too."""
+        await self._ensure(partition)
+        with self._errors(f"copying job {job.id}"):
+            await self._write_blobs(partition, [job])
+            copies = [ReplaceOne({"_id": e.id}, encode_execution(e), upsert=True) for e in executions]
+            if self._keeps_executions:
+                stale = DeleteMany({"job_id": job.id, "_id": {"$nin": [execution.id for execution in executions]}})
+                await self._executions(partition).bulk_write([stale, *copies])
+            document = encode_job(job, self._inline_limit)
+            await self._jobs(partition).replace_one({"_id": job.id}, document, upsert=True)
+
+    async def get_copy(self, job_id: str, partition: str) -> tuple[JobRecord, list[ExecutionRecord]] | None:
+        with self._errors(f"reading job {job_id} in partition {partition!r}"):
+            document = await self._jobs(partition).find_one({"_id": job_id}, max_time_ms=_READ_MS)
+            if document is None:
+                return None
+            return await self._record(document, partition), await self._executions_in(partition, job_id)
+
+    async def delete_if(self, job: JobRecord, partition: str) -> bool:
+        """Delete a finished job under its guard. Where it is gone already, what an interrupted deletion left goes, too."""
+        with self._errors(f"deleting job {job.id} from partition {partition!r}"):
+            jobs = self._jobs(partition)
+            guard = {"_id": job.id, "rev": job.rev, "status": {"$in": list(_FINAL)}}
+            document = await jobs.find_one_and_delete(guard)
+            if document is None and await jobs.find_one({"_id": job.id}, {"_id": 1}) is not None:
+                return False
+            await self._executions(partition).delete_many({"job_id": job.id})
+            await self._delete_blobs(partition, document or encode_job(job, self._inline_limit))
+            return document is not None
+
+    # --- contents outside of their documents -------------------------------------------------------------------------
+
+    async def _write_blobs(self, partition: str, jobs: Iterable[JobRecord]) -> None:
+        for job in jobs:
+            for name, content in blobs_of(job, self._inline_limit):
+                await self._write_blob(partition, name, content)
+
+    async def _write_blob(self, partition: str, name: str, content: bytes) -> None:
+        """Keep a content under its name, which is always the same content's."""
+        bucket = self._bucket(partition)
+        files = self._db[f"{mongo_schema.collection_name(mongo_schema.BLOBS, partition)}.files"]
+        if await files.find_one({"_id": name}, {"_id": 1}) is not None:
+            return  # the entry is written after all its pieces
+        try:
+            await bucket.upload_from_stream_with_id(name, name, content)
+        except (FileExists, errors.DuplicateKeyError):  # an earlier attempt left pieces
+            with contextlib.suppress(NoFile):
+                await bucket.delete(name)
+            await bucket.upload_from_stream_with_id(name, name, content)
+
+    async def _read_blob(self, partition: str, name: str) -> bytes | None:
+        try:
+            stream = await self._bucket(partition).open_download_stream(name)
+            return bytes(await stream.read())
+        except NoFile:
+            return None
+
+    async def _delete_blobs(self, partition: str, document: Document) -> None:
+        for name in blobs_named(document):
+            with contextlib.suppress(NoFile):
+                await self._bucket(partition).delete(name)
+
+    def _bucket(self, partition: str) -> Any:
+        return self._open_connection().bucket(mongo_schema.collection_name(mongo_schema.BLOBS, partition))
+
+
+def _in_order(partitions: Iterable[str]) -> list[str]:
+    active = [name for name in partitions if name != ARCHIVE]
+    return [*active, ARCHIVE, *active] if ARCHIVE in partitions else active
+
+
+def _too_large(changes: Sequence[Change], operations: Sequence[Any]) -> list[Change]:
+    sizes = [len(to_bson(operation._doc)) for operation in operations]  # noqa: SLF001 - what the driver would send
+    return [change for change, size in zip(changes, sizes, strict=True) if size > _MAX_DOCUMENT]
+
+
+def _execution_operation(execution: ExecutionRecord) -> UpdateOne:
+    if execution.status is ExecutionStatus.RUNNING:
+        return UpdateOne({"_id": execution.id}, encode_opening(execution), upsert=True)
+    return UpdateOne({"_id": execution.id, "status": _RUNNING}, encode_closing(execution), upsert=True)
+
+
+def _slots(slots: Sequence[int]) -> Document:
+    """Return the filter for some slots: none at all if that is every slot."""
+    return {} if len(set(slots)) >= SLOTS else {"slot": {"$in": list(slots)}}
+
+
+def _lease(document: Document | None) -> Lease | None:
+    if document is None:
+        return None
+    return Lease(document["_id"], document["holder"], int(document["term"]), int(document["beat"]))
+
+
+async def _merged(scans: list[AsyncIterator[JobRecord]]) -> AsyncIterator[JobRecord]:
+    """Merge ordered scans into one, oldest first."""
+    firsts = [(await anext(scan, None), scan) for scan in scans]
+    heads = [(record, scan) for record, scan in firsts if record is not None]
+    while heads:
+        place = min(range(len(heads)), key=lambda n: (heads[n][0].created_at, heads[n][0].id))
+        record, scan = heads[place]
+        yield record
+        if (following := await anext(scan, None)) is not None:
+            heads[place] = (following, scan)
+        else:
+            del heads[place]

@@ -1,0 +1,129 @@
+"""Which collections and indexes there are, and making sure of them.
+
+Each index makes every write dearer, so there are five for jobs and two for executions; `koan_ray.stores.mongo_filters` says
+which query walks which. The sparse ones hold only documents that have the field. None of them is unique but the primary
+key, which every server has: it is what keeps a job from being there twice.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pymongo import errors
+
+from koan_ray.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from koan_ray.stores.mongo_driver import Connection
+
+JOBS: Final = "jobs"
+EXECUTIONS: Final = "executions"
+LEASES: Final = "leases"
+META: Final = "meta"
+BLOBS: Final = "blobs"
+_PARTITION: Final = re.compile(r"[a-z0-9_-]{1,64}")
+_NO_COLLECTION: Final = 26
+_CONFLICTS: Final = frozenset({67, 68, 85, 86})  # cannot create, exists already, conflict of options, conflict of keys
+
+
+class Index(NamedTuple):
+    """One index; ``name`` is what queries ask for."""
+
+    name: str
+    keys: tuple[tuple[str, int], ...]
+    sparse: bool = False
+
+
+JOB_INDEXES: Final = (
+    Index("created", (("created_at", 1), ("_id", 1))),
+    Index("status", (("status", 1), ("created_at", 1), ("_id", 1))),  # also: the unfinished jobs, oldest first
+    Index("completed", (("completed_at", 1), ("_id", 1))),
+    Index("parent", (("parent_job_id", 1),), sparse=True),
+    Index("correlation", (("correlation_id", 1),), sparse=True),
+)
+EXECUTION_INDEXES: Final = (
+    Index("job", (("job_id", 1),)),
+    Index("open", (("open", 1),), sparse=True),
+)
+
+
+def collection_name(kind: str, partition: str) -> str:
+    """Return the name of a partition's collection.
+
+    Raises:
+        ConfigurationError: The partition's name is not 1 to 64 of a-z, 0-9, ``_`` and ``-``; the empty name is the default.
+    """
+    if not partition:
+        return kind
+    if not _PARTITION.fullmatch(partition):
+        raise ConfigurationError(f"partition: expected 1 to 64 of a-z, 0-9, '_' and '-', got {partition!r}")
+    return f"{kind}.{partition}"
+
+
+def partitions_in(collections: list[str]) -> list[str]:
+    """Return the names of the partitions that have a collection of jobs, the default first."""
+    prefix = f"{JOBS}."
+    named = [name.removeprefix(prefix) for name in collections if name.startswith(prefix)]
+    return ["", *sorted(name for name in named if _PARTITION.fullmatch(name))]
+
+
+async def ensure_partition(connection: Connection, partition: str) -> None:
+    """Create what a partition lacks, and check what it has.
+
+    Raises:
+        ConfigurationError: An index is in the way or cannot be made, or documents would be deleted by age.
+    """
+    for kind, wanted in ((JOBS, JOB_INDEXES), (EXECUTIONS, EXECUTION_INDEXES)):
+        await _ensure(connection, collection_name(kind, partition), wanted)
+
+
+async def _ensure(connection: Connection, name: str, wanted: tuple[Index, ...]) -> None:
+    present = await _indexes(connection, name)
+    for found in present.values():
+        if "expireAfterSeconds" in found:
+            raise ConfigurationError(
+                f"{connection.label}: index {found['name']!r} of {name} deletes jobs by age; drop it. koan_ray removes "
+                f"finished jobs itself, and unfinished ones never."
+            )
+    missing = [index for index in wanted if not _is_present(connection, name, index, present.get(index.name))]
+    for index in missing:
+        await _create(connection, name, index)
+
+
+async def _indexes(connection: Connection, name: str) -> dict[str, dict[str, Any]]:
+    try:
+        answer = await connection.db.command({"listIndexes": name, "cursor": {"batchSize": 1000}})
+    except errors.OperationFailure as error:
+        if error.code == _NO_COLLECTION:
+            return {}
+        raise
+    return {index["name"]: index for index in answer["cursor"]["firstBatch"]}
+
+
+def _is_present(connection: Connection, name: str, index: Index, present: dict[str, Any] | None) -> bool:
+    if present is None:
+        return False
+    keys = tuple((key, int(direction)) for key, direction in present["key"].items())
+    restricted = present.get("partialFilterExpression") or present.get("unique") or present.get("hidden")
+    if keys != index.keys or bool(present.get("sparse")) != index.sparse or restricted:
+        raise _in_the_way(connection, name, index, f"an index of this name exists with other keys or options: {keys}")
+    return True
+
+
+async def _create(connection: Connection, name: str, index: Index) -> None:
+    options = {"sparse": True} if index.sparse else {}
+    try:
+        await connection.db[name].create_index(list(index.keys), name=index.name, **options)
+    except errors.OperationFailure as error:
+        if error.code in _CONFLICTS:
+            raise _in_the_way(connection, name, index, error.details["errmsg"] if error.details else "") from None
+        raise
+
+
+def _in_the_way(connection: Connection, name: str, index: Index, problem: str) -> ConfigurationError:
+    keys = ", ".join(f"{key}: {direction}" for key, direction in index.keys)
+    return ConfigurationError(
+        f"{connection.label}: index {index.name!r} of {name} ({keys}) is needed and cannot be made: {problem}; drop what is "
+        f"in its way"
+    )

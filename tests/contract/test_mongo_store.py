@@ -1,0 +1,372 @@
+"""MongoStore on a real server, with both drivers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from pymongo import MongoClient, monitoring
+
+from koan_ray.domain.query import parse_query
+from koan_ray.domain.records import Residence
+from koan_ray.domain.status import ExecutionStatus, JobStatus, Reason
+from koan_ray.errors import ConfigurationError, RecordCorruptError, StoreUnavailableError
+from koan_ray.ports import Change
+from koan_ray.stores import mongo_filters
+from koan_ray.stores.mongo import MongoStore
+from koan_ray.testing import DocumentStoreContract
+from koan_ray.testing.contracts import AT, assert_same, audited, execution, job
+from tests.servers import EXTERNAL, MongoServer, free_port
+
+EVERY_SLOT = range(256)
+
+
+@pytest.fixture(params=["pymongo", "motor"])
+def driver(request):
+    return request.param
+
+
+@pytest.fixture
+async def another(mongo_url, driver):
+    """Open one more client of the test's database."""
+    opened = []
+
+    async def open_another(**options):
+        store = MongoStore(mongo_url, driver=driver, **options)
+        await store.open()
+        opened.append(store)
+        return store
+
+    yield open_another
+    for store in opened:
+        await store.close()
+
+
+@pytest.fixture
+async def store(another):
+    return await another()
+
+
+@pytest.fixture
+def db(mongo_url):
+    """The database, by a plain synchronous client."""
+    with MongoClient(mongo_url, tz_aware=True) as client:
+        yield client.get_default_database()
+
+
+@pytest.fixture
+def add_field(db):
+    async def add(job_id, name, value):
+        if value is not None:
+            db.jobs.update_one({"_id": job_id}, {"$set": {name: value}})
+        return db.jobs.find_one({"_id": job_id})[name]
+
+    return add
+
+
+async def everything(batches):
+    return [item async for batch in batches for item in batch]
+
+
+class TestMongo(DocumentStoreContract):
+    # --- payloads ----------------------------------------------------------------------------------------------------
+
+    async def test_large_contents_are_kept_elsewhere_and_go_with_their_job(self, another, db):
+        store = await another(inline_limit=1000)
+        big, small = b'"' + b"x" * 600_000 + b'"', b'"y"'
+        record = audited(context=big, partition="hot")
+        assert await store.apply([Change(record, 0)]) == []
+        assert await store.apply([Change(record, 0)]) == []  # again: the same content under the same name
+        assert "context" not in db["jobs.hot"].find_one()
+        done = record.evolve(rev=2, status=JobStatus.COMPLETED, completed_at=AT, result=big[:5000] + b'"')
+        await store.apply([Change(done, 1)])
+        assert_same(await store.get(record.id), done)
+        page = await store.query(parse_query({"partition": "hot"}))
+        assert page.jobs[0].context == big
+        assert db["blobs.hot.files"].count_documents({}) == 2
+        await store.put_copy(done, [], "archive")
+        assert await store.delete_if(done, "hot") is True
+        assert db["blobs.hot.files"].count_documents({}) == db["blobs.hot.chunks"].count_documents({}) == 0
+        assert_same((await store.get_copy(record.id, "archive"))[0], done.evolve(particulars=done.particulars._replace(
+            residence=Residence(None, "archive", audit=True))))  # fmt: skip
+        assert await store.remove(record.id) is True
+        assert db["blobs.archive.chunks"].count_documents({}) == 0
+        await store.apply([Change(job(context=small), 0)])
+        assert db["blobs.files"].count_documents({}) == 0
+
+    async def test_a_refused_insert_does_not_touch_the_content_of_the_job_that_is_there(self, another):
+        store = await another(inline_limit=10)
+        first = job(context=b'"' + b"a" * 100 + b'"')
+        second = Change(first.evolve(context=b'"' + b"b" * 100 + b'"'), 0)
+        await store.apply([Change(first, 0)])
+        assert await store.apply([second]) == [second]
+        assert (await store.get(first.id)).context == first.context
+
+    async def test_pieces_of_an_interrupted_upload_are_replaced(self, another, db):
+        store = await another(inline_limit=10)
+        record = job(context=b'"' + b"a" * 600_000 + b'"')
+        await store.apply([Change(record, 0)])
+        db["blobs.files"].delete_many({})  # as if it had been interrupted before its last write
+        db.jobs.delete_many({})
+        await store.apply([Change(record, 0)])
+        assert (await store.get(record.id)).context == record.context
+
+    async def test_a_document_that_is_too_large_is_refused_alone(self, store):
+        good, other, giant = job(), job(), job(metadata={"x": "y" * 17_000_000})
+        refused = Change(giant, 0)
+        assert await store.apply([Change(good, 0), refused, Change(other, 0)]) == [refused]
+        assert await store.get(good.id) is not None
+        assert await store.get(other.id) is not None
+        assert await store.get(giant.id) is None
+
+    # --- damage ------------------------------------------------------------------------------------------------------
+
+    async def test_documents_that_cannot_be_read_are_skipped_and_told(self, another, db):
+        told = {}
+        store = await another(on_corrupt=lambda job_id, error: told.update({job_id: error.field}))
+        good, later, broken, ancient = (job() for _ in range(4))
+        await store.apply([Change(record, 0) for record in (good, later, broken, ancient)])
+        db.jobs.update_one({"_id": later.id}, {"$set": {"schema_version": 2}})
+        db.jobs.update_one({"_id": broken.id}, {"$unset": {"terms": ""}})
+        db.jobs.update_one({"_id": ancient.id}, {"$set": {"created_at": "yesterday"}})
+        expected = {later.id: "schema_version", broken.id: "terms", ancient.id: "created_at"}
+        assert [r.id for r in await everything(store.unfinished(EVERY_SLOT, 0))] == [good.id]
+        assert told == expected
+        told.clear()
+        assert [r.id for r in (await store.query(parse_query({}))).jobs] == [good.id]
+        assert told == expected
+        for job_id, field in expected.items():
+            with pytest.raises(RecordCorruptError, match=field):
+                await store.get(job_id)
+        assert await store.claim(EVERY_SLOT, 9) == 3
+        assert db.jobs.find_one({"_id": later.id}, {"term": 1})["term"] == 0
+
+    async def test_a_damaged_execution_is_skipped_at_a_start(self, another, db):
+        told = []
+        store = await another(on_corrupt=lambda record_id, error: told.append(record_id))
+        record = audited()
+        first, second = execution(record), execution(record, attempt=2)
+        await store.apply([Change(record, 0, (first, second))])
+        db.executions.update_one({"_id": first.id}, {"$set": {"attempt": "one"}})
+        assert [e.id for e in await everything(store.open_executions(EVERY_SLOT))] == [second.id]
+        assert told == [first.id]
+
+    # --- queries -----------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize(
+        "order", ["created_at", "-created_at", "completed_at", "-completed_at", "started_at", "-started_at"]
+    )
+    async def test_pages_join_without_gap_or_double(self, store, order):
+        records = [
+            job(
+                at=AT + (n % 5) / 3000, started_at=AT + (n % 3) / 3000 if n % 4 else None,
+                status=JobStatus.COMPLETED if n % 2 else JobStatus.RUNNING,
+                completed_at=AT + (n % 7) / 3000 if n % 2 else None,
+            )
+            for n in range(60)
+        ]  # fmt: skip
+        await store.apply([Change(record, 0) for record in records])
+        for more in ({}, {"status": ["completed", "running"]}):
+            query = parse_query({"order_by": order, **more})
+            stored = [await store.get(record.id) for record in records]
+            expected = [r.id for r in sorted(stored, key=query.sort_key, reverse=query.descending)]
+            seen, cursor = [], None
+            while True:
+                page = await store.query(parse_query({"order_by": order, "limit": 7, "cursor": cursor, **more}))
+                seen += [record.id for record in page.jobs]
+                cursor = page.cursor
+                if cursor is None:
+                    break
+            assert seen == expected
+
+    async def test_bounds_agree_with_the_records_read_back(self, store):
+        records = [job(at=AT + n / 10_000) for n in range(50)]
+        await store.apply([Change(record, 0) for record in records])
+        stored = [await store.get(record.id) for record in records]
+        for bound in (AT + 0.0004, AT + 0.0005, AT + 0.001, stored[30].created_at):
+            for name in ("created_after", "created_before"):
+                query = parse_query({name: bound})
+                assert {r.id for r in (await store.query(query)).jobs} == {r.id for r in stored if query.matches(r)}
+
+    @pytest.mark.parametrize(
+        "sought", [1, "1", 1.5, None, [1, 2], {"a": 1, "b": 2}, "$x", "a.b", [], {}, ["$x"], {"$ne": 1}, {"$gt": ""}]
+    )
+    async def test_metadata_is_compared_as_the_reference_does(self, store, sought):
+        values = [1, "1", 1.5, None, [1, 2], [1], {"b": 2, "a": 1}, {"a": 1}, "$x", "a.b", [], {}, [[1, 2]], [None], ["$x"]]
+        records = [job(metadata={"k": value}) for value in values] + [job(metadata={"other": 1}), job()]
+        await store.apply([Change(record, 0) for record in records])
+        query = parse_query({"metadata": {"k": sought}})
+        expected = {r.id for r in records if query.matches(r)}
+        assert {r.id for r in (await store.query(query)).jobs} == expected
+        assert await store.count(query) == len(expected)
+
+    async def test_text_is_found_as_written_and_not_as_a_pattern(self, store):
+        record = job(name="a+b (c) [d].*", description="Größe", at=AT)
+        await store.apply([Change(record, 0), Change(job(name="aab"), 0)])
+        for text, n in (("A+B (C)", 1), (".*", 1), ("größe", 1), ("a.b", 0), ("^a", 0), ("$", 0), ("|", 0)):
+            assert await store.count(parse_query({"text": text})) == n, text
+
+    # --- indexes -----------------------------------------------------------------------------------------------------
+
+    async def test_every_query_walks_an_index(self, mongo_url, store):
+        """Every find, count and update that the store sends is explained by the server, as it was sent."""
+        sent = []
+
+        class Listener(monitoring.CommandListener):
+            def started(self, event):
+                if event.command_name in {"find", "aggregate", "update"}:
+                    sent.append((event.command_name, dict(event.command)))
+
+            def succeeded(self, event):
+                pass
+
+            failed = succeeded
+
+        listener = Listener()
+        monitoring.register(listener)
+        watched = MongoStore(mongo_url)
+        try:
+            await watched.open()
+            records = [job(correlation_id="c", parent_job_id=job().id, name="n", metadata={"k": 1}) for _ in range(20)]
+            await watched.apply([Change(record, 0) for record in records])
+            sent.clear()
+            await exercise(watched)
+        finally:
+            monitoring._LISTENERS.command_listeners.remove(listener)
+            await watched.close()
+        assert len(sent) > 60
+        with MongoClient(mongo_url) as client:
+            plans = [
+                (command, plan_of(client.get_default_database(), command)) for name, command in sent if name != "update"
+            ]
+        scanned = [command for command, plan in plans if "COLLSCAN" in plan or not ("IXSCAN" in plan or "IDHACK" in plan)]
+        assert scanned == []
+
+    async def test_missing_indexes_are_made_at_a_start(self, another, db):
+        await another()
+        db.jobs.drop_index("status")
+        await another()
+        assert "status" in db.jobs.index_information()
+
+    @pytest.mark.parametrize("in_the_way", ["keys", "sparse", "another name", "by age"])
+    async def test_an_index_in_the_way_is_named(self, mongo_url, driver, db, in_the_way):
+        if in_the_way == "keys":
+            db.jobs.create_index([("kind", 1)], name="status")
+        elif in_the_way == "sparse":
+            db.jobs.create_index([("completed_at", 1), ("_id", 1)], name="completed", sparse=True)
+        elif in_the_way == "another name":
+            db.jobs.create_index([("created_at", 1), ("_id", 1)], name="mine")
+        else:
+            db.executions.create_index([("started_at", 1)], name="old", expireAfterSeconds=60)
+        named = {"keys": "'status'", "sparse": "'completed'", "another name": "'created'", "by age": "'old'"}
+        store = MongoStore(mongo_url, source="jobs", driver=driver)
+        with pytest.raises(ConfigurationError, match=f"'jobs'.*{named[in_the_way]}"):
+            await store.open()
+
+    async def test_many_may_open_an_empty_database_at_once(self, mongo_url, driver):
+        stores = [MongoStore(mongo_url, driver=driver) for _ in range(4)]
+        await asyncio.gather(*(store.open() for store in stores), stores[0].open())
+        for store in stores:
+            await store.close()
+
+
+async def exercise(store):
+    """Ask for everything that the product asks for."""
+    shapes = (
+        {}, {"kind": "mail"}, {"kind": ["mail", "report"]}, {"status": "queued"}, {"status": ["queued", "failed"]},
+        {"correlation_id": "c"}, {"parent_job_id": "p"}, {"name": "n"}, {"text": "x"}, {"metadata": {"k": 1}},
+        {"metadata": {"k": [1]}}, {"created_after": AT - 5, "created_before": AT + 5},
+        {"completed_after": AT, "completed_before": AT + 5}, {"status": "failed", "kind": "mail", "created_after": AT},
+        {"correlation_id": "c", "status": "queued", "created_after": AT},
+    )  # fmt: skip
+    for shape in shapes:
+        await store.count(parse_query(shape))
+        for order in ("created_at", "queued_at", "started_at", "completed_at"):
+            for sign in ("", "-"):
+                query = parse_query({**shape, "order_by": sign + order, "limit": 5})
+                page = await store.query(query)
+                if page.cursor:
+                    await store.query(parse_query({**shape, "order_by": sign + order, "limit": 5, "cursor": page.cursor}))
+                assert len(mongo_filters.steps(query)) == 1
+    await everything(store.unfinished(EVERY_SLOT, 0))
+    await everything(store.unfinished([1, 2], 0))
+    await everything(store.last_settled(EVERY_SLOT, 10))
+    await everything(store.last_settled([1, 2], 10))
+    await everything(store.open_executions([1, 2]))
+    await store.settled_before("", [JobStatus.FAILED, JobStatus.COMPLETED], AT, 5, ["mail"])
+    await store.get("nothing")
+    await store.executions("nothing")
+    await store.claim([1, 2], 5)
+    await store.get_copy("nothing", "")
+
+
+def plan_of(db, command):
+    wanted = ("find", "filter", "sort", "hint", "limit", "aggregate", "pipeline", "cursor")
+    asked = {name: value for name, value in command.items() if name in wanted}
+    return str(db.command({"explain": asked, "verbosity": "queryPlanner"}))
+
+
+# --- outages ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_server(tmp_path):
+    """A server that a test may kill."""
+    if EXTERNAL:
+        pytest.skip("the server is not ours to kill")
+    server = MongoServer(tmp_path / "db").start()
+    yield server
+    server.end()
+
+
+async def test_nobody_at_the_address_is_told_in_time(driver):
+    store = MongoStore(f"mongodb://127.0.0.1:{free_port()}/koan?serverSelectionTimeoutMS=300", source="jobs", driver=driver)
+    with pytest.raises(StoreUnavailableError, match="'jobs'"):
+        await store.open()
+
+
+async def test_what_was_acknowledged_survives_the_servers_death(own_server, driver):
+    store = MongoStore(own_server.url() + "&serverSelectionTimeoutMS=2000", driver=driver)
+    await store.open()
+    acknowledged, n_unknown = [], 0
+    for round_ in range(2):
+        killing = asyncio.get_running_loop().call_later(0.1 + 0.05 * round_, own_server.kill9)
+        while True:
+            change = Change(audited(), 0)
+            begun = execution(change.job)
+            try:
+                assert await store.apply([change._replace(executions=(begun,))]) == []
+            except StoreUnavailableError:
+                n_unknown += 1
+                break
+            acknowledged.append((change.job, begun))
+        killing.cancel()
+        await asyncio.to_thread(own_server.restart)
+        # The writer's way out: apply it again as it is.
+        assert await store.apply([change._replace(executions=(begun,))]) == []
+        acknowledged.append((change.job, begun))
+    assert n_unknown == 2
+    for record, begun in acknowledged:
+        assert_same(await store.get(record.id), record)
+        assert [e.id for e in await store.executions(record.id)] == [begun.id]
+    ended = [(begun.close(status=ExecutionStatus.FAILED, reason=Reason.LOST, at=AT), "") for _, begun in acknowledged]
+    assert await store.close_executions(ended) == len(ended)
+    await store.close()
+
+
+async def test_a_server_that_is_silent_is_an_outage(own_server, driver):
+    store = MongoStore(own_server.url() + "&socketTimeoutMS=300&serverSelectionTimeoutMS=300", driver=driver)
+    await store.open()
+    record = job()
+    own_server.stop()
+    with pytest.raises(StoreUnavailableError):
+        await store.apply([Change(record, 0)])
+    own_server.cont()
+    for _ in range(50):
+        try:
+            assert await store.apply([Change(record, 0)]) == []
+            break
+        except StoreUnavailableError:
+            await asyncio.sleep(0.1)
+    assert_same(await store.get(record.id), record)
+    await store.close()
