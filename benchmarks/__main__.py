@@ -13,8 +13,10 @@ MODULES = {
     "p1": "p1_throughput",
     "p2": "p2_single_runs",
     "p3": "p3_latency",
+    "p4": "p4_documents",
     "p7": "p7_progress",
     "p8": "p8_million_queued",
+    "p9": "p9_restart",
     "p10": "p10_startup",
 }
 

@@ -41,13 +41,13 @@ def start_ray(num_cpus: int = 2) -> None:
         ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def start_engine(*, max_finished: int = 1_000_000, **engine):
+def start_engine(*, max_finished: int = 1_000_000, sources=None, **engine):
     """An engine whose idle actors go at once, so that plain Ray has the CPUs when it is its turn."""
     import koan_ray as koan
 
     start_ray()
     sections = {"idle_ttl": 3600, "namespace": f"bench-{time.time_ns()}", **engine}
-    return koan.init(engine=sections, memory={"max_finished": max_finished})
+    return koan.init(engine=sections, memory={"max_finished": max_finished}, sources=sources or {})
 
 
 def end_engine(engine) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from koan_ray.ports import Clock, TimerHandle
 
 _WRITE_BEHIND_S = 0.05
+_MAX_BEHIND_S = 0.5
 _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -67,6 +68,8 @@ class Writer:
         self._in_flight: list[asyncio.Future[None]] = []  # of the flush that is under way
         self._flushing: asyncio.Task[None] | None = None
         self._timer: TimerHandle | None = None
+        self._behind_since: float | None = None  # when the oldest state was staged that may wait
+        self._behind_s = _WRITE_BEHIND_S
         self._abandoned: BaseException | None = None
 
     @property
@@ -92,10 +95,17 @@ class Writer:
             self._begin()
 
     def stage_behind(self, job: JobRecord, execution: ExecutionRecord | None = None) -> None:
-        """Write this state within 50 ms, or with the next flush if that is sooner; a newer one may overtake it."""
+        """Write this state soon, or with the next flush if that is sooner; a newer one may overtake it.
+
+        Soon is 50 ms, or as long as the last flush took, up to half a second: where writing is slow, it pays to wait for
+        the end of a short job and to write that only.
+        """
         self._put(job, execution)
-        if self._flushing is None and self._timer is None:
-            self._timer = self._clock.call_later(_WRITE_BEHIND_S, self._write_behind)
+        if self._flushing is None:
+            if self._behind_since is None:
+                self._behind_since = self._clock.monotonic()
+            if self._timer is None:
+                self._timer = self._clock.call_later(self._behind_s, self._write_behind)
 
     def forget_execution(self, job_id: str, execution_id: str) -> bool:
         """Drop an execution that never began, if no flush has taken it yet; false if one has."""
@@ -139,7 +149,12 @@ class Writer:
     def _write_behind(self) -> None:
         # Left to run out when a flush came sooner: to cancel it and to set another for every job costs more.
         self._timer = None
-        if self._dirty:
+        if self._behind_since is None or not self._dirty or self._flushing is not None:
+            return
+        left = self._behind_since + self._behind_s - self._clock.monotonic()
+        if left > 0.001:
+            self._timer = self._clock.call_later(left, self._write_behind)
+        else:
             self._begin()
 
     def _begin(self) -> None:
@@ -150,7 +165,9 @@ class Writer:
         try:
             while self._dirty or self._acks:
                 self._in_flight, self._acks = self._acks, []
+                self._behind_since, began = None, self._clock.monotonic()
                 written = await self._flush()
+                self._behind_s = min(max(_WRITE_BEHIND_S, self._clock.monotonic() - began), _MAX_BEHIND_S)
                 self._on_written(written)
                 acks, self._in_flight = self._in_flight, []
                 for ack in acks:
