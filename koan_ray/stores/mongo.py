@@ -249,21 +249,24 @@ class MongoStore:
         return all(ours.get(name) == stored.get(name) for name in compared)
 
     async def _write_executions(
-        self, partition: str, executions: Iterable[ExecutionRecord], new: Iterable[ExecutionRecord] = ()
+        self, partition: str, executions: Sequence[ExecutionRecord], new: Sequence[ExecutionRecord] = ()
     ) -> int:
-        operations: list[UpdateOne | InsertOne[Document]] = [_execution_operation(execution) for execution in executions]
-        operations += [InsertOne(encode_execution(execution)) for execution in new]
-        if not operations:
+        """Write executions; those that are closed already stay as they are. ``new``: none of these should be there yet."""
+        guarded = [_execution_operation(execution) for execution in executions]
+        if not guarded and not new:
             return 0
+        operations = [*guarded, *(InsertOne(encode_execution(execution)) for execution in new)]
         try:
             result = await self._executions(partition).bulk_write(operations, ordered=False)
         except errors.BulkWriteError as error:
             if is_unknown_outcome(error):
                 raise
-            # A duplicate key: it is there and not running, so it is closed, and closed ones are not rewritten.
-            refused_operations(error)
-            return int(error.details.get("nModified", 0)) + int(error.details.get("nUpserted", 0))
-        return int(result.modified_count) + int(result.upserted_count)
+            # A duplicate key. Of a guarded one: it is there and not running, so it is closed, and is not rewritten.
+            duplicates, _ = refused_operations(error)
+            known = [new[place - len(guarded)] for place in duplicates if place >= len(guarded)]
+            n_changed = sum(int(error.details.get(name, 0)) for name in ("nModified", "nUpserted", "nInserted"))
+            return n_changed + await self._write_executions(partition, known)
+        return int(result.modified_count) + int(result.upserted_count) + int(result.inserted_count)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
