@@ -194,6 +194,23 @@ class Jobs:
         return ambient.engine().remove(job_id)
 
     @staticmethod
+    def archive(*, dry_run: bool = False) -> Pending[dict[str, dict[str, int]]]:
+        """Apply the archival policies now instead of at the next interval; returns counts by policy.
+
+        ``due`` were to move; ``moved``, ``gone``, ``changed``, ``mismatched`` say what became of them, and ``interrupted``
+        counts the sources whose rest waits for the next pass. ``dry_run``: only count.
+        """
+        return ambient.engine().archive(dry_run=dry_run)
+
+    @staticmethod
+    def restore(job_id: str) -> Pending[Job[Any, Any]]:
+        """Bring a job back from an archive to where it was; one that is in none stays where it is.
+
+        It stays there for as long as if it had ended now.
+        """
+        return ambient.engine().restore(job_id)
+
+    @staticmethod
     def executions(job_id: str) -> Pending[list[JobExecution]]:
         """Return a job's executions, oldest first."""
         return ambient.engine().executions(job_id)

@@ -10,9 +10,18 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -22,7 +31,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from koan_ray.domain.archival import ARCHIVE, SETTLED, ArchivalPolicy
 from koan_ray.domain.durations import seconds
+from koan_ray.domain.status import JobStatus
 from koan_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -49,6 +60,20 @@ def _url(value: str) -> str:
 
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
+
+
+def _several(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _settled(value: JobStatus) -> JobStatus:
+    if not value.is_final:
+        msg = f"expected one or several of {', '.join(SETTLED)}: only jobs that have ended are archived"
+        raise ValueError(msg)
+    return value
+
+
+_Settled = Annotated[JobStatus, AfterValidator(_settled)]
 Count = Annotated[int, Field(ge=0)]
 Some = Annotated[int, Field(ge=1)]
 
@@ -79,11 +104,63 @@ class MemorySettings(_Section):
     max_finished: Some = 1_000_000
 
 
+class PolicySettings(_Section):
+    """One archival policy; what each means: `koan_ray.domain.archival.ArchivalPolicy`. What is left out is as usual."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    status: Annotated[tuple[_Settled, ...], BeforeValidator(_several), Field(min_length=1)] = SETTLED
+    kinds: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] | None = None
+    older_than: Duration | None = None  # archival.retention
+    source: str | None = None
+    partition: str | None = None
+    target_partition: str = ARCHIVE
+    target_source: str | None = None
+    keep_count: Count = 0
+    batch: Some | None = None  # archival.batch
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            self.policy(timedelta(), 1)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def policy(self, retention: timedelta, batch: int) -> ArchivalPolicy:
+        """Return the policy, with these values where it has none of its own."""
+        age = self.older_than if self.older_than is not None else retention
+        return ArchivalPolicy(
+            self.name, self.status, self.kinds, age.total_seconds(), self.source, self.partition, self.target_partition,
+            self.target_source, self.keep_count, self.batch or batch,
+        )  # fmt: skip
+
+
 class ArchivalSettings(_Section):
-    """When finished documents move to the archive."""
+    """When finished documents move to the archive.
+
+    The first of the ``policies`` that covers a job decides over it; ``retention`` is for all others.
+    """
 
     enabled: bool = True
-    check_interval: Duration = timedelta(minutes=60)
+    check_interval: Annotated[Duration, Field(gt=timedelta())] = timedelta(minutes=60)
+    retention: Duration = timedelta(days=30)
+    batch: Some = 500
+    policies: tuple[PolicySettings, ...] = ()
+
+    @field_validator("policies")
+    @classmethod
+    def _check_names(cls, policies: tuple[PolicySettings, ...]) -> tuple[PolicySettings, ...]:
+        names = [policy.name for policy in policies] + ["default"]
+        for name in names:
+            if names.count(name) > 1:
+                text = f"two policies are named {name!r}; each needs a name of its own, and 'default' is the last one's"
+                raise ValueError(text)
+        return policies
+
+    def resolved(self) -> tuple[ArchivalPolicy, ...]:
+        """Return all policies; the last one covers every job."""
+        own = [policy.policy(self.retention, self.batch) for policy in self.policies]
+        return (*own, ArchivalPolicy(older_than_s=self.retention.total_seconds(), batch=self.batch))
 
 
 class EngineSection(_Section):
@@ -235,6 +312,8 @@ def _explain_one(item: dict[str, Any], sections: Mapping[str, Any]) -> str:
 def _origin(path: tuple[str, ...], sections: Mapping[str, Any]) -> str:
     here: Any = sections
     for part in path:
+        if isinstance(here, (list, tuple)):
+            here = dict(zip(map(str, range(len(here))), here, strict=True))
         here = here.get(part, _ABSENT) if isinstance(here, dict) else _ABSENT
     if here is not _ABSENT:
         return ""
@@ -253,6 +332,8 @@ def _names_at(path: tuple[str, ...]) -> list[str]:
     field = Settings.model_fields.get(path[0])
     if path[0] == "sources":
         return list(SourceSettings.model_fields)
+    if path[:2] == ("archival", "policies"):
+        return list(PolicySettings.model_fields)
     model = field.annotation if field is not None else None
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 

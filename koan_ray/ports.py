@@ -250,9 +250,14 @@ class DocumentStore(JobStore, Protocol):
         """Return the names of all partitions that hold jobs or ever did."""
 
     async def settled_before(
-        self, partition: str, statuses: Sequence[JobStatus], before: float, limit: int, kinds: Sequence[str] | None = None
-    ) -> list[JobRecord]:
-        """Return finished jobs of a partition that ended before an instant, oldest end first."""
+        self, partition: str, statuses: Sequence[JobStatus], before: float, limit: int, kinds: Sequence[str] | None = None,
+        *, after: tuple[float, str] | None = None,
+    ) -> list[JobRecord]:  # fmt: skip
+        """Return finished jobs of a partition that ended before an instant, oldest end first.
+
+        ``after``: end and id of a job; only those that follow it. Documents that cannot be read are left out, so fewer than
+        ``limit`` does not mean that there are no more; none means that.
+        """
 
     async def put_copy(self, job: JobRecord, executions: Sequence[ExecutionRecord], partition: str) -> None:
         """Write a copy of a finished job and its executions into a partition, replacing an earlier copy with the same id."""

@@ -38,7 +38,13 @@ def engine_settings(settings: Settings) -> EngineSettings:
             if value is not None:
                 numbers[field.name] = value.total_seconds() if isinstance(value, timedelta) else value
                 break
-    return EngineSettings(**numbers)
+    archival = settings.archival
+    return EngineSettings(
+        **numbers,
+        archives=archival.enabled,
+        archive_interval_s=archival.check_interval.total_seconds(),
+        archival_policies=archival.resolved(),
+    )
 
 
 def coordinator(settings: EngineSettings, launcher: Launcher, clock: Clock) -> Coordinator:
@@ -61,6 +67,7 @@ def _sources(settings: EngineSettings) -> list[Source]:
     if settings.audit_source and settings.audit_source not in urls:
         msg = f"jobs.audit_source: there is no source {settings.audit_source!r} (known: {', '.join(urls) or 'none'})"
         raise ConfigurationError(msg)
+    _check_policies(settings, list(urls))
     holder = this_process()
     return [
         Source(
@@ -76,6 +83,23 @@ def _sources(settings: EngineSettings) -> list[Source]:
         )
         for name, url in urls.items()
     ]
+
+
+def _check_policies(settings: EngineSettings, names: list[str]) -> None:
+    """Refuse policies that name no source of ours, or that would part executions from their jobs."""
+    for place, policy in enumerate(settings.archival_policies):
+        for field in ("source", "target_source"):
+            name = getattr(policy, field)
+            if name is not None and name not in names:
+                msg = f"archival.policies.{place}.{field}: there is no source {name!r} (known: {', '.join(names) or 'none'})"
+                raise ConfigurationError(msg)
+        audit, target = settings.audit_source, policy.target_source
+        if audit and target not in (None, audit) and policy.source in (None, audit):
+            msg = (
+                f"archival.policies.{place}.target_source: jobs of {audit!r} keep their executions with them, and "
+                f"{target!r} keeps none (jobs.audit_source is {audit!r}); give the policy another source than {audit!r}"
+            )
+            raise ConfigurationError(msg)
 
 
 def check_sources(settings: EngineSettings) -> None:

@@ -15,6 +15,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+archive = typer.Typer(help="Move finished jobs to the archive, and back.", no_args_is_help=True)
+app.add_typer(archive, name="archive")
 Address = Annotated[str, typer.Option(help="Address of the Ray cluster, as in ray.init.")]
 Namespace = Annotated[str, typer.Option(help="Namespace of the engine, as in engine.namespace.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -93,6 +95,43 @@ def _print_status(found: dict[str, Any]) -> None:
     for actor in found["actors"]:
         table.add_row(*(Text(str(actor[name.replace(" ", "_")])) for name in table_names(table)))
     console.print(table)
+
+
+@archive.command("run")
+def archive_run(
+    address: Address = "auto",
+    namespace: Namespace = "koan",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what is due and move nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Apply the archival policies now, instead of at the next interval.
+
+    Example: koan-ray archive run --dry-run
+    """
+    from koan_ray.runtime.ray.admin import archive as ask
+
+    counts = ask(address, namespace, dry_run=dry_run)
+    if as_json:
+        typer.echo(json.dumps(counts, indent=2))
+        return
+    for name, count in counts.items():
+        rest = ", ".join(f"{n:,} {what}" for what, n in count.items() if n and what not in ("due", "moved"))
+        done = "nothing was moved" if dry_run else f"{count['moved']:,} moved"
+        typer.echo(f"{name}: {count['due']:,} due, {done}{', ' + rest if rest else ''}")
+
+
+@archive.command("restore")
+def archive_restore(
+    job_id: Annotated[str, typer.Argument(help="Id of the job.")], address: Address = "auto", namespace: Namespace = "koan"
+) -> None:
+    """Bring a job back from the archive to where it was.
+
+    Example: koan-ray archive restore 0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10
+    """
+    from koan_ray.runtime.ray.admin import restore
+
+    found = restore(address, namespace, job_id)
+    typer.echo(f"{found.kind} {found.id} ({found.status}) is out of the archive")
 
 
 def table_names(table: Any) -> list[str]:

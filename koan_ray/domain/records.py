@@ -75,6 +75,7 @@ class Residence(NamedTuple):
     source: str | None = None  # None: the coordinator's memory
     partition: str = ""
     audit: bool = False
+    origin: tuple[str | None, str] | None = None  # of an archived job: the source and partition that it came from
 
 
 class Particulars(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from koan_ray.domain.archival import is_archive
 from koan_ray.domain.query import Page
 from koan_ray.domain.records import Residence
 from koan_ray.errors import ConfigurationError, StoreUnavailableError
@@ -73,6 +74,18 @@ class Catalog:
             raise ConfigurationError(msg)
         return Residence(name, asked.partition or self._default_partition, asked.audit)
 
+    def home(self, residence: Residence) -> Residence:
+        """Return where a new job lives that goes with an old one: as that did before it was archived."""
+        if residence.source is None or not is_archive(residence.partition):
+            return residence
+        source, partition = residence.origin or (None, self.default.partition)
+        return Residence(source or residence.source, partition, residence.audit)
+
+    @property
+    def default(self) -> Residence:
+        """Where ``.persist()`` without arguments keeps jobs."""
+        return Residence(self._default_source, self._default_partition)
+
     async def get(self, job_id: str) -> JobRecord | None:
         """Return a job as last written, wherever it lives.
 
@@ -80,7 +93,8 @@ class Catalog:
             StoreUnavailableError: It is not in memory, and a source that may have it does not answer.
         """
         found = await self.memory.get(job_id)
-        for tenure in self.tenures.values() if found is None else ():
+        tenures = list(self.tenures.values()) if found is None else []
+        for tenure in [*tenures, *tenures[:-1]]:  # the first ones again: it may have moved there meanwhile
             found = await tenure.store.get(job_id)
             if found is not None:
                 return self.placed(found, tenure)
@@ -112,9 +126,11 @@ class Catalog:
     async def query(self, query: Query) -> Page:
         """Return one page over all places that the query names, merged in its order."""
         pages = await asyncio.gather(*[self._page(query, *place) for place in self._asked(query)])
+        # By id: while a job moves to an archive or back, it is in both.
+        jobs = list({job.id: job for page in pages for job in page.jobs}.values())
         if len(pages) == 1:
-            return pages[0]
-        jobs = sorted((job for page in pages for job in page.jobs), key=query.sort_key, reverse=query.descending)
+            return pages[0]._replace(jobs=jobs)
+        jobs.sort(key=query.sort_key, reverse=query.descending)
         more = len(jobs) > query.limit or any(page.cursor is not None for page in pages)
         jobs = jobs[: query.limit]
         return Page(jobs, query.cursor_after(jobs[-1]) if more and jobs else None)

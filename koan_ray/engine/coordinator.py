@@ -37,6 +37,7 @@ from koan_ray.domain.records import (
 )
 from koan_ray.domain.retry import Advice, decide
 from koan_ray.domain.status import ExecutionStatus, FailureKind, JobStatus, ParentPolicy, Reason
+from koan_ray.engine.archivist import Archivist
 from koan_ray.engine.catalog import Catalog
 from koan_ray.engine.dispatcher import Dispatcher
 from koan_ray.engine.kinds import Kinds
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from koan_ray.ports import Clock, JobStore, Launcher, Log, Push, Random, TimerHandle
 
 _SWEEP_S = 10.0
+_FIRST_ARCHIVAL_S = 60.0  # after a start, so that one which never lives for an interval archives too
 _LINGER_S = 0.005
 _SETTLE_SOURCES_S = 10.0  # a start waits so long for its sources before it dispatches what lives in memory
 _ELSEWHERE_S = 1.0  # between two looks at jobs that another coordinator runs
@@ -155,7 +157,12 @@ class Coordinator:
         self._dispatcher = Dispatcher(self, launcher, clock, settings, epoch)
         self._launcher = launcher
         self._recovery = Recovery(self, launcher, self._dispatcher, clock, self._log)
+        self._archivist = Archivist(
+            settings.archival_policies, lambda: self._catalog.tenures, lambda: self._catalog.default,
+            self._live.__contains__, clock, self._log,
+        )  # fmt: skip
         self._sweeper: TimerHandle | None = None
+        self._archiver: TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.counters: Counter[str] = Counter()
         self.is_started = False
@@ -191,6 +198,8 @@ class Coordinator:
         self.is_started = True
         self._dispatcher.open()
         self._sweep_later()
+        if self._sources and self._settings.archives:
+            self._archive_later(min(_FIRST_ARCHIVAL_S, self._settings.archive_interval_s))
         self._log.info("coordinator_started", epoch=self.epoch, n_live=len(self._live))
 
     def _tenure(self, source: Source) -> Tenure:
@@ -207,14 +216,12 @@ class Coordinator:
 
     def stop(self) -> None:
         """End all actors and dispatch nothing more."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        self._cancel_timers()
         self._dispatcher.close()
 
     def vanish(self) -> None:
         """Stop as a killed process does, without a word to anybody; for simulations."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        self._cancel_timers()
         self._dispatcher.vanish()
         gone = CoordinatorUnavailableError("this coordinator is gone")
         self._memory_writer.abandon(gone)
@@ -222,6 +229,11 @@ class Coordinator:
             tenure.vanish(gone)
         for task in self._tasks:
             task.cancel()
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._sweeper, self._archiver):
+            if timer is not None:
+                timer.cancel()
 
     async def close(self) -> None:
         """End all actors, put their jobs in documents back into the queue, and give the leases back."""
@@ -286,7 +298,7 @@ class Coordinator:
         residence = about.residence
         if residence.source is None and about.parent_job_id is not None:
             parent = self._live.get(about.parent_job_id) or await self._catalog.get(about.parent_job_id)
-            residence = parent.particulars.residence if parent is not None else residence
+            residence = self._catalog.home(parent.particulars.residence) if parent is not None else residence
         residence = self._catalog.place(residence)
         if (tenure := self._catalog.tenure_of(residence)) is not None:
             await tenure.ready()
@@ -512,7 +524,8 @@ class Coordinator:
         if routed is None:
             msg = f"job {job_id}: its class {old.terms.kind!r} is not known here; import its module where you use the engine"
             raise ConflictError(msg)
-        about = old.particulars._replace(retry_of=job_id, parent_job_id=None, depth=0)
+        residence = self._catalog.home(old.particulars.residence)
+        about = old.particulars._replace(retry_of=job_id, parent_job_id=None, depth=0, residence=residence)
         now = self._clock.now()
         row = Row(as_id, 0, 0, old.context, now)
         answer = await self.submit(Submission([routed.terms.id], [about], [row], [], {}))
@@ -531,8 +544,37 @@ class Coordinator:
         if job is not None and (job_id in self._live or not job.status.is_final):
             msg = f"job {job_id}: is {job.status}; cancel it and wait for its end before you remove it"
             raise ConflictError(msg)
-        if job is not None:
-            await self._catalog.remove(job)
+        async with self._archivist.undisturbed:
+            while job is not None:  # again, if it was on its way between two sources
+                await self._catalog.remove(job)
+                job = await self._catalog.get(job_id)
+
+    # --- archive ---------------------------------------------------------------------------------------------------
+
+    async def archive(self, dry_run: bool) -> dict[str, dict[str, int]]:  # noqa: FBT001 - the wire has places only
+        """Apply the archival policies now; returns counts by policy, see `Archivist.archive_once`."""
+        await self._catalog.flushed()
+        return await self._archivist.archive_once(dry_run=dry_run)
+
+    async def restore(self, job_id: str) -> JobView:
+        """Bring a job back from an archive; one that is in none stays where it is. See `Archivist.restore`."""
+        if job_id not in self._live and await self._catalog.memory.get(job_id) is None:
+            await self._archivist.restore(job_id)
+        return await self.get(job_id)
+
+    def _archive_later(self, delay_s: float) -> None:
+        self._archiver = self._clock.call_later(delay_s, self._archive_on_time)
+
+    def _archive_on_time(self) -> None:
+        self._archive_later(self._settings.archive_interval_s)
+        if not self._archivist.is_passing:
+            self._spawn(self._archive_and_survive())
+
+    async def _archive_and_survive(self) -> None:
+        try:
+            await self._archivist.archive_once()
+        except Exception as error:  # noqa: BLE001 - told, and the next pass comes
+            self._log.error("archival_failed", problem=f"{type(error).__name__}: {error}")
 
     # --- look ------------------------------------------------------------------------------------------------------
 
@@ -585,6 +627,7 @@ class Coordinator:
                 name: {"state": tenure.state.value, "term": tenure.term, "problem": tenure.problem and str(tenure.problem)}
                 for name, tenure in self._catalog.tenures.items()
             },
+            "archival": {"enabled": self._settings.archives, **self._archivist.snapshot()},
             "unroutable": self._kinds.unroutable(),
             **self._dispatcher.snapshot(),
         }

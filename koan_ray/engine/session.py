@@ -561,6 +561,14 @@ class Session:
         """Run a failed or cancelled job anew."""
         return self._ask("retry", (_checked(job_id), new_id()), lambda view: self._present(view, None))
 
+    def archive(self, *, dry_run: bool) -> Pending[dict[str, dict[str, int]]]:
+        """Apply the archival policies now."""
+        return self._ask("archive", (dry_run,), lambda counts: counts)
+
+    def restore(self, job_id: str) -> Pending[Any]:
+        """Bring a job back from an archive."""
+        return self._ask("restore", (_checked(job_id),), lambda view: self._present(view, None))
+
     def status(self) -> Pending[dict[str, Any]]:
         """Return what the coordinator says of itself."""
         return self._ask("status", (), lambda status: status)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from koan_ray.domain.archival import ArchivalPolicy
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -14,6 +16,9 @@ class EngineSettings:
     default_source: str = "default"
     default_partition: str = ""
     audit_source: str = ""  # where executions are kept; "": with their jobs
+    archives: bool = True  # finished documents, by the policies
+    archive_interval_s: float = 3600.0  # between two passes
+    archival_policies: tuple[ArchivalPolicy, ...] = (ArchivalPolicy(),)  # the first that covers a job decides
     lease_ttl_s: float = 15.0  # of the right to write a source
     max_actors: int = 0  # 0: as many as the cluster has CPUs
     max_queued: int = 2_000_000  # jobs that are not final; one more is refused

@@ -165,6 +165,11 @@ def encode_job(job: JobRecord, inline_limit: int | None = None) -> Document:
         document["depth"] = about.depth
     if about.residence.audit:
         document["audit"] = True
+    if about.residence.origin is not None:
+        source, partition = about.residence.origin
+        document["archived_from"] = (
+            {"partition": partition} if source is None else {"source": source, "partition": partition}
+        )
     document.update(_encode_state(job, inline_limit))
     return document
 
@@ -294,7 +299,9 @@ def decode_job(
 
 def _decode_particulars(fields: _Fields, source: str | None, partition: str) -> Particulars:
     texts = {name: fields.maybe_text(name) for name in _ABOUT_FIELDS}
-    residence = Residence(source, partition, fields.document.get("audit") is True)
+    came = fields.sub("archived_from")
+    origin = (came.maybe_text("source"), came.maybe_text("partition") or "") if came is not None else None
+    residence = Residence(source, partition, fields.document.get("audit") is True, origin)
     return Particulars(metadata=fields.metadata(), depth=fields.whole("depth", 0), residence=residence, **texts)
 
 

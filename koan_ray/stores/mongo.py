@@ -23,7 +23,7 @@ from bson import encode as to_bson
 from gridfs.errors import FileExists, NoFile
 from pymongo import DeleteMany, InsertOne, ReplaceOne, ReturnDocument, UpdateOne, errors
 
-from koan_ray.domain.archival import ARCHIVE, is_archive
+from koan_ray.domain.archival import is_archive
 from koan_ray.domain.lease import SLOTS, Lease
 from koan_ray.domain.query import Page
 from koan_ray.domain.status import ExecutionStatus, JobStatus
@@ -43,6 +43,7 @@ from koan_ray.stores.codec import (
     encode_opening,
     encode_update,
     first_date_from,
+    to_date,
 )
 from koan_ray.stores.mongo_driver import Connection, is_unknown_outcome, refused_operations
 
@@ -585,8 +586,9 @@ class MongoStore:
     # --- archiving ---------------------------------------------------------------------------------------------------
 
     async def settled_before(
-        self, partition: str, statuses: Sequence[JobStatus], before: float, limit: int, kinds: Sequence[str] | None = None
-    ) -> list[JobRecord]:
+        self, partition: str, statuses: Sequence[JobStatus], before: float, limit: int, kinds: Sequence[str] | None = None,
+        *, after: tuple[float, str] | None = None,
+    ) -> list[JobRecord]:  # fmt: skip
         if partition not in await self.partitions():
             return []
         sought: Document = {
@@ -595,6 +597,10 @@ class MongoStore:
         }
         if kinds is not None:
             sought["kind"] = {"$in": list(kinds)}
+        if after is not None:
+            at, job_id = to_date(after[0]), after[1]
+            sought["$or"] = [{"completed_at": {"$gt": at}}, {"completed_at": at, "_id": {"$gt": job_id}}]
+            sought["completed_at"]["$gte"] = at
         with self._errors("looking for settled jobs"):
             oldest_first = [("completed_at", 1), ("_id", 1)]
             cursor = self._jobs(partition).find(
@@ -671,8 +677,9 @@ class MongoStore:
 
 
 def _in_order(partitions: Iterable[str]) -> list[str]:
-    active = [name for name in partitions if name != ARCHIVE]
-    return [*active, ARCHIVE, *active] if ARCHIVE in partitions else active
+    active = [name for name in partitions if not is_archive(name)]
+    archives = [name for name in partitions if is_archive(name)]
+    return [*active, *archives, *active] if archives else active
 
 
 def _too_large(changes: Sequence[Change], operations: Sequence[Any]) -> list[Change]:

@@ -684,6 +684,9 @@ class DocumentStoreContract(StoreContract):
         found = await store.settled_before("", (JobStatus.FAILED,), AT + 30, 100, kinds=["mail"])
         assert [r.id for r in found] == [r.id for r in expected if r.status is JobStatus.FAILED and r.terms.kind == "mail"]
         assert await store.settled_before("nowhere", both, AT + 30, 10) == []
+        last = expected[9]
+        found = await store.settled_before("", both, AT + 30, 10, after=(last.completed_at or 0, last.id))
+        assert [r.id for r in found] == [r.id for r in expected[10:20]]
 
     async def test_a_job_moves_to_the_archive_by_copy_and_guarded_delete(self, store: DocumentStore) -> None:
         """At every step it is found, with its executions; the delete takes only what was copied."""

@@ -379,8 +379,9 @@ class MemoryDocumentStore:
     # --- archiving ---------------------------------------------------------------------------------------------------
 
     async def settled_before(
-        self, partition: str, statuses: Sequence[JobStatus], before: float, limit: int, kinds: Sequence[str] | None = None
-    ) -> list[JobRecord]:
+        self, partition: str, statuses: Sequence[JobStatus], before: float, limit: int, kinds: Sequence[str] | None = None,
+        *, after: tuple[float, str] | None = None,
+    ) -> list[JobRecord]:  # fmt: skip
         await self._begin()
         found = [
             (record.completed_at, record.id, record)
@@ -389,6 +390,7 @@ class MemoryDocumentStore:
             and record.completed_at < before
             and record.status in statuses
             and (kinds is None or record.terms.kind in kinds)
+            and (after is None or (record.completed_at, record.id) > after)
         ]
         return [record for _, _, record in sorted(found, key=lambda item: item[:2])][:limit]
 

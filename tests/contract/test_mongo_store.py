@@ -7,11 +7,14 @@ import asyncio
 import pytest
 from pymongo import MongoClient, monitoring
 
+import koan_ray as koan
+from koan_ray import testing
+from koan_ray.domain.archival import ArchivalPolicy
 from koan_ray.domain.query import parse_query
 from koan_ray.domain.records import Residence
 from koan_ray.domain.status import ExecutionStatus, JobStatus, Reason
 from koan_ray.errors import ConfigurationError, RecordCorruptError, StoreUnavailableError
-from koan_ray.ports import Change
+from koan_ray.ports import Change, LoopClock
 from koan_ray.stores import mongo_filters
 from koan_ray.stores.mongo import MongoStore
 from koan_ray.testing import DocumentStoreContract
@@ -68,7 +71,41 @@ async def everything(batches):
     return [item async for batch in batches for item in batch]
 
 
+class Mail(koan.Job[str, str]):
+    async def execute(self, context, progress, cancellation) -> str:
+        return context * 3
+
+
 class TestMongo(DocumentStoreContract):
+    # --- the archivist ---------------------------------------------------------------------------------------------------
+
+    async def test_a_job_goes_to_the_archive_and_comes_back(self, mongo_url, driver, db):
+        """With its executions and its large contents, through a whole engine."""
+
+        def connect():
+            return MongoStore(mongo_url, driver=driver, source="default", inline_limit=1000)
+
+        policy = ArchivalPolicy("soon", older_than_s=0.0)
+        settings = {"archives": False, "archival_policies": (policy,), "lease_ttl_s": 5.0}
+        clock = LoopClock(asyncio.get_running_loop())
+        async with testing.engine(sources={"default": connect}, clock=clock, **settings) as engine:
+            job = await Mail.start("x" * 2000).persist(partition="hot").audit().run()
+            assert await job.wait() == "x" * 6000
+            tried = [e.id for e in await job.executions()]
+            assert (await engine.coordinator.archive(True))["soon"]["due"] == 1
+            for _ in range(2):
+                assert (await engine.coordinator.archive(False))["soon"]["moved"] == 1
+                assert (db["jobs.hot"].count_documents({}), db["jobs.archive"].count_documents({})) == (0, 1)
+                assert (db["executions.hot"].count_documents({}), db["executions.archive"].count_documents({})) == (0, 1)
+                assert (db["blobs.hot.files"].count_documents({}), db["blobs.archive.files"].count_documents({})) == (0, 2)
+                assert (await koan.Jobs.get(job.id)).result == "x" * 6000
+                assert [e.id for e in await job.executions()] == tried
+                assert [found.id for found in await koan.Jobs.query(partition="*")] == [job.id]
+                await koan.Jobs.restore(job.id)
+                assert (db["jobs.hot"].count_documents({}), db["jobs.archive"].count_documents({})) == (1, 0)
+                assert (db["executions.hot"].count_documents({}), db["executions.archive"].count_documents({})) == (1, 0)
+                assert (await koan.Jobs.get(job.id)).result == "x" * 6000
+
     # --- payloads ----------------------------------------------------------------------------------------------------
 
     async def test_large_contents_are_kept_elsewhere_and_go_with_their_job(self, another, db):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
 from koan_ray.errors import RuntimeUnavailableError
 from koan_ray.runtime.ray import options
 from koan_ray.runtime.ray.driver import knock
+from koan_ray.runtime.ray.translate import to_ours
+
+if TYPE_CHECKING:
+    from koan_ray.domain.records import JobView
 
 _TIMEOUT_S = 30.0
 
@@ -25,6 +29,35 @@ def status(address: str, namespace: str) -> dict[str, Any]:
     coordinator = _find(address, namespace)
     answer = ray.get(coordinator.ask.remote("status", pickle.dumps(())), timeout=_TIMEOUT_S)
     return cast("dict[str, Any]", pickle.loads(answer))  # noqa: S301 - from the cluster that we run on
+
+
+def archive(address: str, namespace: str, *, dry_run: bool) -> dict[str, dict[str, int]]:
+    """Apply the archival policies now; returns counts by policy. It may take long, and is waited for.
+
+    Raises:
+        RuntimeUnavailableError: As `status`.
+    """
+    return cast("dict[str, dict[str, int]]", _ask(address, namespace, "archive", dry_run))
+
+
+def restore(address: str, namespace: str, job_id: str) -> JobView:
+    """Bring a job back from an archive; returns it.
+
+    Raises:
+        JobNotFoundError: There is no such job.
+        RuntimeUnavailableError: As `status`.
+    """
+    return cast("JobView", _ask(address, namespace, "restore", job_id))
+
+
+def _ask(address: str, namespace: str, method: str, *args: object) -> Any:
+    """Ask the coordinator something that may take long."""
+    coordinator = _find(address, namespace)
+    try:
+        answer = ray.get(coordinator.ask.remote(method, pickle.dumps(args)))
+    except ray.exceptions.RayError as error:
+        raise to_ours(error, method) from None
+    return pickle.loads(answer)  # noqa: S301 - from the cluster that we run on
 
 
 def end(address: str, namespace: str) -> int:

@@ -1,0 +1,390 @@
+"""Moves jobs that have ended to an archive, and back.
+
+A move is four steps, and a crash after any of them leaves the job in at least one place::
+
+    read the source ──► write the copy ──► read it back and compare ──► delete the source, guarded by its rev
+
+The next pass begins each move from the start: a copy that is there and equal is not written again. Everything is read by
+majority. Executions go with their job; where `jobs.audit_source` keeps them in a source of their own, they stay there, and
+are found from wherever the job is. An interrupted delete can leave executions behind without their job; they are equal to
+those in the archive.
+
+One move at a time, and none while a job is removed or brought back. A holder of the lease that was paused in the middle of
+a move can do no harm when it wakes up: a job that was brought back has a higher ``rev``, which its delete does not match.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from koan_ray.domain.archival import age_key, due, fingerprint, is_archive
+from koan_ray.domain.query import Query
+from koan_ray.domain.records import Residence
+from koan_ray.engine.tenure import TenureState
+from koan_ray.engine.writer import pause
+from koan_ray.errors import ConflictError, JobNotFoundError, RecordCorruptError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from koan_ray.domain.archival import ArchivalPolicy
+    from koan_ray.domain.records import ExecutionRecord, JobRecord
+    from koan_ray.domain.status import JobStatus
+    from koan_ray.engine.tenure import Tenure
+    from koan_ray.ports import Clock, Log
+
+_TRIES = 3
+_RETRY_S = 5.0
+_PAGE = 500
+_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0)
+
+
+class _Outcome(StrEnum):
+    """What became of one move; also the names of the counters."""
+
+    MOVED = "moved"
+    GONE = "gone"  # nothing was there any more
+    CHANGED = "changed"  # the guard of the delete did not hold; the source stays
+    MISMATCHED = "mismatched"  # the copy could not be read back equal; the source stays
+
+
+class _Place(NamedTuple):
+    tenure: Tenure
+    partition: str
+
+    @property
+    def is_ours(self) -> bool:
+        return self.tenure.state is TenureState.ACTIVE and self.tenure.may_act
+
+    @property
+    def keeps_executions(self) -> bool:
+        return self.tenure.audit is self.tenure.store
+
+    def __str__(self) -> str:
+        return f"{self.tenure.source}/{self.partition}"
+
+
+class _StoodDownError(Exception):
+    """The lease of a source is lost, or not certain at present."""
+
+
+class Archivist:
+    """Applies archival policies to the sources of one coordinator.
+
+    Args:
+        policies: The first that covers a job decides over it.
+        tenures: Returns the sources, by name.
+        home: Where jobs are brought back to whose copy does not say where they came from.
+        is_live: Tells of a job whether the end of it may not be written yet.
+        clock: Time and timers.
+        log: Where batches and problems are told.
+    """
+
+    def __init__(
+        self, policies: Sequence[ArchivalPolicy], tenures: Callable[[], Mapping[str, Tenure]], home: Callable[[], Residence],
+        is_live: Callable[[str], bool], clock: Clock, log: Log,
+    ) -> None:  # fmt: skip
+        self._policies, self._tenures, self._home, self._is_live = tuple(policies), tenures, home, is_live
+        self._clock, self._log = clock, log
+        self._passing = asyncio.Lock()
+        self.undisturbed = asyncio.Lock()  # held for each step that must see a job stay where it is
+        self.counters: Counter[str] = Counter()
+        self._buckets = [0] * (len(_BUCKETS_S) + 1)
+        self._took_s = 0.0
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return counters, and how long batches took: ``counts[n]`` of them at most ``le[n]`` seconds, the last more."""
+        took = {"le": list(_BUCKETS_S), "counts": list(self._buckets), "sum": self._took_s, "count": sum(self._buckets)}
+        return {"policies": [policy.name for policy in self._policies], **self.counters, "batch_seconds": took}
+
+    @property
+    def is_passing(self) -> bool:
+        """A pass is being made."""
+        return self._passing.locked()
+
+    # --- a pass ------------------------------------------------------------------------------------------------------
+
+    async def archive_once(self, *, dry_run: bool = False) -> dict[str, dict[str, int]]:
+        """Apply every policy to every source that is ours; returns counts by policy.
+
+        Shape: ``due``: jobs that were to move; ``moved``, ``gone``, ``changed``, ``mismatched``: what became of them;
+        ``interrupted``: sources whose rest was left to the next pass. A dry run changes nothing and counts ``due`` only.
+        """
+        async with self._passing:
+            self.counters["passes"] += not dry_run
+            counts: dict[str, dict[str, int]] = {}
+            for place, policy in enumerate(self._policies):
+                found: Counter[str] = Counter(due=0, moved=0, gone=0, changed=0, mismatched=0, interrupted=0)
+                for tenure in list(self._tenures().values()):
+                    if policy.source in (None, tenure.source):
+                        await self._survive(policy, self._policies[:place], tenure, found, dry_run=dry_run)
+                counts[policy.name] = dict(found)
+            return counts
+
+    async def _survive(
+        self,
+        policy: ArchivalPolicy,
+        earlier: Sequence[ArchivalPolicy],
+        tenure: Tenure,
+        found: Counter[str],
+        *,
+        dry_run: bool,
+    ) -> None:
+        """Apply one policy to one source; what prevents that is told, and left to the next pass."""
+        try:
+            target = self._target(policy, tenure)
+            async for source, jobs in self._batches(policy, earlier, tenure, target):
+                found["due"] += len(jobs)
+                if not dry_run and jobs:
+                    await self._move_batch(policy, source, target, jobs, found)
+        except _StoodDownError:
+            found["interrupted"] += 1
+        except StoreUnavailableError as error:
+            found["interrupted"] += 1
+            self._log.warning("archival_interrupted", policy=policy.name, source=tenure.source, problem=str(error))
+        except ConflictError as error:
+            found["interrupted"] += 1
+            self._log.error("archival_refused", policy=policy.name, source=tenure.source, problem=str(error))
+
+    def _target(self, policy: ArchivalPolicy, tenure: Tenure) -> _Place:
+        name = policy.target_source or tenure.source
+        if name not in self._tenures():
+            msg = f"archival policy {policy.name!r}: target_source: there is no source {name!r}"
+            raise ConflictError(msg)
+        return _Place(self._tenures()[name], policy.target_partition)
+
+    async def _batches(
+        self, policy: ArchivalPolicy, earlier: Sequence[ArchivalPolicy], tenure: Tenure, target: _Place
+    ) -> AsyncIterator[tuple[_Place, list[JobRecord]]]:
+        """Iterate over what is due in each partition, oldest first."""
+        _check_ours(_Place(tenure, ""), target)
+        newest = _Newest(policy, tenure)
+        now = self._clock.now()
+        for partition in await tenure.store.partitions():
+            source, after = _Place(tenure, partition), None
+            while policy.takes_from(partition):
+                _check_ours(source, target)
+                page = await tenure.store.settled_before(
+                    partition, policy.statuses, now - policy.older_than_s, policy.batch, policy.kinds, after=after
+                )
+                if not page:
+                    break
+                after = age_key(page[-1])
+                jobs = [_named(job, source) for job in page if not self._is_live(job.id)]
+                yield source, due(policy, earlier, jobs, now, await newest.of(jobs))
+
+    async def _move_batch(
+        self, policy: ArchivalPolicy, source: _Place, target: _Place, jobs: Sequence[JobRecord], found: Counter[str]
+    ) -> None:
+        began_at, batch = self._clock.monotonic(), Counter[str]()
+        try:
+            for job in jobs:
+                batch[await self._carry(job, source, target, _archived)] += 1
+        finally:
+            took_s = self._clock.monotonic() - began_at
+            self._observe(took_s)
+            found.update(batch)
+            self.counters.update(batch)
+            self._log.info(
+                "jobs_archived", policy=policy.name, source=str(source), target=str(target), n=batch[_Outcome.MOVED],
+                n_mismatched=batch[_Outcome.MISMATCHED], duration_s=round(took_s, 6),
+            )  # fmt: skip
+
+    def _observe(self, took_s: float) -> None:
+        place = next((n for n, bound in enumerate(_BUCKETS_S) if took_s <= bound), len(_BUCKETS_S))
+        self._buckets[place] += 1
+        self._took_s += took_s
+
+    # --- one job -----------------------------------------------------------------------------------------------------
+
+    async def _carry(
+        self, job: JobRecord, source: _Place, target: _Place, dress: Callable[[JobRecord, _Place, _Place], JobRecord]
+    ) -> _Outcome:
+        """Move a job; the source stays unless an equal copy was read back.
+
+        Args:
+            job: As last seen in the source.
+            source: From where.
+            target: To where.
+            dress: Returns the record that is written there; a reader must see no difference.
+        """
+        problem: Exception | None = None
+        for turn in range(_TRIES):
+            if turn:
+                await pause(self._clock, _RETRY_S)
+            try:
+                async with self.undisturbed:
+                    outcome = await self._try_to_carry(job, source, target, dress)
+                if outcome is not None:
+                    return outcome
+                problem = None
+            except RecordCorruptError as error:
+                problem = error
+            except StoreUnavailableError as error:  # it is unknown what was done: the next try looks
+                problem = error
+        if isinstance(problem, StoreUnavailableError):
+            raise problem
+        self._log.error(
+            "archive_mismatched", job_id=job.id, source=str(source), target=str(target), tries=_TRIES,
+            problem=str(problem or "the copy that was read back is not equal to the job; the job stays where it is"),
+        )  # fmt: skip
+        return _Outcome.MISMATCHED
+
+    async def _try_to_carry(
+        self, job: JobRecord, source: _Place, target: _Place, dress: Callable[[JobRecord, _Place, _Place], JobRecord]
+    ) -> _Outcome | None:
+        """Move a job as it is found now; None if the copy is not equal."""
+        _check_ours(source, target)
+        found = await source.tenure.store.get_copy(job.id, source.partition)
+        if found is None:
+            return await self._finish(job, source, target)
+        record, executions = _named(found[0], source), found[1]
+        copy = dress(record, source, target)
+        wanted = fingerprint(copy, _carried(executions, source, target))
+        if not await self._has_equal(target, copy, wanted):
+            _check_ours(source, target)
+            await target.tenure.store.put_copy(copy, _carried(executions, source, target), target.partition)
+            if not await self._has_equal(target, copy, wanted):
+                return None
+        _check_ours(source, target)
+        if await source.tenure.store.delete_if(record, source.partition):
+            return _Outcome.MOVED
+        is_gone = await source.tenure.store.get_copy(job.id, source.partition) is None
+        return _Outcome.MOVED if is_gone else _Outcome.CHANGED
+
+    async def _finish(self, job: JobRecord, source: _Place, target: _Place) -> _Outcome:
+        """The source is gone: deleted by an earlier try whose answer was lost, or removed by somebody."""
+        if await target.tenure.store.get_copy(job.id, target.partition) is None:
+            return _Outcome.GONE
+        await source.tenure.store.delete_if(job, source.partition)  # executions that an interrupted delete left
+        return _Outcome.MOVED
+
+    async def _has_equal(self, target: _Place, copy: JobRecord, wanted: str) -> bool:
+        """Tell whether the target holds a copy that no reader can tell from the source, and no older one than asked for."""
+        try:
+            found = await target.tenure.store.get_copy(copy.id, target.partition)
+        except RecordCorruptError:
+            return False
+        return found is not None and found[0].rev >= copy.rev and fingerprint(*found) == wanted
+
+    # --- back --------------------------------------------------------------------------------------------------------
+
+    async def restore(self, job_id: str) -> bool:
+        """Bring a job back to where it came from; false if it is in no archive.
+
+        It stays there for as long as if it had ended now. May be repeated.
+
+        Raises:
+            JobNotFoundError: There is no such job.
+            ConflictError: Its copy could not be read back equal, or changed meanwhile; it is still in the archive.
+            StoreUnavailableError: Sources do not answer or are not ours at present; repeat the call later.
+        """
+        found = await self._find_archived(job_id)
+        if found is None:
+            if not any([await tenure.store.get(job_id) for tenure in self._tenures().values()]):
+                raise JobNotFoundError(job_id)
+            return False
+        job, source = found
+        target = self._origin(job, source)
+        await source.tenure.ready()
+        await target.tenure.ready()
+        try:
+            outcome = await self._carry(job, source, target, self._restored)
+        except _StoodDownError:
+            msg = f"job {job_id}: the lease of {source} or {target} is not certain at present; repeat the call later"
+            raise StoreUnavailableError(msg) from None
+        if outcome is _Outcome.GONE:
+            raise JobNotFoundError(job_id)
+        if outcome is not _Outcome.MOVED:
+            msg = f"job {job_id}: could not be brought back from {source} to {target}: {outcome}; it is still there"
+            raise ConflictError(msg)
+        self.counters["restored"] += 1
+        self._log.info("job_restored", job_id=job_id, source=str(source), target=str(target))
+        return True
+
+    async def _find_archived(self, job_id: str) -> tuple[JobRecord, _Place] | None:
+        for tenure in self._tenures().values():
+            for partition in filter(is_archive, await tenure.store.partitions()):
+                place = _Place(tenure, partition)
+                found = await tenure.store.get_copy(job_id, partition)
+                if found is not None and found[0].status.is_final:
+                    return _named(found[0], place), place
+        return None
+
+    def _origin(self, job: JobRecord, source: _Place) -> _Place:
+        """Return where an archived job came from; the default partition of its own source where that is not known."""
+        home = self._home()
+        name, partition = job.particulars.residence.origin or (None, home.partition)
+        tenure = self._tenures().get(name or source.tenure.source, source.tenure)
+        return _Place(tenure, home.partition if is_archive(partition) else partition)
+
+    def _restored(self, job: JobRecord, _source: _Place, target: _Place) -> JobRecord:
+        """Return a job as it is written where it came from; its rev is higher, so that no late delete can match it."""
+        about = job.particulars
+        residence = Residence(target.tenure.source, target.partition, about.residence.audit)
+        return job.evolve(
+            rev=job.rev + 1, term=target.tenure.term, last_modified=self._clock.now(),
+            particulars=about._replace(residence=residence),
+        )  # fmt: skip
+
+
+class _Newest:
+    """By kind and status, the oldest job of a source that stays because it is among the newest; asked once for a pass."""
+
+    def __init__(self, policy: ArchivalPolicy, tenure: Tenure) -> None:
+        self._policy, self._tenure = policy, tenure
+        self._bounds: dict[tuple[str, JobStatus], tuple[float, str]] = {}
+
+    async def of(self, jobs: Sequence[JobRecord]) -> Mapping[tuple[str, JobStatus], tuple[float, str]]:
+        """Return the bounds of every kind and status among the ``jobs``."""
+        if self._policy.keep:
+            for key in {(job.terms.kind, job.status) for job in jobs} - self._bounds.keys():
+                self._bounds[key] = await self._bound(*key)
+        return self._bounds
+
+    async def _bound(self, kind: str, status: JobStatus) -> tuple[float, str]:
+        left, last, more = self._policy.keep, (0.0, ""), True
+        while left > 0 and more:
+            query = Query(
+                kinds=frozenset({kind}), statuses=frozenset({status}), order_by="completed_at", limit=min(left, _PAGE),
+                after=last if last[1] else None, partition=self._policy.partition,
+            )  # fmt: skip
+            page = await self._tenure.store.query(query)
+            if page.jobs:
+                last = age_key(page.jobs[-1])
+            left, more = left - len(page.jobs), page.cursor is not None
+        return (0.0, "") if left > 0 else last  # fewer than that: all of them stay
+
+
+def _archived(job: JobRecord, source: _Place, target: _Place) -> JobRecord:
+    """Return a job as it is written to an archive; it says where it came from."""
+    about = job.particulars
+    origin = (None if target.tenure is source.tenure else source.tenure.source, source.partition)
+    residence = Residence(target.tenure.source, target.partition, about.residence.audit, origin)
+    return job.evolve(particulars=about._replace(residence=residence))
+
+
+def _named(job: JobRecord, place: _Place) -> JobRecord:
+    about = job.particulars
+    residence = about.residence._replace(source=place.tenure.source, partition=place.partition)
+    return job if residence == about.residence else job.evolve(particulars=about._replace(residence=residence))
+
+
+def _carried(executions: Sequence[ExecutionRecord], source: _Place, target: _Place) -> Sequence[ExecutionRecord]:
+    """Return the executions that go with their job.
+
+    Raises:
+        ConflictError: They would be lost: they are kept with the job here, and the target keeps none.
+    """
+    if source.keeps_executions and not target.keeps_executions and executions:
+        msg = f"{source} keeps executions with their jobs and {target} does not; archive within {source.tenure.source!r}"
+        raise ConflictError(msg)
+    return executions
+
+
+def _check_ours(*places: _Place) -> None:
+    if not all(place.is_ours for place in places):
+        raise _StoodDownError
