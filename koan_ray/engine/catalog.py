@@ -103,7 +103,14 @@ class Catalog:
     async def executions(self, job: JobRecord) -> list[ExecutionRecord]:
         """Return a job's executions, oldest first."""
         tenure = self.tenure_of(job.particulars.residence)
-        return await (self.memory if tenure is None else tenure.audit).executions(job.id)
+        if tenure is None:
+            return await self.memory.executions(job.id)
+        found = await tenure.audit.executions(job.id)
+        if len(self.tenures) > 1 and job.status.is_final:
+            again = await self.get(job.id)
+            if again is not None and (now_at := self.tenure_of(again.particulars.residence)) not in (None, tenure):
+                return await now_at.audit.executions(job.id)  # it has moved there meanwhile
+        return found
 
     async def remove(self, job: JobRecord) -> bool:
         """Delete a job that has ended, with its executions."""

@@ -292,16 +292,23 @@ class MongoStore:
         return None if document is None else await self._record(document, partition)
 
     async def executions(self, job_id: str) -> list[ExecutionRecord]:
+        """Return a job's executions from where the job is, or from everywhere if it is not here.
+
+        A copy gets its executions before its job, and what is deleted loses its job first; so executions that were read
+        before their job is seen beside them are all there are. What an interrupted delete left without its job is no answer.
+        """
+        found: dict[str, ExecutionRecord] = {}
         with self._errors(f"reading the executions of job {job_id}"):
             for partition in _in_order(await self._refresh_partitions()):
-                if found := await self._executions_in(partition, job_id):
-                    return found
-        return []
+                here = await self._executions_in(partition, job_id)
+                if await self._jobs(partition).find_one({"_id": job_id}, {"_id": 1}, max_time_ms=_READ_MS) is not None:
+                    return here
+                found.update((execution.id, execution) for execution in here)
+        return _oldest_first(found.values())
 
     async def _executions_in(self, partition: str, job_id: str) -> list[ExecutionRecord]:
         cursor = self._executions(partition).find({"job_id": job_id}, hint="job", max_time_ms=_READ_MS)
-        found = [decode_execution(document) async for document in cursor]
-        return sorted(found, key=lambda execution: (execution.started_at, execution.id))
+        return _oldest_first([decode_execution(document) async for document in cursor])
 
     async def query(self, query: Query) -> Page:
         """Return one page; ``partition="*"`` asks for all partitions, None for all but the archives."""
@@ -680,6 +687,10 @@ def _in_order(partitions: Iterable[str]) -> list[str]:
     active = [name for name in partitions if not is_archive(name)]
     archives = [name for name in partitions if is_archive(name)]
     return [*active, *archives, *active] if archives else active
+
+
+def _oldest_first(executions: Iterable[ExecutionRecord]) -> list[ExecutionRecord]:
+    return sorted(executions, key=lambda execution: (execution.started_at, execution.id))
 
 
 def _too_large(changes: Sequence[Change], operations: Sequence[Any]) -> list[Change]:

@@ -710,6 +710,14 @@ class DocumentStoreContract(StoreContract):
         assert found.particulars.residence.partition == "archive"
         assert [e.id for e in await store.executions(record.id)] == [ended.id]
 
+    async def test_executions_are_those_beside_their_job(self, store: DocumentStore) -> None:
+        """A delete that was interrupted leaves some behind; the copy has them all."""
+        record = audited(status=JobStatus.COMPLETED, completed_at=AT, partition="hot")
+        both = [execution(record).close(status=ExecutionStatus.FAILED, reason=Reason.RETRY, at=AT + n) for n in range(2)]
+        await store.put_copy(record, both, "archive")
+        await store.close_executions([(both[0], "hot")])
+        assert {e.id for e in await store.executions(record.id)} == {e.id for e in both}
+
     async def test_an_unfinished_job_is_not_deleted_by_the_archivist(self, store: DocumentStore) -> None:
         """Whatever its rev."""
         record = job()

@@ -209,7 +209,8 @@ class MemoryDocumentStore:
 
     async def executions(self, job_id: str) -> list[ExecutionRecord]:
         await self._begin()
-        for partition in self._active_first():
+        holding = [partition for partition in self._active_first() if job_id in self.database.jobs[partition]]
+        for partition in [*holding[:1], *(() if holding else self._active_first())]:
             if found := self._executions_in(partition, job_id):
                 return found
         return []

@@ -387,6 +387,7 @@ def test_a_copy_that_is_there_is_compared_and_not_written_again(database, docume
             store = engine.coordinator._catalog.tenures["default"].store
             record, executions = await store.get_copy(one.id, "hot")
             await store.put_copy(record, executions, "archive")
+            assert [found.id for found in await koan.Jobs.query(partition="*")] == [one.id]  # it is in both
             written = []
 
             async def does(name, when, job_id):
@@ -505,6 +506,39 @@ def test_a_delete_of_an_earlier_holder_does_not_match_what_was_brought_back(data
             await koan.Jobs.restore(one.id)
             assert await store.delete_if(stale, "hot") is False
             assert where(database, one.id) == ["hot"]
+
+    run(scenario)
+
+
+def test_a_holder_that_was_paused_in_the_middle_of_a_move_does_no_harm(database, documents):
+    """Its copy arrives after its successor has archived the job and brought it back."""
+
+    async def scenario():
+        async with documents(seed=1, archives=False) as first:
+            (one,) = await ended("a")
+            before, go_on = await seen(one), asyncio.Event()
+            tenure = first.coordinator._catalog.tenures["default"]
+
+            async def does(name, when, job_id):
+                if (name, when) == ("put_copy", "before"):
+                    await go_on.wait()
+
+            tenure.store.step = does
+            passing = asyncio.ensure_future(first.coordinator.archive(False))
+            await asyncio.sleep(0)
+            tenure._stop_beating()
+            async with documents(seed=2, archives=False) as second:
+                await second.coordinator._catalog.tenures["default"].ready()
+                assert (await second.coordinator.archive(False))["soon"]["moved"] == 1
+                await second.coordinator.restore(one.id)
+                go_on.set()
+                assert (await passing)["soon"]["interrupted"] == 1
+                assert where(database, one.id) == ["hot", "archive"]
+                assert await seen(one) == before
+                await asyncio.sleep(AGE_S + 1)
+                assert (await second.coordinator.archive(False))["soon"]["moved"] == 1
+                assert where(database, one.id) == ["archive"]
+                assert await seen(one) == before
 
     run(scenario)
 
