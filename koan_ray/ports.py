@@ -255,8 +255,8 @@ class DocumentStore(JobStore, Protocol):
     ) -> list[JobRecord]:  # fmt: skip
         """Return finished jobs of a partition that ended before an instant, oldest end first.
 
-        ``after``: end and id of a job; only those that follow it. Documents that cannot be read are left out, so fewer than
-        ``limit`` does not mean that there are no more; none means that.
+        ``after``: end and id of a job; only those that follow it. Documents that cannot be read are left out; the answer
+        is empty only when no more follow.
         """
 
     async def put_copy(self, job: JobRecord, executions: Sequence[ExecutionRecord], partition: str) -> None:

@@ -49,6 +49,7 @@ from koan_ray.stores.mongo_driver import Connection, is_unknown_outcome, refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from datetime import datetime
 
     from koan_ray.domain.query import Query
     from koan_ray.domain.records import ExecutionRecord, JobRecord
@@ -604,17 +605,19 @@ class MongoStore:
         }
         if kinds is not None:
             sought["kind"] = {"$in": list(kinds)}
-        if after is not None:
-            at, job_id = to_date(after[0]), after[1]
-            sought["$or"] = [{"completed_at": {"$gt": at}}, {"completed_at": at, "_id": {"$gt": job_id}}]
-            sought["completed_at"]["$gte"] = at
+        place = None if after is None else (to_date(after[0]), after[1])
         with self._errors("looking for settled jobs"):
             oldest_first = [("completed_at", 1), ("_id", 1)]
-            cursor = self._jobs(partition).find(
-                sought, sort=oldest_first, hint="completed", limit=limit, max_time_ms=_SCAN_MS
-            )
-            records = [await self._record_or_report(document, partition) async for document in cursor]
-        return [record for record in records if record is not None]
+            while True:
+                cursor = self._jobs(partition).find(
+                    _following(sought, place), sort=oldest_first, hint="completed", limit=limit, max_time_ms=_SCAN_MS
+                )
+                documents = [document async for document in cursor]
+                records = [await self._record_or_report(document, partition) for document in documents]
+                readable = [record for record in records if record is not None]
+                if readable or not documents:
+                    return readable
+                place = documents[-1]["completed_at"], documents[-1]["_id"]
 
     async def put_copy(self, job: JobRecord, executions: Sequence[ExecutionRecord], partition: str) -> None:
         """Write a copy; the job last, so that whoever finds it finds its executions, too."""
@@ -687,6 +690,15 @@ def _in_order(partitions: Iterable[str]) -> list[str]:
     active = [name for name in partitions if not is_archive(name)]
     archives = [name for name in partitions if is_archive(name)]
     return [*active, *archives, *active] if archives else active
+
+
+def _following(sought: Document, place: tuple[datetime, str] | None) -> Document:
+    """Return a filter for what follows an end and an id."""
+    if place is None:
+        return sought
+    at, job_id = place
+    following = [{"completed_at": {"$gt": at}}, {"completed_at": at, "_id": {"$gt": job_id}}]
+    return {**sought, "completed_at": {**sought["completed_at"], "$gte": at}, "$or": following}
 
 
 def _oldest_first(executions: Iterable[ExecutionRecord]) -> list[ExecutionRecord]:

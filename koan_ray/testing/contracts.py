@@ -687,6 +687,8 @@ class DocumentStoreContract(StoreContract):
         last = expected[9]
         found = await store.settled_before("", both, AT + 30, 10, after=(last.completed_at or 0, last.id))
         assert [r.id for r in found] == [r.id for r in expected[10:20]]
+        last = expected[-1]
+        assert await store.settled_before("", both, AT + 30, 10, after=(last.completed_at or 0, last.id)) == []
 
     async def test_a_job_moves_to_the_archive_by_copy_and_guarded_delete(self, store: DocumentStore) -> None:
         """At every step it is found, with its executions; the delete takes only what was copied."""

@@ -77,6 +77,16 @@ class Mail(koan.Job[str, str]):
 
 
 class TestMongo(DocumentStoreContract):
+    async def test_documents_that_cannot_be_read_do_not_hide_those_after_them(self, store, db):
+        """The archivist goes on behind a whole page of them."""
+        records = [job(status=JobStatus.COMPLETED, completed_at=AT + n) for n in range(6)]
+        await store.apply([Change(record, 0) for record in records])
+        db.jobs.update_many({"_id": {"$in": [record.id for record in records[:5]]}}, {"$unset": {"terms": ""}})
+        found = await store.settled_before("", [JobStatus.COMPLETED], AT + 9, 2)
+        assert [record.id for record in found] == [records[5].id]
+        after = AT + 5, records[5].id
+        assert await store.settled_before("", [JobStatus.COMPLETED], AT + 9, 2, after=after) == []
+
     # --- the archivist ---------------------------------------------------------------------------------------------------
 
     async def test_a_job_goes_to_the_archive_and_comes_back(self, mongo_url, driver, db):
