@@ -71,7 +71,7 @@ async def everything(batches):
     return [item async for batch in batches for item in batch]
 
 
-class Mail(koan.Job[str, str]):
+class BigLetter(koan.Job[str, str]):
     async def execute(self, context, progress, cancellation) -> str:
         return context * 3
 
@@ -99,7 +99,7 @@ class TestMongo(DocumentStoreContract):
         settings = {"archives": False, "archival_policies": (policy,), "lease_ttl_s": 5.0}
         clock = LoopClock(asyncio.get_running_loop())
         async with testing.engine(sources={"default": connect}, clock=clock, **settings) as engine:
-            job = await Mail.start("x" * 2000).persist(partition="hot").audit().run()
+            job = await BigLetter.start("x" * 2000).persist(partition="hot").audit().run()
             assert await job.wait() == "x" * 6000
             tried = [e.id for e in await job.executions()]
             assert (await engine.coordinator.archive(True))["soon"]["due"] == 1
