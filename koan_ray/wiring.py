@@ -144,7 +144,7 @@ def _beside(work: Coroutine[Any, Any, None]) -> Callable[[], None]:
 
     def end() -> None:
         with contextlib.suppress(RuntimeError):  # it has ended by itself
-            loop.call_soon_threadsafe(beating.cancel)
+            loop.call_soon_threadsafe(lambda: beating.cancelling() or beating.cancel())  # once: it closes its client then
 
     return end
 

@@ -13,6 +13,7 @@ SLOTS: Final = 256  # jobs are spread over so many slots by the last byte of the
 LAPSES_AFTER: Final = 1.5  # times ttl of a beat that stood still, seen in successful reads, until an observer takes over
 STANDS_DOWN_AFTER: Final = 0.8  # times ttl without an acknowledged beat until a holder starts and acknowledges nothing more
 BEATS_PER_TTL: Final = 3.0
+LOOKS_EVERY: Final = 0.8  # times ttl between two reads at most; what stood still for longer may have been the store
 
 
 class Lease(NamedTuple):
@@ -27,20 +28,23 @@ class Lease(NamedTuple):
 class Observation:
     """What an observer has seen of somebody else's lease: it lapses when its beat stood still for 1.5 ttl.
 
-    Only successful reads count: a store that does not answer says nothing about the holder, so a failed read starts the
-    observation afresh.
+    Only successful reads count, one soon after the other: a store that does not answer, or answers after long, says nothing
+    about the holder, whose beat may be the next thing it gets to. Either starts the observation afresh.
     """
 
-    __slots__ = ("_seen", "_since", "_ttl_s")
+    __slots__ = ("_last", "_seen", "_since", "_ttl_s")
 
     def __init__(self, ttl_s: float) -> None:
         self._ttl_s = ttl_s
         self._seen: Lease | None = None
         self._since = 0.0
+        self._last = 0.0
 
     def read(self, lease: Lease, at: float) -> bool:
         """Take in a successful read at monotonic time ``at``; true if the lease may be taken now."""
-        if lease != self._seen:
+        is_gap = at - self._last > LOOKS_EVERY * self._ttl_s
+        self._last = at
+        if is_gap or lease != self._seen:
             self._seen, self._since = lease, at
             return False
         return at - self._since >= LAPSES_AFTER * self._ttl_s

@@ -376,7 +376,7 @@ class Tenure:
         if self._aside is not None:
             return self._aside(self._beat_forever(lease))
         task = self._loop.create_task(self._beat_forever(lease))
-        return lambda: None if task.done() else (task.cancel(), None)[1]
+        return lambda: None if task.done() or task.cancelling() else (task.cancel(), None)[1]
 
     async def _beat_forever(self, lease: Lease) -> None:
         """Beat three times a ttl, until the lease is seen to be somebody else's. May run in another thread."""
