@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 from pymongo import MongoClient
 
 import koan_ray as koan
-from koan_ray.errors import ConfigurationError, StoreUnavailableError
-from tests.chaos.bench import Checker, Effectful, Rival, local_engine, tenure_of
+from koan_ray.domain.ids import new_id
+from koan_ray.domain.lease import slots_of
+from koan_ray.domain.records import Particulars, Residence
+from koan_ray.domain.status import JobStatus
+from koan_ray.engine.coordinator import Row, Submission
+from koan_ray.engine.tenure import Source, Tenure
+from koan_ray.errors import ConfigurationError, JobIdConflictError, StoreUnavailableError
+from koan_ray.ports import Change, LoopClock, Silence
+from koan_ray.stores.mongo import MongoStore
+from koan_ray.testing.contracts import audited, execution
+from tests.chaos.bench import Checker, Effectful, Idle, Rival, local_engine, tenure_of
 from tests.chaos.fault_proxy import FAULTS, WRITES, FaultProxy
 from tests.conftest import eventually
 
@@ -163,3 +177,185 @@ def test_f21_weak_acknowledgement_is_refused(server, database, ledger, weak):
         assert Effectful.start({"ledger": str(ledger.path), "takes": 0, "n": 5}).run().get(10).wait().get(10) == 5
     with MongoClient(server.url(database)) as client:
         assert client.get_default_database().list_collection_names() == []
+
+
+# --- F20: one id, several submits ----------------------------------------------------------------------------------------------
+
+
+def submission(job_id, ledger, n, *, partition=""):
+    """A submit under an id of the test's choice, as a client repeats it."""
+    context = json.dumps({"ledger": str(ledger.path), "takes": 0.0, "n": n}).encode()
+    terms = Effectful.definition.terms("")
+    about = Particulars(residence=Residence("", partition, audit=True))
+    return Submission([terms.id], [about], [tuple(Row(job_id, 0, 0, context, time.time()))], [], {})
+
+
+def ask(engine, method, *args):
+    runtime = engine._runtime
+    return runtime._thread.run(getattr(runtime.core, method)(*args), timeout=30)
+
+
+@quick
+def test_f20_equal_ids_at_once_are_one_job_and_other_content_is_a_conflict(server, database, ledger, history):
+    with local_engine(server.url(database)) as engine:
+        history.wait(history.submit(one(ledger)))
+        for _ in range(5):
+            job_id = new_id()
+            given = [submission(job_id, ledger, 1)] * 6 + [submission(job_id, ledger, 2)] * 2
+            # ``terms`` of shipped classes carry the id of their code: take them from what the engine knows by now.
+            terms_id = next(iter(engine._runtime.core._kinds._newest.values())).id
+            given = [submitted._replace(terms=[terms_id]) for submitted in given]
+            with ThreadPoolExecutor(8) as pool:
+                answers = list(pool.map(lambda submitted: ask(engine, "submit", submitted), given))
+            refused = [[type(error) for error in answer.refused.values()] for answer in answers]
+            assert sorted(map(str, refused)) in (
+                sorted(map(str, [[]] * 6 + [[JobIdConflictError]] * 2)), sorted(map(str, [[]] * 2 + [[JobIdConflictError]] * 6)),
+            )  # fmt: skip
+            job = koan.Jobs.get(job_id).get(10)
+            won = history.wait(job)
+            again = [ask(engine, "submit", submitted).refused for submitted in given]
+            assert [not refusal for refusal in again] == [n == won for n in [1] * 6 + [2] * 2]
+            assert len(ledger.of(job_id)) == 1
+    Checker(server.url(database), history, ledger).check()
+
+
+# --- F24, F30: writes of somebody who was replaced --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def two_stores(server, database):
+    stores = [MongoStore(server.url(database), source="default") for _ in range(2)]
+    for store in stores:
+        await store.open()
+    yield stores
+    for store in stores:
+        await store.close()
+
+
+@quick
+async def test_f24_every_write_under_an_old_term_changes_nothing(server, database, two_stores):
+    old, new = two_stores
+    held = await old.take_lease("koan/0", holder="old", seen=None)
+    running = audited(status=JobStatus.RUNNING, execution_id=new_id(), term=1)
+    queued = audited(term=1)
+    opened = execution(running)
+    await old.apply([Change(running, 0, (opened,)), Change(queued, 0)])
+    taken = await new.take_lease("koan/0", holder="new", seen=held)
+    assert await new.claim(range(256), taken.term) == 2
+    with MongoClient(server.url(database)) as client:
+        db = client.get_default_database()
+
+        def everything():
+            return [list(db[name].find(sort=[("_id", 1)])) for name in ("jobs", "executions", "leases")]
+
+        before = everything()
+        late = [
+            running.evolve(rev=2, status=JobStatus.COMPLETED, result=b"1", completed_at=2.0, execution_id=None),
+            running.evolve(rev=2, status=JobStatus.FAILED, completed_at=2.0, execution_id=None),
+            running.evolve(rev=2, status=JobStatus.CANCELLED, completed_at=2.0, execution_id=None),
+            running.evolve(rev=2, status=JobStatus.QUEUED, execution_id=None),
+            running.evolve(rev=2, cancel_requested_at=2.0),
+            queued.evolve(rev=2, status=JobStatus.RUNNING, execution_id=new_id()),
+            queued.evolve(rev=2, status=JobStatus.CANCELLED, completed_at=2.0),
+        ]
+        for record in late:
+            change = Change(record, 1, (opened,))
+            assert await old.apply([change]) == [change]
+        assert await old.claim(range(256), held.term) == 0
+        assert await old.beat(held) is None
+        await old.release(held)
+        assert await old.take_lease("koan/0", holder="old", seen=held) is None
+        for record in late:
+            assert await old.delete_if(record, "") is False
+        assert everything() == before
+
+
+@quick
+def test_f30_a_sweep_that_was_paused_between_read_and_write_leaves_an_ended_job_alone(
+    server, proxy, database, ledger, history
+):
+    with local_engine(server.url(database)):
+        history.submit(several(ledger, 5).delayed(0.5))
+    with MongoClient(server.url(database)) as client:
+        jobs = client.get_default_database().jobs
+        ended = jobs.find_one({})["_id"]
+
+        def settles_first(command):
+            if not WRITES["claim of jobs"](command):
+                return False
+            done = {"status": "cancelled", "completed_at": datetime.now(UTC)}
+            jobs.update_one({"_id": ended}, {"$set": done, "$unset": {"due_at": ""}, "$inc": {"rev": 1}})
+            return True
+
+        rule = proxy.rule(settles_first, 0.1)
+        before_term = jobs.find_one({"_id": ended})["term"]
+        with local_engine(proxy.url(database)):
+            for job_id in set(history.acknowledged) - {ended}:
+                history.wait(history.acknowledged[job_id])
+        assert rule.n_fired == 1
+        assert jobs.find_one({"_id": ended})["term"] == before_term
+    Checker(server.url(database), history, ledger).check()
+
+
+# --- F25: 8 contenders over one real database -----------------------------------------------------------------------------------
+
+
+@quick
+async def test_f25_of_8_contenders_one_holds_the_lease_in_each_term(server, database):
+    ttl = 0.9
+    clock = LoopClock(asyncio.get_running_loop())
+    hosts, tenures, running = [], [], []
+    for n in range(8):
+        hosts.append(Idle())
+        store = MongoStore(server.url(database), source="default")
+        tenure = Tenure(Source("default", store), shard="koan/0", slots=slots_of(0, 1), holder=f"h{n}", ttl_s=ttl, clock=clock,
+                        host=hosts[n], log=Silence())  # fmt: skip
+        tenures.append(tenure)
+        running.append(asyncio.ensure_future(tenure.run()))
+    n_holders = Counter()
+    for n_killed in range(5):
+        async with asyncio.timeout(20):
+            while not any(tenure.state == "active" for tenure in tenures):
+                await asyncio.sleep(0.02)
+        for _ in range(20):
+            n_holders[sum(tenure.may_act for tenure in tenures)] += 1
+            await asyncio.sleep(0.02)
+        (holder,) = [tenure for tenure in tenures if tenure.state == "active"]
+        place = tenures.index(holder)
+        holder.vanish(StoreUnavailableError("killed"))
+        running[place].cancel()
+        await asyncio.gather(running[place], return_exceptions=True)
+        await holder.store.close()
+        tenures.pop(place)
+        running.pop(place)
+        assert len([host for host in hosts if host.opened_terms]) == n_killed + 1
+    terms = sorted(term for host in hosts for term in host.opened_terms)
+    assert terms == [1, 2, 3, 4, 5]
+    assert set(n_holders) == {1}
+    for tenure, task in zip(tenures, running, strict=True):
+        await tenure.close()
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+# --- F36: a loop that is busy -------------------------------------------------------------------------------------------------------
+
+
+@quick
+def test_f36_beats_go_on_while_the_coordinators_loop_is_blocked(server, database, ledger, history):
+    ttl, blocked_s = 1.0, 3.0
+    with local_engine(server.url(database), lease_ttl=ttl) as engine, Rival(server.url(database), ttl_s=ttl) as rival:
+        history.submit(several(ledger, 20, takes=0.1))
+        with MongoClient(server.url(database)) as client:
+            leases = client.get_default_database().leases
+            before = leases.find_one({})
+            began = time.monotonic()
+            engine._runtime._thread.call(time.sleep, blocked_s)
+            assert engine.status().get(20)["sources"]["default"]["state"] == "active"
+            assert time.monotonic() - began > 0.8 * blocked_s, "the loop was not blocked"
+            after = leases.find_one({})
+        assert after["beat"] - before["beat"] >= 2 * blocked_s / ttl
+        assert after["term"] == 1
+        history.wait_for_all(30)
+        assert rival.n_takeovers == 0
+    Checker(server.url(database), history, ledger).check()
