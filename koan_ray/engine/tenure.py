@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _REFUSED_RETRY_S = 15.0
 _READY_TIMEOUT_S = 30.0
+_HANDED_OVER_S = 0.01  # between two looks at whether an earlier beat has ended
 
 
 class TenureState(StrEnum):
@@ -129,6 +131,8 @@ class Tenure:
         self._loop = asyncio.get_running_loop()
         self._is_closing = False
         self._stop_beating: Callable[[], None] = lambda: None
+        self._heart_is_free = threading.Event()
+        self._heart_is_free.set()
         self.writer = self._new_writer(0)
 
     @property
@@ -229,12 +233,11 @@ class Tenure:
         self.state = TenureState.CLOSED
         self._stop_beating()
         for store in {id(s): s for s in (self.store, self.audit)}.values():
-            try:
-                if lease is not None and store is self.store:
+            if lease is not None and store is self.store:
+                with contextlib.suppress(StoreError):  # the lease lapses by itself
                     await store.release(lease)
+            with contextlib.suppress(StoreError):
                 await store.close()
-            except StoreUnavailableError:
-                continue  # the lease lapses by itself
 
     async def _obtain(self) -> Lease:
         seen = Observation(self._ttl_s)
@@ -374,9 +377,19 @@ class Tenure:
 
     def _start_beating(self, lease: Lease) -> Callable[[], None]:
         if self._aside is not None:
-            return self._aside(self._beat_forever(lease))
+            earlier, self._heart_is_free = self._heart_is_free, threading.Event()
+            return self._aside(self._beat_aside(lease, earlier, self._heart_is_free))
         task = self._loop.create_task(self._beat_forever(lease))
         return lambda: None if task.done() or task.cancelling() else (task.cancel(), None)[1]
+
+    async def _beat_aside(self, lease: Lease, earlier: threading.Event, over: threading.Event) -> None:
+        """Beat in a thread of its own, once the beat of an earlier term has let go of the client in its thread."""
+        try:
+            while not earlier.is_set():
+                await asyncio.sleep(_HANDED_OVER_S)
+            await self._beat_forever(lease)
+        finally:
+            over.set()
 
     async def _beat_forever(self, lease: Lease) -> None:
         """Beat three times a ttl, until the lease is seen to be somebody else's. May run in another thread."""

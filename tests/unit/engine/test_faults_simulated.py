@@ -386,3 +386,31 @@ def test_f24_no_report_under_an_old_execution_id_changes_a_document(database, no
         check(database, [job.id])
 
     testing.run(scenario())
+
+
+# --- F19: a take-over that is interrupted ------------------------------------------------------------------------------------
+
+
+def test_f19_a_take_over_that_was_interrupted_goes_on_at_once(database):
+    """The lease that it finds then is its own: nobody has to be watched for 1.5 ttl."""
+
+    class Interrupted(Far):
+        n_left = 1
+
+        async def claim(self, slots, term):
+            if self.n_left:
+                self.n_left -= 1
+                raise StoreUnavailableError("interrupted")
+            return await super().claim(slots, term)
+
+    async def scenario():
+        store = Interrupted(database, source="default")
+        async with testing.engine(sources={"default": lambda: store}) as engine:
+            job = await submitted(engine, 0.1)
+            assert await job.wait() == job.id
+            assert store.n_left == 0
+            assert asyncio.get_running_loop().time() < TTL / 3
+            assert hold_of(engine).term == 2
+        check(database, [job.id])
+
+    testing.run(scenario())
