@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+MAX_MESSAGE = 2000  # characters; a report is part of the job's document
+
 
 class Reported(NamedTuple):
     """What a body said, before it is numbered."""
@@ -18,12 +20,19 @@ def parse_report(first: float, second: object = None, message: str | None = None
     """Read the two forms of ``report``: ``(percentage, message)`` and ``(current, total, message)``.
 
     A percentage outside 0–1 is moved to the nearer end and a NaN counts as 0: progress is for eyes and must not fail a job.
+    For the same reason a long message is cut.
     """
-    if second is None or isinstance(second, str):
-        return Reported(_share(float(first)), second if second is not None else message, None, None)
+    if isinstance(second, str) or second is None:
+        said = second if second is not None else message
+        return Reported(_share(float(first)), _cut(said), None, None)
     total = int(second)  # type: ignore[call-overload]
     current = int(first)
-    return Reported(_share(current / total) if total > 0 else 0.0, message, current, total)
+    return Reported(_share(current / total) if total > 0 else 0.0, _cut(message), current, total)
+
+
+def _cut(message: str | None) -> str | None:
+    is_long = isinstance(message, str) and len(message) > MAX_MESSAGE
+    return f"{message[: MAX_MESSAGE - 1]}…" if message and is_long else message
 
 
 def _share(value: float) -> float:

@@ -8,6 +8,7 @@ go together with the next; one parked `wait` call brings the ends of all jobs th
 from __future__ import annotations
 
 import heapq
+import json
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,6 +51,7 @@ _PARK_S = 20.0
 _MAX_UNASKED = 1000
 _MAX_EARLY = 10_000
 _GATHER_KINDS_S = 0.2
+_MAX_WORDS = 1_048_576  # bytes of metadata, of a description, of a correlation id
 _PLAIN = Particulars()
 _NO_SETTINGS = RunSettings()
 
@@ -152,7 +154,7 @@ class Session:
         try:
             self._check_open()
             terms = self._terms_of(job_type, settings)
-            about = self._about(settings)
+            about = self._about(job_type, settings)
             self._check_size(job_type, context)
         except Exception as error:  # noqa: BLE001 - told where the outcome is looked for
             pending.fail(error)
@@ -286,7 +288,12 @@ class Session:
                 msg = "start_many: a child key names one job; start the children one by one, or leave the key out"
                 raise ConfigurationError(msg)
             feed = _Feed(
-                self, pending, job_type, self._terms_of(job_type, settings), self._about(settings), settings.delay_s
+                self,
+                pending,
+                job_type,
+                self._terms_of(job_type, settings),
+                self._about(job_type, settings),
+                settings.delay_s,
             )
             iterator = iter(contexts)
         except Exception as error:  # noqa: BLE001 - told where the outcome is looked for
@@ -310,7 +317,7 @@ class Session:
             self._by_id[known.id] = known
         return known
 
-    def _about(self, settings: RunSettings) -> Particulars:
+    def _about(self, job_type: type[Job[Any, Any]], settings: RunSettings) -> Particulars:
         asked = settings.persistence
         residence = Residence() if asked is None else Residence(asked.source or "", asked.partition or "", settings.audit)
         trace_id, traceparent = self._trace()
@@ -318,6 +325,7 @@ class Session:
         correlation = settings.correlation_id or (parent.correlation_id if parent is not None else None) or trace_id
         if not (correlation or parent or asked or settings.metadata or settings.name or settings.description):
             return _PLAIN
+        self._check_words(job_type, settings, correlation)
         return Particulars(
             settings.name, settings.description, dict(settings.metadata) or None, correlation, traceparent,
             parent.id if parent is not None else None, parent.depth + 1 if parent is not None else 0, None, residence,
@@ -326,6 +334,14 @@ class Session:
     def _check_open(self) -> None:
         if self._closed is not None:
             raise self._closed
+
+    def _check_words(self, job_type: type[Job[Any, Any]], settings: RunSettings, correlation: str | None) -> None:
+        """Refuse what would make a document too large: metadata and texts are part of it, whatever their size."""
+        limit = min(self._inline_limit, _MAX_WORDS)
+        for what, words in (("metadata", dict(settings.metadata)), ("description", settings.description or ""),
+                            ("correlation id", correlation or "")):  # fmt: skip
+            if words and (size := len(json.dumps(words))) > limit:
+                raise PayloadTooLargeError(job_type.kind, what, size, limit)
 
     def _check_size(self, job_type: type[Job[Any, Any]], context: bytes) -> None:
         if len(context) > self._inline_limit:

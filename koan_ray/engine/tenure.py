@@ -205,6 +205,7 @@ class Tenure:
                 self.lease = await self._obtain()
                 turn = 0
                 await self._serve(self.lease)
+                await pause(self._clock, self._ttl_s / BEATS_PER_TTL)  # whatever fenced us is not going to be over at once
             except ConfigurationError as error:
                 self._note_problem(error, "source_refused")
                 await pause(self._clock, _REFUSED_RETRY_S)

@@ -11,6 +11,11 @@ from tests.chaos.fault_proxy import FaultProxy
 from tests.servers import MongoServer
 
 
+def pytest_configure(config):
+    # PyMongo drops, unclosed, the socket of a connection that its client gave up on while it was made.
+    config.addinivalue_line("filterwarnings", r"ignore:unclosed <socket\.socket:ResourceWarning")
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     started = MongoServer(tmp_path_factory.mktemp("chaos") / "db").start()

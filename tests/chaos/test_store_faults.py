@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import threading
 import time
 from collections import Counter
@@ -20,11 +21,11 @@ from koan_ray.domain.records import Particulars, Residence
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.coordinator import Row, Submission
 from koan_ray.engine.tenure import Source, Tenure
-from koan_ray.errors import ConfigurationError, JobIdConflictError, StoreUnavailableError
+from koan_ray.errors import ConfigurationError, JobIdConflictError, PayloadTooLargeError, StoreUnavailableError
 from koan_ray.ports import Change, LoopClock, Silence
 from koan_ray.stores.mongo import MongoStore
 from koan_ray.testing.contracts import audited, execution
-from tests.chaos.bench import Checker, Effectful, Idle, Rival, local_engine, tenure_of
+from tests.chaos.bench import Checker, Effectful, History, Idle, Rival, local_engine, tenure_of
 from tests.chaos.fault_proxy import FAULTS, WRITES, FaultProxy
 from tests.conftest import eventually
 
@@ -33,7 +34,11 @@ quick = pytest.mark.quick
 
 
 def several(ledger, n, takes=0.0, **more):
-    return Effectful.start_many({"ledger": str(ledger.path), "takes": takes, "n": i, **more} for i in range(n)).persist().audit()
+    return (
+        Effectful.start_many({"ledger": str(ledger.path), "takes": takes, "n": i, **more} for i in range(n))
+        .persist()
+        .audit()
+    )
 
 
 def one(ledger, n=0, takes=0.0, **more):
@@ -358,4 +363,216 @@ def test_f36_beats_go_on_while_the_coordinators_loop_is_blocked(server, database
         assert after["term"] == 1
         history.wait_for_all(30)
         assert rival.n_takeovers == 0
+    Checker(server.url(database), history, ledger).check()
+
+
+# --- F22: no space left ---------------------------------------------------------------------------------------------------------
+
+
+def test_f22_a_full_disk_loses_nothing_that_was_acknowledged(own_server, ledger, history):
+    """The server's files may not grow; when they may again, and it was restarted, everything acknowledged is there."""
+    url = own_server.url("f22") + "&serverSelectionTimeoutMS=1000&socketTimeoutMS=2000"
+    with local_engine(url):
+        history.submit(several(ledger, 20))
+        history.wait_for_all(30)
+        largest = max(file.stat().st_size for file in own_server.directory.rglob("*") if file.is_file())
+        size = min(largest, 1_000_000)
+        resource.prlimit(own_server.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        waiting = []
+        for n in range(400):
+            pending = one(ledger, n=n, pad="x" * 20_000).run()
+            try:
+                job = pending.get(2)
+            except (TimeoutError, StoreUnavailableError):
+                waiting.append(pending)
+                break
+            history.acknowledged[job.id] = job
+        assert waiting, "the disk was never full"
+        own_server.restart()  # its limit was the process's
+        for pending in waiting:
+            job = pending.get(60)
+            history.acknowledged[job.id] = job
+        history.wait_for_all(60)
+    Checker(own_server.url("f22"), history, ledger).check()
+
+
+# --- F37, F38: what cannot be stored ----------------------------------------------------------------------------------------------
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("not even this")
+
+
+def recursive():
+    found = []
+    found.append(found)
+    return found
+
+
+def nested(depth):
+    found = 1
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+RESULTS = {
+    "an object": object, "a set of objects": lambda: {object()}, "a recursion": recursive, "a lambda": lambda: lambda: 1,
+    "not a number": lambda: float("nan"), "a lone surrogate": lambda: "\ud800", "bytes": lambda: b"\xff\xfe",
+    "deep": lambda: nested(95), "very deep": lambda: nested(5000), "dots": lambda: {"a.b": {"$set": "\0"}},
+    "huge number": lambda: 10**400, "2 MB": lambda: "x" * 2_000_000, "17 MB": lambda: "x" * 17_000_000,
+}  # fmt: skip
+ERRORS = {
+    "unprintable": Unprintable, "a lone surrogate": lambda: ValueError("\ud800"), "17 MB": lambda: ValueError("x" * 17_000_000),
+    "a group": lambda: ExceptionGroup("g", [ValueError("a"), TypeError("b")]), "nul": lambda: ValueError("\0$a.b"),
+}  # fmt: skip
+
+
+class Awkward(koan.Job[list, object]):
+    kind = "chaos.Awkward"
+    retry = koan.RetryPolicy(max_attempts=1)
+
+    def execute(self, context, progress, cancellation):
+        what, name = context
+        if what == "progress":
+            progress.report(0.5, "x" * 17_000_000)
+            return 1
+        if what == "error":
+            raise ERRORS[name]()
+        return RESULTS[name]()
+
+
+@quick
+def test_f37_f38_results_and_errors_that_cannot_be_stored_end_their_job_and_nobody_elses(server, database, history, ledger):
+    cases = [("result", name) for name in RESULTS] + [("error", name) for name in ERRORS] + [("progress", "17 MB")]
+    with local_engine(server.url(database), inline_limit=4_000_000) as engine:
+        for case in cases:
+            job = history.submit(Awkward.start(list(case)).persist().audit())
+            history.wait(job, 20)
+            assert tenure_of(engine).term == 1, f"{case} cost the lease"
+            stored = koan.Jobs.get(job.id).get(10)
+            assert stored.status in (koan.JobStatus.COMPLETED, koan.JobStatus.FAILED), case
+            if case[0] == "error":
+                assert stored.status is koan.JobStatus.FAILED
+        assert history.wait(history.submit(one(ledger, n=9))) == 9
+    Checker(server.url(database), History(), ledger).check()
+
+
+@quick
+@pytest.mark.parametrize("size", [255_000, 257_000, 1_048_000, 1_049_000, 15_900_000, 17_000_000])
+def test_f38_a_context_of_any_size_is_stored_or_refused_before_it_is_written(server, database, ledger, history, size):
+    limit = 20_000_000 if size > 2_000_000 else 1_048_576
+    with local_engine(server.url(database), inline_limit=limit) as engine:
+        builder = one(ledger, n=3, pad="x" * size)
+        if size > limit:
+            with pytest.raises(PayloadTooLargeError):
+                builder.run().get(20)
+        else:
+            assert history.wait(history.submit(builder)) == 3
+        assert history.wait(history.submit(one(ledger, n=4))) == 4
+        assert tenure_of(engine).term == 1
+    Checker(server.url(database), history, ledger).check()
+
+
+@quick
+def test_f38_metadata_that_no_document_can_hold_are_refused_by_name(server, database, ledger, history):
+    with local_engine(server.url(database)) as engine:
+        with pytest.raises(PayloadTooLargeError):
+            one(ledger).with_metadata(x="y" * 17_000_000).run().get(20)
+        assert history.wait(history.submit(one(ledger, n=4))) == 4
+        assert tenure_of(engine).term == 1
+    Checker(server.url(database), history, ledger).check()
+
+
+# --- F39: a flood of reports -------------------------------------------------------------------------------------------------------
+
+
+class Floods(koan.Job[int, float]):
+    kind = "chaos.Floods"
+
+    def execute(self, context, progress, cancellation) -> float:
+        for n in range(context):
+            progress.report(n, context)
+        return time.time()
+
+
+@quick
+def test_f39_100_000_reports_are_a_write_a_second_and_delay_no_end(server, proxy, database, history):
+    with local_engine(proxy.url(database)) as engine:
+        history.wait(history.submit(Floods.start(10).persist().audit()))
+        counting = proxy.rule(WRITES["update of jobs"], 0.0, times=10**9)
+        began = time.monotonic()
+        job = history.submit(Floods.start(100_000).persist().audit())
+        ended_at = history.wait(job, 60)
+        settled_after, took = time.time() - ended_at, time.monotonic() - began
+        assert settled_after < 1.0
+        assert 1 <= counting.n_fired <= 2 + 1.5 * took + 1, f"{counting.n_fired} updates in {took:.1f} s"
+        assert tenure_of(engine).term == 1
+    Checker(server.url(database), history).check()
+
+
+# --- F46, F48: documents of other versions, indexes of others --------------------------------------------------------------------------
+
+
+@quick
+def test_f46_a_newer_document_is_neither_claimed_nor_overwritten_and_unknown_fields_survive(
+    server, database, ledger, history
+):
+    with MongoClient(server.url(database)) as client:
+        db = client.get_default_database()
+        with local_engine(server.url(database)):
+            kept, newer = (history.submit(one(ledger, n=n).delayed(1.5)) for n in (1, 2))
+        db.jobs.update_one({"_id": kept.id}, {"$set": {"from_the_future": {"a": [1]}}})
+        del history.acknowledged[newer.id]
+        db.jobs.update_one({"_id": newer.id}, {"$set": {"schema_version": 2, "status": "running", "soul": "new"}})
+        golden = db.jobs.find_one({"_id": newer.id})
+        with local_engine(server.url(database), lease_ttl=0.6) as engine:
+            assert tenure_of(engine).term == 2
+            assert history.wait(history.acknowledged[kept.id], 30) == 1
+            with pytest.raises(koan.KoanRayError, match="schema_version"):
+                koan.Jobs.get(newer.id).get(10)
+            with pytest.raises(koan.KoanRayError):
+                newer.cancel().get(10)
+            time.sleep(1.5)  # several sweeps
+        assert db.jobs.find_one({"_id": newer.id}) == golden
+        assert db.jobs.find_one({"_id": kept.id})["from_the_future"] == {"a": [1]}
+        assert ledger.of(newer.id) == []
+        db.jobs.delete_one({"_id": newer.id})
+    Checker(server.url(database), history, ledger).check()
+
+
+INDEXES = {
+    "one is missing": (lambda jobs: jobs.drop_index("status"), None),
+    "all are missing": (lambda jobs: jobs.drop_indexes(), None),
+    "other keys under its name": (lambda jobs: (jobs.drop_index("status"), jobs.create_index([("kind", 1)], name="status")), "status"),
+    "its keys under another name": (
+        lambda jobs: (jobs.drop_index("completed"), jobs.create_index([("completed_at", 1), ("_id", 1)], name="mine")),
+        "completed",
+    ),
+    "one that deletes by age": (lambda jobs: jobs.create_index([("queued_at", 1)], name="ttl", expireAfterSeconds=9), "by age"),
+    "one that hides": (
+        lambda jobs: (jobs.drop_index("parent"), jobs.create_index([("parent_job_id", 1)], name="parent", unique=True, sparse=True)),
+        "parent",
+    ),
+}  # fmt: skip
+
+
+@quick
+@pytest.mark.parametrize("case", INDEXES)
+def test_f48_a_missing_index_is_made_and_one_in_the_way_is_refused(server, database, ledger, history, case):
+    change, problem = INDEXES[case]
+    with local_engine(server.url(database)):
+        history.wait(history.submit(one(ledger, n=1)))
+    with MongoClient(server.url(database)) as client:
+        jobs = client.get_default_database().jobs
+        names = set(jobs.index_information())
+        change(jobs)
+        with local_engine(server.url(database)):
+            if problem is None:
+                history.wait(history.submit(one(ledger, n=1)))
+                assert set(jobs.index_information()) == names
+            else:
+                with pytest.raises(ConfigurationError, match=problem):
+                    one(ledger).run().get(20)
     Checker(server.url(database), history, ledger).check()
