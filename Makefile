@@ -21,9 +21,11 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Handed on to the command: make test ARGS='tests/unit -k retry -x'
 ARGS ?=
 
-# Fast tests first; then everything else that is a folder of tests. tests/chaos has a target of its own.
+# Fast tests first; then everything else that is a folder of tests, and the quick half of tests/chaos, which has a target
+# of its own.
 FAST  := $(wildcard tests/unit tests/contract tests/model)
 REST  := $(filter-out tests/chaos tests/__pycache__ $(FAST),$(patsubst %/,%,$(wildcard tests/*/)))
+CHAOS := $(wildcard tests/chaos)
 CODE  := $(wildcard koan_ray tests benchmarks examples)
 FLOOR := 85
 
@@ -56,11 +58,14 @@ demo: $(STAMP) ## watch jobs run, fail, retry and finish
 # Without ARGS: the whole suite, with a floor under the coverage of both halves together. With ARGS: one run of what
 # they select, without the floor, which a selection cannot reach.
 .PHONY: test
-test: $(STAMP) ## unit and contract tests, then integration and e2e, with coverage
+test: $(STAMP) ## unit and contract tests, then integration and e2e, with coverage, then quick faults
 ifeq ($(strip $(ARGS)),)
 	$(PY) -m pytest $(FAST) --cov=koan_ray --cov-report=$(if $(REST),,term-missing --cov-fail-under=$(FLOOR))
 ifneq ($(REST),)
 	$(PY) -m pytest $(REST) --cov=koan_ray --cov-append --cov-report=term-missing --cov-fail-under=$(FLOOR)
+endif
+ifneq ($(CHAOS),)
+	$(PY) -m pytest $(CHAOS) -m quick
 endif
 else
 	$(PY) -m pytest $(if $(findstring tests,$(ARGS)),,$(FAST) $(REST)) --cov=koan_ray --cov-report=term $(ARGS)
@@ -73,7 +78,9 @@ check: $(STAMP) ## lint, format, types, layering
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+# KOAN_RAY_SOAK_S: seconds that everything is killed at random, at the end.
 .PHONY: chaos
+chaos: export KOAN_RAY_SOAK_S ?= 60
 chaos: $(STAMP) ## kill, pause and cut off things while jobs run
 	$(PY) -m pytest tests/chaos $(ARGS)
 

@@ -386,7 +386,7 @@ class Tenure:
     async def _beat_aside(self, lease: Lease, earlier: threading.Event, over: threading.Event) -> None:
         """Beat in a thread of its own, once the beat of an earlier term has let go of the client in its thread."""
         try:
-            while not earlier.is_set():
+            while not earlier.is_set():  # noqa: ASYNC110 - it is set in another thread
                 await asyncio.sleep(_HANDED_OVER_S)
             await self._beat_forever(lease)
         finally:

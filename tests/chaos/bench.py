@@ -1,4 +1,4 @@
-"""What fault tests share: a ledger of effects, a history of calls, rivals for the lease, and the checker that ends each test."""
+"""What fault tests share: a ledger of effects, a history of calls, rivals for the lease, and the checker at the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from koan_ray.ports import LoopClock, Silence
 from koan_ray.stores.codec import blobs_named, decode_execution, decode_job
 from koan_ray.stores.mongo import MongoStore
 
-# --- effects -----------------------------------------------------------------------------------------------------------
+# --- effects ---------------------------------------------------------------------------------------------------------
 
 
 class Effect(NamedTuple):
@@ -82,7 +82,7 @@ class Effectful(koan.Job[dict, int]):
         return context["n"]
 
 
-# --- calls -------------------------------------------------------------------------------------------------------------
+# --- calls -----------------------------------------------------------------------------------------------------------
 
 
 class History:
@@ -135,7 +135,7 @@ class History:
             self.calls[call, outcome] += n
 
 
-# --- the checker -------------------------------------------------------------------------------------------------------
+# --- the checker -----------------------------------------------------------------------------------------------------
 
 _ERRORS = {"failed": koan.JobFailedError, "cancelled": koan.JobCancelledError}
 
@@ -261,7 +261,7 @@ def koan_json(content):
     return json.loads(content)
 
 
-# --- engines and rivals ------------------------------------------------------------------------------------------------
+# --- engines and rivals ----------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -38,7 +38,8 @@ OPTIONS = "directConnection=true&retryWrites=false&heartbeatFrequencyMS=500"
 FAULTS = ("drop_before", "drop_after", "deliver_late", "not_primary", "wtimeout")
 _NOT_PRIMARY = {"ok": 0.0, "errmsg": "not primary", "code": 10107, "codeName": "NotWritablePrimary"}
 _WTIMEOUT = {
-    "code": 64, "codeName": "WriteConcernTimeout", "errmsg": "waiting for replication timed out", "errInfo": {"wtimeout": True},
+    "code": 64, "codeName": "WriteConcernTimeout", "errmsg": "waiting for replication timed out",
+    "errInfo": {"wtimeout": True},
 }  # fmt: skip
 
 

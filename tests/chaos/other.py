@@ -1,4 +1,4 @@
-"""Another process: an engine or a driver that a test kills or pauses. Told what to do in JSON; says what it did, line by line."""
+"""Another process: an engine or a driver that a test kills or pauses. Told what to do, and says what it did, in JSON."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 def start(**task):
     """Run `main` in a process of its own, which ends with its standard input."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.chaos.other", json.dumps(task)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"}, text=True,
+        [sys.executable, "-m", "tests.chaos.other", json.dumps(task)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        cwd=ROOT, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, text=True,
     )  # fmt: skip
 
 

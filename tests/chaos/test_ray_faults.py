@@ -71,7 +71,8 @@ def test_f01_job_actors_that_are_killed_under_load_lose_an_execution_each(engine
     history.submit(many(ledger, 100))
     killed = []
     for _ in range(5):
-        killed.append(eventually(lambda now=time.monotonic(): latest_pid(ledger, now), within=30))
+        now = time.monotonic()
+        killed.append(eventually(lambda now=now: latest_pid(ledger, now), within=30))
         kill9(killed[-1])
     history.wait_for_all(90)
     assert len(set(killed)) == 5
@@ -136,8 +137,7 @@ def test_f07_a_broker_that_is_killed_under_reports_costs_no_job(engine, url, led
     updates, ended = [], []
 
     def follow():
-        for update in jobs[0].progress_stream().blocking():
-            updates.append(update)
+        updates.extend(jobs[0].progress_stream().blocking())
         ended.append(True)
 
     follower = threading.Thread(target=follow)
@@ -160,7 +160,7 @@ def test_f08_durable_jobs_go_on_when_their_driver_is_killed(engine, url, cluster
         runtime="ray", address=cluster, engine=ENGINE, url=url, contexts=contexts(ledger, 30, takes=0.2)
     )  # fmt: skip
     submitted = other.said(driver)["jobs"]
-    eventually(lambda: ledger.effects(), within=30)
+    eventually(ledger.effects, within=30)
     n_before = len(ledger.effects())
     other.end(driver)
     assert n_before < 30, "they were done before their driver was killed"

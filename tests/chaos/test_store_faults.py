@@ -1,4 +1,4 @@
-"""Faults of the document server and of the way to it, with the engine in this process. The ids are those of the fault table."""
+"""Faults of the document server and of the way to it, with the engine in this process. Ids as in the fault table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from koan_ray.ports import Change, LoopClock, Silence
 from koan_ray.stores.mongo import MongoStore
 from koan_ray.testing.contracts import audited, execution
 from tests.chaos.bench import Checker, Effectful, History, Idle, Rival, local_engine, tenure_of
-from tests.chaos.fault_proxy import FAULTS, WRITES, FaultProxy
+from tests.chaos.fault_proxy import FAULTS, WRITES
 from tests.conftest import eventually
 
 SHORT = {"serverSelectionTimeoutMS": 1000, "socketTimeoutMS": 1500, "connectTimeoutMS": 1000}
@@ -45,7 +45,7 @@ def one(ledger, n=0, takes=0.0, **more):
     return Effectful.start({"ledger": str(ledger.path), "takes": takes, "n": n, **more}).persist().audit()
 
 
-# --- F14, F15, F16: the server dies, stands still, is slow -----------------------------------------------------------------
+# --- F14, F15, F16: the server dies, stands still, is slow -----------------------------------------------------------
 
 
 @quick
@@ -87,7 +87,7 @@ def test_f15_a_server_that_stands_still_for_5_ttl_changes_no_holder(own_server, 
     ttl = 1.0
     with local_engine(own_server.url("f15"), lease_ttl=ttl) as engine, Rival(own_server.url("f15"), ttl_s=ttl) as rival:
         history.submit(several(ledger, 20, takes=0.3))
-        eventually(lambda: ledger.effects())
+        eventually(ledger.effects)
         own_server.stop()
         stopped_at = time.monotonic()
         late = threading.Thread(target=lambda: history.submit(one(ledger, n=77)))
@@ -124,7 +124,7 @@ def test_f16_a_slow_server_slows_acknowledgements_and_changes_no_holder(server, 
     Checker(server.url(database), history, ledger).check()
 
 
-# --- F17, F18, F19: no primary, no majority, no answer, for each write ------------------------------------------------------
+# --- F17, F18, F19: no primary, no majority, no answer, for each write -----------------------------------------------
 
 
 @quick
@@ -170,21 +170,21 @@ def test_f17_f18_f19_a_start_survives_unknown_outcomes(server, proxy, database, 
     Checker(server.url(database), history, ledger).check()
 
 
-# --- F21: writes that could be lost ------------------------------------------------------------------------------------------
+# --- F21: writes that could be lost ----------------------------------------------------------------------------------
 
 
 @quick
 @pytest.mark.parametrize("weak", ["w=1", "w=0", "journal=false"])
 def test_f21_weak_acknowledgement_is_refused(server, database, ledger, weak):
     with local_engine(f"{server.url(database)}&{weak}"):
-        with pytest.raises(ConfigurationError, match="w=|journal"):
+        with pytest.raises(ConfigurationError, match=r"w=|journal"):
             one(ledger).run().get(10)
         assert Effectful.start({"ledger": str(ledger.path), "takes": 0, "n": 5}).run().get(10).wait().get(10) == 5
     with MongoClient(server.url(database)) as client:
         assert client.get_default_database().list_collection_names() == []
 
 
-# --- F20: one id, several submits ----------------------------------------------------------------------------------------------
+# --- F20: one id, several submits ------------------------------------------------------------------------------------
 
 
 def submission(job_id, ledger, n, *, partition=""):
@@ -213,9 +213,9 @@ def test_f20_equal_ids_at_once_are_one_job_and_other_content_is_a_conflict(serve
             with ThreadPoolExecutor(8) as pool:
                 answers = list(pool.map(lambda submitted: ask(engine, "submit", submitted), given))
             refused = [[type(error) for error in answer.refused.values()] for answer in answers]
-            assert sorted(map(str, refused)) in (
-                sorted(map(str, [[]] * 6 + [[JobIdConflictError]] * 2)), sorted(map(str, [[]] * 2 + [[JobIdConflictError]] * 6)),
-            )  # fmt: skip
+            n_accepted = refused.count([])
+            assert n_accepted in (2, 6)
+            assert refused.count([JobIdConflictError]) == 8 - n_accepted
             job = koan.Jobs.get(job_id).get(10)
             won = history.wait(job)
             again = [ask(engine, "submit", submitted).refused for submitted in given]
@@ -224,7 +224,7 @@ def test_f20_equal_ids_at_once_are_one_job_and_other_content_is_a_conflict(serve
     Checker(server.url(database), history, ledger).check()
 
 
-# --- F24, F30: writes of somebody who was replaced --------------------------------------------------------------------------------
+# --- F24, F30: writes of somebody who was replaced -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_f30_a_sweep_that_was_paused_between_read_and_write_leaves_an_ended_job_
     Checker(server.url(database), history, ledger).check()
 
 
-# --- F25: 8 contenders over one real database -----------------------------------------------------------------------------------
+# --- F25: 8 contenders over one real database ------------------------------------------------------------------------
 
 
 @quick
@@ -313,14 +313,14 @@ async def test_f25_of_8_contenders_one_holds_the_lease_in_each_term(server, data
     for n in range(8):
         hosts.append(Idle())
         store = MongoStore(server.url(database), source="default")
-        tenure = Tenure(Source("default", store), shard="koan/0", slots=slots_of(0, 1), holder=f"h{n}", ttl_s=ttl, clock=clock,
-                        host=hosts[n], log=Silence())  # fmt: skip
+        tenure = Tenure(Source("default", store), shard="koan/0", slots=slots_of(0, 1), holder=f"h{n}", ttl_s=ttl,
+                        clock=clock, host=hosts[n], log=Silence())  # fmt: skip
         tenures.append(tenure)
         running.append(asyncio.ensure_future(tenure.run()))
     n_holders = Counter()
     for n_killed in range(5):
         async with asyncio.timeout(20):
-            while not any(tenure.state == "active" for tenure in tenures):
+            while not any(tenure.state == "active" for tenure in tenures):  # noqa: ASYNC110 - states have no event
                 await asyncio.sleep(0.02)
         for _ in range(20):
             n_holders[sum(tenure.may_act for tenure in tenures)] += 1
@@ -343,7 +343,7 @@ async def test_f25_of_8_contenders_one_holds_the_lease_in_each_term(server, data
     await asyncio.gather(*running, return_exceptions=True)
 
 
-# --- F36: a loop that is busy -------------------------------------------------------------------------------------------------------
+# --- F36: a loop that is busy ----------------------------------------------------------------------------------------
 
 
 @quick
@@ -366,7 +366,7 @@ def test_f36_beats_go_on_while_the_coordinators_loop_is_blocked(server, database
     Checker(server.url(database), history, ledger).check()
 
 
-# --- F22: no space left ---------------------------------------------------------------------------------------------------------
+# --- F22: no space left ----------------------------------------------------------------------------------------------
 
 
 def test_f22_a_full_disk_loses_nothing_that_was_acknowledged(own_server, ledger, history):
@@ -396,10 +396,10 @@ def test_f22_a_full_disk_loses_nothing_that_was_acknowledged(own_server, ledger,
     Checker(own_server.url("f22"), history, ledger).check()
 
 
-# --- F37, F38: what cannot be stored ----------------------------------------------------------------------------------------------
+# --- F37, F38: what cannot be stored ---------------------------------------------------------------------------------
 
 
-class Unprintable(Exception):
+class UnprintableError(Exception):
     def __str__(self):
         raise RuntimeError("not even this")
 
@@ -424,7 +424,8 @@ RESULTS = {
     "huge number": lambda: 10**400, "2 MB": lambda: "x" * 2_000_000, "17 MB": lambda: "x" * 17_000_000,
 }  # fmt: skip
 ERRORS = {
-    "unprintable": Unprintable, "a lone surrogate": lambda: ValueError("\ud800"), "17 MB": lambda: ValueError("x" * 17_000_000),
+    "unprintable": UnprintableError, "a lone surrogate": lambda: ValueError("\ud800"),
+    "17 MB": lambda: ValueError("x" * 17_000_000),
     "a group": lambda: ExceptionGroup("g", [ValueError("a"), TypeError("b")]), "nul": lambda: ValueError("\0$a.b"),
 }  # fmt: skip
 
@@ -439,7 +440,8 @@ class Awkward(koan.Job[list, object]):
             progress.report(0.5, "x" * 17_000_000)
             return 1
         if what == "error":
-            raise ERRORS[name]()
+            problem = ERRORS[name]()
+            raise problem
         return RESULTS[name]()
 
 
@@ -485,7 +487,7 @@ def test_f38_metadata_that_no_document_can_hold_are_refused_by_name(server, data
     Checker(server.url(database), history, ledger).check()
 
 
-# --- F39: a flood of reports -------------------------------------------------------------------------------------------------------
+# --- F39: a flood of reports -----------------------------------------------------------------------------------------
 
 
 class Floods(koan.Job[int, float]):
@@ -512,7 +514,7 @@ def test_f39_100_000_reports_are_a_write_a_second_and_delay_no_end(server, proxy
     Checker(server.url(database), history).check()
 
 
-# --- F46, F48: documents of other versions, indexes of others --------------------------------------------------------------------------
+# --- F46, F48: documents of other versions, indexes of others --------------------------------------------------------
 
 
 @quick
@@ -545,14 +547,23 @@ def test_f46_a_newer_document_is_neither_claimed_nor_overwritten_and_unknown_fie
 INDEXES = {
     "one is missing": (lambda jobs: jobs.drop_index("status"), None),
     "all are missing": (lambda jobs: jobs.drop_indexes(), None),
-    "other keys under its name": (lambda jobs: (jobs.drop_index("status"), jobs.create_index([("kind", 1)], name="status")), "status"),
+    "other keys under its name": (
+        lambda jobs: (jobs.drop_index("status"), jobs.create_index([("kind", 1)], name="status")),
+        "status",
+    ),
     "its keys under another name": (
         lambda jobs: (jobs.drop_index("completed"), jobs.create_index([("completed_at", 1), ("_id", 1)], name="mine")),
         "completed",
     ),
-    "one that deletes by age": (lambda jobs: jobs.create_index([("queued_at", 1)], name="ttl", expireAfterSeconds=9), "by age"),
+    "one that deletes by age": (
+        lambda jobs: jobs.create_index([("queued_at", 1)], name="ttl", expireAfterSeconds=9),
+        "by age",
+    ),
     "one that hides": (
-        lambda jobs: (jobs.drop_index("parent"), jobs.create_index([("parent_job_id", 1)], name="parent", unique=True, sparse=True)),
+        lambda jobs: (
+            jobs.drop_index("parent"),
+            jobs.create_index([("parent_job_id", 1)], name="parent", unique=True, sparse=True),
+        ),
         "parent",
     ),
 }  # fmt: skip

@@ -59,16 +59,17 @@ async def test_the_beat_of_the_next_term_begins_when_the_last_ones_client_is_clo
     heart = Heart(database)
     tenure = Tenure(
         Source("default", testing.MemoryDocumentStore(database), heart=heart, aside=wiring._beside), shard="koan/0",
-        slots=slots_of(0, 1), holder="me", ttl_s=0.3, clock=LoopClock(asyncio.get_running_loop()), host=Quiet(), log=Silence(),
+        slots=slots_of(0, 1), holder="me", ttl_s=0.3, clock=LoopClock(asyncio.get_running_loop()), host=Quiet(),
+        log=Silence(),
     )  # fmt: skip
     running = asyncio.ensure_future(tenure.run())
     for term in (1, 2, 3):
         async with asyncio.timeout(10):
-            while not (tenure.state == "active" and tenure.term == term):
+            while not (tenure.state == "active" and tenure.term == term):  # noqa: ASYNC110 - states have no event
                 await asyncio.sleep(0.01)
         n_before = heart.n_beats
         async with asyncio.timeout(10):
-            while heart.n_beats < n_before + 2:
+            while heart.n_beats < n_before + 2:  # noqa: ASYNC110 - nor have beats
                 await asyncio.sleep(0.01)
         tenure._note_replaced()
         await asyncio.sleep(0)

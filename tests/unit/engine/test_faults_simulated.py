@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 from collections import Counter
+from contextlib import AsyncExitStack
 from itertools import pairwise
 from random import Random
 
@@ -73,7 +73,7 @@ def check(database, acknowledged=()):
     return jobs, executions
 
 
-# --- F15, F16: what an observer may conclude -------------------------------------------------------------------------------
+# --- F15, F16: what an observer may conclude -------------------------------------------------------------------------
 
 
 class Hosts:
@@ -130,7 +130,7 @@ class StandsStill(testing.StoreFaults):
 @pytest.mark.parametrize("at", [n + 0.5 for n in range(34)])
 @pytest.mark.parametrize("stood_still_s", [1.6 * TTL, 5 * TTL])
 def test_f15_one_read_that_took_long_does_not_show_that_a_beat_stood_still(database, stood_still_s, at):
-    """The server stood still. Its first answer is to the observer; the holder has given up on a beat and sends the next soon."""
+    """The server stood still. It answers the observer first; the holder has given up on a beat and sends the next soon."""
 
     async def scenario():
         database.faults = StandsStill()
@@ -155,7 +155,7 @@ def test_f15_one_read_that_took_long_does_not_show_that_a_beat_stood_still(datab
     testing.run(scenario())
 
 
-# --- F23: wall clocks that are wrong ---------------------------------------------------------------------------------------
+# --- F23: wall clocks that are wrong ---------------------------------------------------------------------------------
 
 
 class Skewed:
@@ -201,7 +201,7 @@ async def submitted(engine, takes, **more):
     return await Spans.start(takes).persist(**more).audit().run()
 
 
-# --- F25: many coordinators -------------------------------------------------------------------------------------------------
+# --- F25: many coordinators ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -259,7 +259,7 @@ def known(engine):
     return list(kinds._newest.values()), dict(kinds._code)
 
 
-# --- F26, F27: cancellation against claim and completion -----------------------------------------------------------------------
+# --- F26, F27: cancellation against claim and completion -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.04, 0.3])
@@ -316,7 +316,7 @@ def test_f26_f27_a_cancellation_at_any_moment_has_one_of_the_allowed_outcomes(da
     assert {answer for answer, _ in outcomes} == expected, outcomes
 
 
-# --- F30: a sweep that is late ----------------------------------------------------------------------------------------------------
+# --- F30: a sweep that is late ---------------------------------------------------------------------------------------
 
 
 def test_f30_a_sweep_of_a_holder_that_was_replaced_changes_nothing(database):
@@ -342,7 +342,7 @@ def test_f30_a_sweep_of_a_holder_that_was_replaced_changes_nothing(database):
     testing.run(scenario())
 
 
-# --- F24: what an execution says that is not current any more -------------------------------------------------------------------
+# --- F24: what an execution says that is not current any more --------------------------------------------------------
 
 OUTCOMES = (
     "succeeded", "failed", "timeout", "cancelled", "rescheduled", "non_retryable", "result_rejected", "context_rejected",
@@ -388,7 +388,7 @@ def test_f24_no_report_under_an_old_execution_id_changes_a_document(database, no
     testing.run(scenario())
 
 
-# --- F19: a take-over that is interrupted ------------------------------------------------------------------------------------
+# --- F19: a take-over that is interrupted ----------------------------------------------------------------------------
 
 
 def test_f19_a_take_over_that_was_interrupted_goes_on_at_once(database):
