@@ -207,14 +207,15 @@ class Tenure:
                 await self._serve(self.lease)
                 await pause(self._clock, self._ttl_s / BEATS_PER_TTL)  # whatever fenced us is not going to be over at once
             except ConfigurationError as error:
-                self._note_problem(error, "source_refused")
+                self.note_problem(error, "source_refused")
                 await pause(self._clock, _REFUSED_RETRY_S)
             except StoreUnavailableError as error:
-                self._note_problem(error, "source_unavailable")
+                self.note_problem(error, "source_unavailable")
                 await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
                 turn += 1
 
-    def _note_problem(self, error: BaseException, event: str) -> None:
+    def note_problem(self, error: BaseException, event: str) -> None:
+        """Keep why nothing is written, for whoever asks, and tell the log of what is new."""
         if str(error) != str(self.problem):
             self._log.error(event, problem=str(error))
         self.problem = error
@@ -259,7 +260,7 @@ class Tenure:
                 await pause(self._clock, self._ttl_s / BEATS_PER_TTL)
             except StoreUnavailableError as error:
                 seen.failed()
-                self._note_problem(error, "source_unavailable")
+                self.note_problem(error, "source_unavailable")
                 await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
                 turn += 1
 
@@ -433,10 +434,15 @@ class _Guarded:
         if not tenure.may_act:
             msg = f"source {tenure.source!r}: the lease's beat is not acknowledged at present"
             raise StoreUnavailableError(msg)
-        refused = await tenure.store.apply(changes)
-        if tenure.audit is not tenure.store:
-            gone = {id(change) for change in refused}
-            await tenure.audit.file_executions([change for change in changes if id(change) not in gone])
+        try:
+            refused = await tenure.store.apply(changes)
+            if tenure.audit is not tenure.store:
+                gone = {id(change) for change in refused}
+                await tenure.audit.file_executions([change for change in changes if id(change) not in gone])
+        except StoreError as error:
+            tenure.note_problem(error, "flush_failed")
+            raise
+        tenure.problem = None
         return refused
 
     async def file_executions(self, changes: Sequence[Change]) -> None:

@@ -414,3 +414,25 @@ def test_f19_a_take_over_that_was_interrupted_goes_on_at_once(database):
         check(database, [job.id])
 
     testing.run(scenario())
+
+
+# --- F22: a store that refuses to write is told of ---------------------------------------------------------------------
+
+
+def test_f22_the_engine_says_why_it_acknowledges_nothing(database):
+    async def scenario():
+        async with engine_on(database) as engine:
+            assert await problem_of(engine) is None
+            database.faults.lose_requests = 10**6
+            job = Spans.start(0.1).persist().audit().run()
+            await asyncio.sleep(2)
+            assert "the request was lost" in await problem_of(engine)
+            database.faults.lose_requests = 0
+            await (await job).wait()
+            assert await problem_of(engine) is None
+        check(database)
+
+    async def problem_of(engine):
+        return (await engine.coordinator.status())["sources"]["default"]["problem"]
+
+    testing.run(scenario())
