@@ -97,16 +97,17 @@ def test_soak(cluster, own_server, ledger, history):
             with contextlib.suppress(ray.exceptions.RayError, ValueError):  # it was not there: not counted
                 trouble.cause(rng.choice(KINDS))
         stopping.set()
+        took = time.monotonic() - began
         for submitter in submitters:
             submitter.join(100)
         history.wait_for_all(120)
         unsettled(url)
-        took = time.monotonic() - began
+        settled_after = time.monotonic() - began - took
         end_namespace(NAMESPACE)
     n_kills = trouble.fired["coordinator"]
     checker = Checker(url, history, ledger, unrecorded=n_kills * UNRECORDED)
     violations = checker.violations()
-    write_results(trouble.fired, history, ledger, checker, violations, took)
+    write_results(trouble.fired, history, ledger, checker, violations, took, settled_after)
     assert not violations, "\n".join(violations[:20])
     assert sum(trouble.fired.values()) >= SECONDS / 10
 
@@ -119,7 +120,7 @@ def unsettled(url):
         eventually(lambda: not any(db[n].count_documents(open_ones) for n in ("jobs", "jobs.hot")), within=60)
 
 
-def write_results(fired, history, ledger, checker, violations, took):
+def write_results(fired, history, ledger, checker, violations, took, settled_after):
     rows = {
         **{f"kill of the {kind}" if "pause" not in kind else kind: n for kind, n in sorted(fired.items())},
         "faults in all": sum(fired.values()),
@@ -128,7 +129,8 @@ def write_results(fired, history, ledger, checker, violations, took):
         "effects": len(ledger.effects()),
         "effects of executions that no document names": checker.n_unrecorded,
         "violations": len(violations),
-        "seconds": round(took),
+        "seconds of trouble": round(took),
+        "seconds until everything had ended": round(settled_after),
         "seed": SEED,
     }
     command = f"KOAN_RAY_SOAK_S={SECONDS:g} KOAN_RAY_SOAK_SEED={SEED} make chaos ARGS='-k soak'"
