@@ -397,11 +397,12 @@ def test_f19_a_take_over_that_was_interrupted_goes_on_at_once(database):
     class Interrupted(Far):
         n_left = 1
 
-        async def claim(self, slots, term):
+        async def take_over(self, slots, term, statuses):
             if self.n_left:
                 self.n_left -= 1
                 raise StoreUnavailableError("interrupted")
-            return await super().claim(slots, term)
+            async for jobs in super().take_over(slots, term, statuses):
+                yield jobs
 
     async def scenario():
         store = Interrupted(database, source="default")
