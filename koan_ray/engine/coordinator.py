@@ -878,7 +878,10 @@ class Coordinator:
         """A flush has written these: tell who waits, let go of what has ended, and let begin what is new."""
         live, waiters = self._live, self._waiters
         for job in jobs:
-            if live.get(job.id) is not job:
+            if (now_is := live.get(job.id)) is not job:
+                # Due or routed while this was on its way: what came of it follows what is written now.
+                if now_is is not None and now_is.rev < job.rev:
+                    now_is.rev = job.rev
                 continue
             if job.completed_at is None:
                 if job.rev == 1 and job.particulars.residence.source is not None:

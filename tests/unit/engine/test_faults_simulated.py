@@ -437,3 +437,32 @@ def test_f22_the_engine_says_why_it_acknowledges_nothing(database):
         return (await engine.coordinator.status())["sources"]["default"]["problem"]
 
     testing.run(scenario())
+
+
+# --- F16: a retry that is due before it is written ---------------------------------------------------------------------
+
+
+class Fails(koan.Job[float, str]):
+    retry = koan.RetryPolicy(max_attempts=3, initial_delay=0.1)
+
+    async def execute(self, context, progress, cancellation) -> str:
+        await asyncio.sleep(context)
+        if self.last_error is None:
+            raise ValueError("the first time")
+        return self.id
+
+
+@pytest.mark.parametrize("delay_s", [0.05, 0.3, 1.0])
+def test_f16_a_retry_that_is_due_before_a_slow_store_has_written_it_is_no_foreign_write(database, delay_s):
+    """What becomes of a job while its last state is on its way must follow that state's rev, or we fence ourselves."""
+
+    async def scenario():
+        database.faults.delay_s = delay_s
+        async with engine_on(database, max_actors=1) as engine:
+            jobs = await Fails.start_many([0.05] * 30).persist().audit().run()
+            for job in jobs:
+                assert await job.wait() == job.id
+            assert hold_of(engine).term == 1
+        check(database, [job.id for job in jobs])
+
+    testing.run(scenario())
