@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import resource
 import threading
 import time
@@ -587,3 +588,46 @@ def test_f48_a_missing_index_is_made_and_one_in_the_way_is_refused(server, datab
                 with pytest.raises(ConfigurationError, match=problem):
                     one(ledger).run().get(20)
     Checker(server.url(database), history, ledger).check()
+
+
+# --- F14 and F15, mixed ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_f14_f15_kills_and_pauses_of_the_server_cost_no_lease(own_server, ledger, history, seed):
+    rng = random.Random(seed)
+    url = own_server.url("mixed") + "&serverSelectionTimeoutMS=2000"
+    stopping = threading.Event()
+
+    def work(writer):
+        mine, n = random.Random(f"{seed}.{writer}"), 0
+        while not stopping.is_set():
+            builder = one(ledger, n=n, takes=mine.choice([0, 0.02, 0.3]), fails=mine.random() < 0.1)
+            builder = builder.persist(partition=mine.choice([None, "hot"]))
+            job = history.submit(builder.delayed(1) if mine.random() < 0.1 else builder, timeout=90)
+            if job is not None and mine.random() < 0.1:
+                job.cancel("by chance").get(30)
+            n += 1
+            time.sleep(0.03)
+
+    with local_engine(url, lease_ttl=3) as engine:
+        workers = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+        for worker in workers:
+            worker.start()
+        for _ in range(8):
+            time.sleep(rng.uniform(0.5, 2))
+            if rng.random() < 0.5:
+                own_server.kill9()
+                time.sleep(rng.uniform(0.1, 1.5))
+                own_server.start()
+            else:
+                own_server.stop()
+                time.sleep(rng.uniform(0.5, 3))
+                own_server.cont()
+        stopping.set()
+        for worker in workers:
+            worker.join(60)
+        history.wait_for_all(60)
+        assert tenure_of(engine).term == 1
+    Checker(own_server.url("mixed"), history, ledger).check()
