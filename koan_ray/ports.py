@@ -259,6 +259,19 @@ class DocumentStore(JobStore, Protocol):
         is empty only when no more follow.
         """
 
+    def scan(self, partition: str) -> AsyncIterator[list[JobRecord]]:
+        """Iterate over all jobs of a partition in the order of their ids, in batches of bounded size.
+
+        Documents that cannot be read are skipped and told like those of any scan, so a batch may be empty. What changes
+        meanwhile is seen or not.
+        """
+
+    async def statuses(self, job_ids: Sequence[str], partition: str) -> dict[str, JobStatus]:
+        """Return the statuses of those of these jobs that a partition holds; a status that is not known is left out."""
+
+    async def executions_in(self, job_ids: Sequence[str], partition: str) -> list[ExecutionRecord]:
+        """Return the executions of these jobs that a partition holds, oldest first."""
+
     async def put_copy(self, job: JobRecord, executions: Sequence[ExecutionRecord], partition: str) -> None:
         """Write a copy of a finished job and its executions into a partition, replacing an earlier copy with the same id."""
 

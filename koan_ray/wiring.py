@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, cast
 from koan_ray.domain.ids import new_id
 from koan_ray.engine.broker import Broker
 from koan_ray.engine.coordinator import Coordinator
+from koan_ray.engine.doctor import Doctor, Patient
 from koan_ray.engine.settings import EngineSettings
 from koan_ray.engine.tenure import Source
-from koan_ray.errors import ConfigurationError
+from koan_ray.errors import ConfigurationError, RecordCorruptError
+from koan_ray.ports import LoopClock
 from koan_ray.stores.holders import is_dead, this_process
 from koan_ray.stores.memory import MemoryStore
 from koan_ray.telemetry import logs, traces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from koan_ray.config import Settings
     from koan_ray.ports import Clock, DocumentStore, Launcher, Log
@@ -111,7 +113,14 @@ def check_sources(settings: EngineSettings) -> None:
     _sources(settings)
 
 
-def open_store(name: str, url: str, *, keeps_executions: bool = True) -> DocumentStore:
+def open_store(
+    name: str,
+    url: str,
+    *,
+    keeps_executions: bool = True,
+    read_only: bool = False,
+    on_corrupt: Callable[[str, RecordCorruptError], None] | None = None,
+) -> DocumentStore:
     """Return the store of a source; it connects when it is opened.
 
     Raises:
@@ -120,10 +129,55 @@ def open_store(name: str, url: str, *, keeps_executions: bool = True) -> Documen
     if url.startswith(("mongodb://", "mongodb+srv://")):
         from koan_ray.stores.mongo import MongoStore
 
-        return MongoStore(url, source=name, keeps_executions=keeps_executions, on_corrupt=_tell_of_corrupt)
+        return MongoStore(
+            url,
+            source=name,
+            keeps_executions=keeps_executions,
+            on_corrupt=on_corrupt or _tell_of_corrupt,
+            read_only=read_only,
+        )
     scheme = url.partition(":")[0]
     msg = f"sources.{name}.url: no provider for {scheme!r} is part of this version; use mongodb:// or memory://"
     raise ConfigurationError(msg)
+
+
+@contextlib.asynccontextmanager
+async def doctor(settings: EngineSettings, only: str | None = None) -> AsyncIterator[Doctor]:
+    """Open sources for reading, and hand out a doctor for them.
+
+    Args:
+        settings: They name the sources.
+        only: The one to be looked at; all that keep documents by default.
+
+    Raises:
+        ConfigurationError: There is no such source, or none at all; or it cannot be used as configured.
+        StoreUnavailableError: A source does not answer.
+    """
+    urls = {name: url for name, url in settings.sources if not url.startswith("memory://")}
+    asked = list(urls) if only is None else [only]
+    if not asked or not urls.keys() >= set(asked):
+        named = f"there is no source {only!r}" if only is not None else "no source keeps documents"
+        msg = f"sources: {named} (known: {', '.join(urls) or 'none'}); set sources.default.url, for example in koan.toml"
+        raise ConfigurationError(msg)
+    async with contextlib.AsyncExitStack() as stack:
+        patients = [await _patient(stack, name, urls, settings.audit_source or name) for name in asked]
+        clock = LoopClock(asyncio.get_running_loop())
+        shard, ttl_s = f"{settings.namespace}/0", settings.lease_ttl_s
+        yield Doctor(patients, shard=shard, ttl_s=ttl_s, max_crashes=settings.max_crashes, clock=clock)
+
+
+async def _patient(stack: contextlib.AsyncExitStack, name: str, urls: dict[str, str], audit: str) -> Patient:
+    unreadable: list[RecordCorruptError] = []
+    opened: dict[str, DocumentStore] = {}
+    for source in {name, audit}:
+        if source not in urls:
+            msg = f"jobs.audit_source: there is no source {source!r} (known: {', '.join(urls)})"
+            raise ConfigurationError(msg)
+        store = open_store(source, urls[source], read_only=True, on_corrupt=lambda _id, error: unreadable.append(error))
+        await store.open()
+        stack.push_async_callback(store.close)
+        opened[source] = store
+    return Patient(name, opened[name], opened[audit], unreadable, is_dead)
 
 
 def _tell_of_corrupt(record_id: str, error: Exception) -> None:

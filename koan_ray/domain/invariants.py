@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from koan_ray.domain.status import ExecutionStatus, JobStatus, ParentPolicy
 
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from koan_ray.domain.records import ExecutionRecord, JobRecord
+
+
+class Known(Protocol):
+    """What is to be known of another job, or of another copy of one: a record, or less."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def status(self) -> JobStatus: ...
 
 
 class Violation(NamedTuple):
@@ -34,7 +44,7 @@ def check_job(
     job: JobRecord,
     executions: Sequence[ExecutionRecord],
     *,
-    parent: JobRecord | None = None,
+    parent: Known | None = None,
     max_crashes: int | None = None,
     overdue_before: float | None = None,
 ) -> Iterator[Violation]:
@@ -56,7 +66,7 @@ def check_job(
             yield Violation("I13", job.id, f"goes on although its parent {parent.id} is {parent.status}")
 
 
-def check_placement(places: Sequence[tuple[JobRecord, str]]) -> Iterator[Violation]:
+def check_placement(places: Sequence[tuple[Known, str]]) -> Iterator[Violation]:
     """Yield what is wrong with the copies of one job, each with the name of its partition."""
     finals = {job.status for job, _ in places if job.status.is_final}
     if len(finals) > 1:

@@ -58,9 +58,11 @@ if TYPE_CHECKING:
 
 ALL_PARTITIONS: Final = "*"
 _BATCH: Final = 500
+_BATCH_BYTES: Final = 16 * 1024 * 1024  # of contexts and results, in one batch of a scan
 _READ_MS: Final = 8_000  # the server gives up on a read after this long
 _SCAN_MS: Final = 120_000  # and on one of the scans at a start
 _MAX_DOCUMENT: Final = 16 * 1024 * 1024
+_STATUSES: Final = frozenset(status.value for status in JobStatus)
 _UNFINISHED: Final = tuple(status.value for status in JobStatus if not status.is_final)
 _FINAL: Final = tuple(status.value for status in JobStatus if status.is_final)
 _RUNNING: Final = ExecutionStatus.RUNNING.value
@@ -76,6 +78,7 @@ class MongoStore:
         inline_limit: Contexts and results with more bytes are kept in GridFS.
         keeps_executions: False if the executions of these jobs live in another store.
         on_corrupt: Told of documents that a scan or query skipped, with their ids; a single read raises instead.
+        read_only: Write nothing when opening: no collection, no index, no mark. Writes are the caller's not to make.
     """
 
     def __init__(
@@ -87,10 +90,11 @@ class MongoStore:
         inline_limit: int = 256 * 1024,
         keeps_executions: bool = True,
         on_corrupt: Callable[[str, RecordCorruptError], None] | None = None,
+        read_only: bool = False,
     ) -> None:
         self._url, self._source, self._driver = url, source, driver
         self._inline_limit, self._keeps_executions = inline_limit, keeps_executions
-        self._on_corrupt = on_corrupt
+        self._on_corrupt, self._read_only = on_corrupt, read_only
         self._label = f"source {source!r}" if source is not None else "the document store"
         self._connection: Connection | None = None
         self._opening = asyncio.Lock()
@@ -121,6 +125,8 @@ class MongoStore:
                 await connection.close()
 
     async def _prepare(self, connection: Connection) -> None:
+        if self._read_only:
+            return
         await self._check_acknowledgement(connection)
         for partition in mongo_schema.partitions_in(await connection.db.list_collection_names()):
             await mongo_schema.ensure_partition(connection, partition)
@@ -161,10 +167,10 @@ class MongoStore:
             return
         mongo_schema.collection_name(mongo_schema.JOBS, partition)
         async with self._ensuring:
-            if partition not in self._partitions:
+            if partition not in self._partitions and not self._read_only:
                 with self._errors(f"preparing partition {partition!r}"):
                     await mongo_schema.ensure_partition(self._open_connection(), partition)
-                self._partitions[partition] = None
+            self._partitions[partition] = None
 
     def _errors(self, doing: str) -> contextlib.AbstractContextManager[None]:
         return self._open_connection().errors(doing)
@@ -590,6 +596,52 @@ class MongoStore:
             with self._errors(f"closing {len(executions)} executions"):
                 n_changed += await self._write_executions(partition, executions)
         return n_changed
+
+    # --- looking at everything ---------------------------------------------------------------------------------------
+
+    async def scan(self, partition: str) -> AsyncIterator[list[JobRecord]]:
+        """Walk the jobs by their ids, from page to page, so that no cursor has to live long; see `DocumentStore.scan`.
+
+        Ids that are not text cannot be ours, nor paged with the others; they are told first.
+        """
+        jobs = self._jobs(partition)
+        by_id = [("_id", 1)]
+        with self._errors(f"reading all jobs of partition {partition!r}"):
+            strange = {"_id": {"$not": {"$type": "string"}}}
+            async for document in jobs.find(strange, {"_id": 1}, sort=by_id, hint="_id_", max_time_ms=_SCAN_MS):
+                self._report(RecordCorruptError(str(document["_id"]), "_id", "expected text"))
+            after, n_read = "", _BATCH
+            while n_read == _BATCH:
+                page = jobs.find({"_id": {"$gt": after}}, sort=by_id, hint="_id_", limit=_BATCH, max_time_ms=_SCAN_MS)
+                batch, size, n_read = [], 0, 0
+                async for document in page:
+                    after, n_read = document["_id"], n_read + 1
+                    if (record := await self._record_or_report(document, partition)) is not None:
+                        batch.append(record)
+                        size += len(record.context) + len(record.result or b"")
+                    if size > _BATCH_BYTES:
+                        yield batch
+                        batch, size = [], 0
+                if n_read:
+                    yield batch
+
+    async def statuses(self, job_ids: Sequence[str], partition: str) -> dict[str, JobStatus]:
+        with self._errors(f"reading the statuses of {len(job_ids)} jobs"):
+            sought = {"_id": {"$in": list(job_ids)}}
+            cursor = self._jobs(partition).find(sought, {"status": 1}, hint="_id_", max_time_ms=_READ_MS)
+            told = {document["_id"]: document.get("status") async for document in cursor}
+        return {job_id: JobStatus(status) for job_id, status in told.items() if status in _STATUSES}
+
+    async def executions_in(self, job_ids: Sequence[str], partition: str) -> list[ExecutionRecord]:
+        found = []
+        with self._errors(f"reading the executions of {len(job_ids)} jobs"):
+            sought = {"job_id": {"$in": list(job_ids)}}
+            async for document in self._executions(partition).find(sought, max_time_ms=_SCAN_MS):
+                try:
+                    found.append(decode_execution(document))
+                except RecordCorruptError as error:
+                    self._report(error)
+        return sorted(found, key=lambda execution: (execution.started_at, execution.id))
 
     # --- archiving ---------------------------------------------------------------------------------------------------
 

@@ -727,6 +727,32 @@ class DocumentStoreContract(StoreContract):
         assert await store.delete_if(record, "") is False
         assert await store.get(record.id) is not None
 
+    # --- looking at everything ----------------------------------------------------------------------------------------
+
+    async def test_a_scan_sees_every_job_of_its_partition_once(self, store: DocumentStore) -> None:
+        """Finished or not, in the order of their ids, in batches."""
+        statuses = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.COMPLETED)
+        records = [job(status=statuses[n % 3]) for n in range(1001)]
+        other = job(residence=Residence(partition="hot"))
+        await store.apply([Change(record, 0) for record in [*reversed(records), other]])
+        batches = [batch async for batch in store.scan("")]
+        assert len(batches) > 1
+        assert [r.id for batch in batches for r in batch] == sorted(r.id for r in records)
+        assert [r.id async for batch in store.scan("hot") for r in batch] == [other.id]
+        assert [batch async for batch in store.scan("nowhere")] == []
+
+    async def test_statuses_and_executions_are_read_for_many_jobs_of_a_partition(self, store: DocumentStore) -> None:
+        """Those that are elsewhere, or nowhere, are left out."""
+        here = [audited(status=JobStatus.RUNNING), audited(status=JobStatus.QUEUED)]
+        there = audited(partition="hot")
+        begun = [execution(record, at=AT - n) for n, record in enumerate((*here, there))]
+        await store.apply([Change(record, 0, (e,)) for record, e in zip((*here, there), begun, strict=True)])
+        ids = [*(record.id for record in (*here, there)), new_id()]
+        assert await store.statuses(ids, "") == {here[0].id: JobStatus.RUNNING, here[1].id: JobStatus.QUEUED}
+        assert await store.statuses(ids, "nowhere") == {}
+        assert [e.id for e in await store.executions_in(ids, "")] == [begun[1].id, begun[0].id]
+        assert [e.id for e in await store.executions_in(ids, "hot")] == [begun[2].id]
+
     # --- documents ---------------------------------------------------------------------------------------------------
 
     async def test_fields_that_we_do_not_know_survive(

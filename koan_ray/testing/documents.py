@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _BATCH: Final = 500
 _NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
+_STATUSES: Final = frozenset(JobStatus)
 _UNFINISHED: Final = frozenset(status.value for status in JobStatus if not status.is_final)
 
 
@@ -376,6 +377,33 @@ class MemoryDocumentStore:
         n_changed = sum([self._write_execution(execution, partition) for execution, partition in closed])
         await self.faults.after()
         return n_changed
+
+    # --- looking at everything ----------------------------------------------------------------------------------------
+
+    async def scan(self, partition: str) -> AsyncIterator[list[JobRecord]]:
+        await self._begin()
+        records = sorted(self._records(partition), key=lambda record: record.id)
+        for start in range(0, len(records), _BATCH):
+            yield records[start : start + _BATCH]
+
+    async def statuses(self, job_ids: Sequence[str], partition: str) -> dict[str, JobStatus]:
+        await self._begin()
+        jobs = self.database.jobs.get(partition, {})
+        told = {job_id: jobs[job_id].get("status") for job_id in job_ids if job_id in jobs}
+        return {job_id: JobStatus(status) for job_id, status in told.items() if status in _STATUSES}
+
+    async def executions_in(self, job_ids: Sequence[str], partition: str) -> list[ExecutionRecord]:
+        await self._begin()
+        wanted = set(job_ids)
+        found = []
+        for document in self.database.executions.get(partition, {}).values():
+            if document.get("job_id") in wanted:
+                try:
+                    found.append(decode_execution(document))
+                except RecordCorruptError as error:
+                    if self._on_corrupt is not None:
+                        self._on_corrupt(error.record_id, error)
+        return sorted(found, key=lambda execution: (execution.started_at, execution.id))
 
     # --- archiving ---------------------------------------------------------------------------------------------------
 

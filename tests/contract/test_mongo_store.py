@@ -310,6 +310,20 @@ class TestMongo(DocumentStoreContract):
         with pytest.raises(ConfigurationError, match=f"'jobs'.*{named[in_the_way]}"):
             await store.open()
 
+    async def test_a_reader_writes_nothing(self, another, db):
+        reader = await another(read_only=True)
+        assert await reader.partitions() == [""]
+        assert [batch async for batch in reader.scan("")] == []
+        assert await reader.executions_in(["nothing"], "") == []
+        assert db.list_collection_names() == []
+
+    async def test_a_scan_tells_of_ids_that_are_no_ids(self, another, db):
+        told = []
+        store = await another(on_corrupt=lambda record_id, error: told.append((record_id, error.field)))
+        db.jobs.insert_many([{"_id": 7}, {"_id": "x"}])
+        assert [record async for batch in store.scan("") for record in batch] == []
+        assert told == [("7", "_id"), ("x", "schema_version")]
+
     async def test_many_may_open_an_empty_database_at_once(self, mongo_url, driver):
         stores = [MongoStore(mongo_url, driver=driver) for _ in range(4)]
         await asyncio.gather(*(store.open() for store in stores), stores[0].open())
@@ -345,6 +359,9 @@ async def exercise(store):
     await store.executions("nothing")
     await store.claim([1, 2], 5)
     await store.get_copy("nothing", "")
+    await everything(store.scan(""))
+    await store.statuses(["nothing"], "")
+    await store.executions_in(["nothing"], "")
 
 
 def plan_of(db, command):
