@@ -64,7 +64,7 @@ class DocumentServer:
 
     Args:
         directory: Where the data lives; created if missing.
-        port: Where to listen on loopback; a free port by default, and the same over all restarts.
+        port: Where to listen on loopback; a free port by default, and the same ever after, while nobody else takes it.
     """
 
     def __init__(self, directory: Path | str = DEFAULT_DIRECTORY, *, port: int | None = None) -> None:
@@ -154,8 +154,7 @@ class DocumentServer:
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            _end(process)
-            (self._directory / "server.json").unlink(missing_ok=True)
+            _end(process)  # `server.json` stays: the next server takes the same port, so that addresses stay good
 
     def _start_or_join(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
