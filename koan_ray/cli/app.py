@@ -53,8 +53,11 @@ def demo(
     runtime: Annotated[str, typer.Option(help="'ray', or 'local' for this process without Ray.")] = "ray",
     path: Annotated[list[str] | None, typer.Option(help="Directories to count, instead of the installed packages.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read at most this many files.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Keep the jobs in memory only.")] = False,
 ) -> None:
     """Watch jobs run, fail, retry and finish: a census of the Python files on this machine.
+
+    The jobs are kept as documents in ./.koan, so that the next demo can tell of this one.
 
     Example: koan-ray demo --limit 2000
     """
@@ -63,7 +66,40 @@ def demo(
         raise typer.BadParameter(msg, param_hint="--runtime")
     from koan_ray.cli.demo import run
 
-    raise typer.Exit(run(runtime, path, limit))
+    raise typer.Exit(run(runtime, path, limit, memory=memory))
+
+
+@app.command()
+def dev(
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster to join, as in ray.init; one is started here otherwise.")
+    ] = None,
+) -> None:
+    """Run an engine with documents for development, until Ctrl-C: Ray, coordinator and a document server in ./.koan.
+
+    A URL for the source 'default' in the settings is used instead of the document server.
+
+    Example: koan-ray dev
+    """
+    from koan_ray.cli.dev import run
+
+    raise typer.Exit(run(address))
+
+
+@app.command()
+def doctor(
+    source: Annotated[str | None, typer.Option(help="The source to look at, instead of all that keep documents.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: one object a line, the last one with the totals.")
+    ] = False,
+) -> None:
+    """Read every stored job and tell what must not be. Changes nothing, needs no Ray; exit code 1 if anything is wrong.
+
+    Example: koan-ray doctor --source default
+    """
+    from koan_ray.cli.doctor import run
+
+    raise typer.Exit(run(source, as_json=as_json))
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import logging
+import os
 import socket
 import threading
 import time
@@ -18,44 +19,120 @@ from rich.text import Text
 
 import koan_ray as koan
 from koan_ray.cli.census import Announce, Census, CensusContext, Counts, default_roots, total
+from koan_ray.cli.documents import Documents, address_of_dev, documents, no_interrupts, why_not_open
+from koan_ray.config import load_settings
+from koan_ray.domain.ids import new_id
 
 if TYPE_CHECKING:
+    from koan_ray.config import Settings
     from koan_ray.jobs import Job
 
 _COLLECTOR_IS_LATE_S = 6.0
 _LOOK_EVERY_S = 0.25
 _BARS = 8
 _ROWS = 12
+_EARLIER = 5
 
 
-def run(runtime: str, paths: list[str] | None, limit: int | None) -> int:
+def run(runtime: str, paths: list[str] | None, limit: int | None, *, memory: bool = False) -> int:
     """Run the demo and return the exit code."""
     console = Console(highlight=False)
-    console.print("Starting the engine" + (" on a local Ray (a few seconds)" if runtime == "ray" else "") + " …")
+    stack = contextlib.ExitStack()
+    try:
+        return _run(console, stack, runtime, CensusContext(paths or default_roots(), limit), memory=memory)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        with no_interrupts():
+            stack.close()
+
+
+def _run(console: Console, stack: contextlib.ExitStack, runtime: str, context: CensusContext, *, memory: bool) -> int:
     began = time.monotonic()
-    with _engine(runtime), _Collector() as collector:
-        console.print(f"Engine is up after {time.monotonic() - began:.1f} s. Counting the Python files on this machine.")
-        context = CensusContext(paths or default_roots(), limit, collector.url)
-        job = Census.start(context).named("census").run().get()
-        try:
-            _Screen(console, job).follow()
-            counted = job.wait().get()
-        except KeyboardInterrupt:
-            return _cancel(console, job)
-        except koan.JobFailedError as error:
-            console.print(Text(f"The census failed: {error}", style="red"))
-            return 1
-        _report(console, job, counted, time.monotonic() - began)
-        _show_retries(console, job)
-        _show_dashboard(console, runtime)
+    source = _start(console, stack, runtime, memory=memory)
+    context.collector = stack.enter_context(_Collector()).url
+    console.print(f"Engine is up after {time.monotonic() - began:.1f} s.")
+    census = Census.start(context).named("census").with_correlation(new_id())
+    if source is not None:
+        _show_earlier(console, source)
+        census = census.persist(source).audit()  # and with it everything below it
+    console.print("Counting the Python files on this machine.")
+    job = census.run().get()
+    try:
+        _Screen(console, job).follow()
+        counted = job.wait().get()
+    except KeyboardInterrupt:
+        return _cancel(console, job)
+    except koan.JobFailedError as error:
+        console.print(Text(f"The census failed: {error}", style="red"))
+        return 1
+    _report(console, job, counted, time.monotonic() - began)
+    _show_retries(console, job)
+    _show_dashboard(console, runtime)
+    if source is not None:
+        console.print(
+            Text("The jobs are kept as documents: the next demo tells of this one, and `koan-ray doctor` reads them.")
+        )
     return 0
 
 
-def _engine(runtime: str) -> koan.Engine:
-    if runtime == "local":
-        return koan.init(runtime="local")
-    logging.getLogger("ray").setLevel(logging.WARNING)  # its notices would be drawn into our bars
-    return koan.init()
+def _start(console: Console, stack: contextlib.ExitStack, runtime: str, *, memory: bool) -> str | None:
+    """Start or join an engine; return the source that keeps documents there, or None after telling why there is none."""
+    settings = load_settings()
+    if runtime == "ray":
+        logging.getLogger("ray").setLevel(logging.WARNING)  # its notices would be drawn into our bars
+        if (address := os.environ.get("RAY_ADDRESS") or address_of_dev()) is not None:
+            return _join(console, stack, address, memory=memory)
+    where = None if memory else _documents(console, stack, settings)
+    console.print("Starting the engine" + (" on a local Ray (a few seconds)" if runtime == "ray" else "") + " …")
+    overrides = where.overrides if where is not None else {}
+    engine = stack.enter_context(koan.init(runtime="local" if runtime == "local" else "ray", **overrides))
+    if where is None:
+        return None
+    if (problem := why_not_open(engine)) is not None:
+        msg = f"{problem}; end that one, or keep the jobs in memory: koan-ray demo --memory"
+        raise koan.StoreUnavailableError(msg)
+    return "default"
+
+
+def _join(console: Console, stack: contextlib.ExitStack, address: str, *, memory: bool) -> str | None:
+    """Join the engine of a cluster as it is: a document server of ours could not be reached from all its nodes."""
+    console.print(Text(f"Joining the engine on the Ray at {address} …"))
+    engine = stack.enter_context(koan.init(address))
+    if memory:
+        return None
+    if (problem := why_not_open(engine)) is not None:
+        console.print(Text(f"Jobs are kept in memory only: {problem}."))
+        return None
+    return "default"
+
+
+def _documents(console: Console, stack: contextlib.ExitStack, settings: Settings) -> Documents | None:
+    try:
+        return stack.enter_context(documents(settings))
+    except (koan.ConfigurationError, koan.StoreUnavailableError, OSError) as error:
+        console.print(Text(f"Jobs are kept in memory only: {error}."))
+        return None
+
+
+def _show_earlier(console: Console, source: str) -> None:
+    """Show the censuses that earlier demos have left in the documents."""
+    earlier = koan.Jobs.query(kind=Census.kind, source=source, limit=_EARLIER).get()
+    if not earlier:
+        return
+    table = Table(title="Earlier censuses, read from the documents", title_justify="left")
+    table.add_column("when", no_wrap=True)
+    for name in ("files", "failures", "took"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("ended as", no_wrap=True)
+    for job in earlier:
+        counted = job.result or []
+        known = job.status is koan.JobStatus.COMPLETED
+        files = f"{sum(counts.files for counts in counted):,}" if known else ""
+        failures = f"{sum(len(counts.broken) for counts in counted):,}" if known else ""
+        took = f"{job.duration.total_seconds():.1f} s" if job.duration is not None else ""
+        table.add_row(f"{job.created_at.astimezone():%Y-%m-%d %H:%M:%S}", files, failures, took, job.status.value)
+    console.print(table)
 
 
 def _cancel(console: Console, job: Job[Any, Any]) -> int:
@@ -110,6 +187,7 @@ class _Screen:
 
     def __init__(self, console: Console, job: Job[Any, Any]) -> None:
         self._console, self._job = console, job
+        self._mine = {"correlation_id": job.correlation_id}  # of the census and of everything below it
         self._bars: dict[str, Any] = {}
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -141,7 +219,7 @@ class _Screen:
 
     def _look(self) -> None:
         self._progress.update(self._whole, completed=self._job.progress)
-        running = {job.id: job for job in koan.Jobs.query(kind="PackageCensus", status="running", limit=_BARS).get()}
+        running = {job.id: job for job in self._query(kind="PackageCensus", status="running", limit=_BARS)}
         for job_id in self._bars.keys() - running.keys():
             self._progress.remove_task(self._bars.pop(job_id))
         for job_id, job in running.items():
@@ -149,12 +227,15 @@ class _Screen:
                 self._bars[job_id] = self._progress.add_task(_plain(job.context.name)[:28].ljust(28), total=1.0)
             self._progress.update(self._bars[job_id], completed=job.progress)
 
+    def _query(self, **filters: Any) -> koan.JobPage[Job[Any, Any]]:
+        return koan.Jobs.query(**self._mine, **filters).get()
+
     def _view(self) -> Group:
-        counts = {status: koan.Jobs.count(status=status.value).get() for status in koan.JobStatus}
+        counts = {status: koan.Jobs.count(status=status.value, **self._mine).get() for status in koan.JobStatus}
         line = Text("jobs: ")
         for status, style in _STYLES.items():
             line.append(f"{counts[status]} {status.value}  ", style=style)
-        waiting = koan.Jobs.query(kind="Announce").get()
+        waiting = self._query(kind="Announce")
         if waiting and not waiting[0].status.is_final and waiting[0].last_error:
             line.append(f"Announce waits to be tried again ({_plain(waiting[0].last_error)[:60]})", style="yellow")
         return Group(self._progress, line)

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 
+import psutil
 import pytest
 
 import koan_ray as koan
@@ -22,6 +23,12 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         [*COMMAND, *arguments], capture_output=True, text=True, timeout=100, env={**os.environ, **environment}, check=False
     )
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A working directory of its own: commands keep documents there, and read settings."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -50,7 +57,7 @@ def test_help_names_the_commands_and_is_quick():
     began = time.perf_counter()
     done = run("--help")
     assert time.perf_counter() - began < 2
-    assert all(name in done.stdout for name in ("demo", "status", "down"))
+    assert all(name in done.stdout for name in ("demo", "dev", "doctor", "status", "down"))
     assert run("--version").stdout == f"koan-ray {koan.__version__}\n"
 
 
@@ -64,6 +71,9 @@ def test_the_demo_counts_files_and_shows_failures_and_retries(sources):
     assert "Executions of Announce" in done.stdout
     assert "Connection refused" in done.stdout
     assert "\x1b" not in done.stdout
+    assert "kept as documents" in done.stdout
+    checked = run("doctor", "--json")
+    assert (checked.returncode, json.loads(checked.stdout)) == (0, {"jobs": 5, "problems": 0})
 
 
 def test_ctrl_c_cancels_the_demo_cleanly():
@@ -82,6 +92,66 @@ def test_ctrl_c_cancels_the_demo_cleanly():
     assert demo.returncode == 130, output + errors
     assert "Census cancelled." in output
     assert "Traceback" not in errors
+    assert run("doctor").returncode == 0
+
+
+def lines_until(stream, text):
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+SCRIPT = """
+import koan_ray as koan
+
+@koan.job
+def double(n: int) -> int:
+    return 2 * n
+
+if __name__ == "__main__":
+    job = double.start(21).persist().audit().run().get(60)
+    print("result", job.wait().get(60), koan.Jobs.count(source="default").get())
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_dev_runs_everything_and_ends_everything(tmp_path, sources):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    dev = subprocess.Popen([*COMMAND, "dev"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        told = lines_until(dev.stdout, "Ctrl-C ends all of it")
+        for text in ("mongodb://127.0.0.1:", "document server in ./.koan/store", "namespace 'koan'", ". .koan/env"):
+            assert text in told
+        script = ["sh", "-c", '. .koan/env && exec "$0" script.py', sys.executable]
+        done = subprocess.run(script, capture_output=True, text=True, timeout=90, env=environment, check=False)
+        assert "result 42 1" in done.stdout, done.stdout + done.stderr
+        checked = run("doctor")
+        assert checked.stdout == "1 jobs read; nothing is wrong\n", checked.stdout + checked.stderr
+        refused = run("demo", "--runtime", "local", "--path", str(sources))
+        assert refused.returncode == 1
+        assert "another engine works on these documents" in refused.stderr
+        joined = run("demo", "--path", str(sources), "--limit", "5")
+        assert "Joining the engine" in joined.stdout, joined.stdout + joined.stderr
+        assert "kept as documents" in joined.stdout
+        below = psutil.Process(dev.pid).children(recursive=True)
+        assert len(below) > 3
+        dev.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        dev.send_signal(signal.SIGINT)
+        output, _ = dev.communicate(timeout=40)
+    finally:
+        dev.kill()
+        dev.wait()
+    assert dev.returncode == 0, output
+    assert "Traceback" not in output
+    assert not (tmp_path / ".koan" / "env").exists()
+    assert psutil.wait_procs(below, timeout=10)[1] == []
+    assert run("doctor").returncode == 0
 
 
 @pytest.mark.ray
@@ -108,3 +178,6 @@ def test_a_wrong_address_or_option_is_told_in_one_line():
     assert done.stderr.startswith("koan-ray: no Ray at '127.0.0.1:1'")
     assert len(done.stderr.strip().splitlines()) == 1
     assert run("demo", "--runtime", "moon").returncode == 2
+    nothing = run("doctor")
+    assert nothing.returncode == 1
+    assert nothing.stderr.startswith("koan-ray: sources: no source keeps documents")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
+import threading
 from collections import Counter
 
 import pytest
+from pymongo import MongoClient
 from typer.testing import CliRunner
 
 import koan_ray as koan
-from koan_ray.cli import census, demo
+from koan_ray.cli import census, demo, dev
 from koan_ray.cli.app import app
+from koan_ray.stores import embedded
+from koan_ray.stores.embedded import DocumentServer
 from tests.integration.conftest import end_namespace
 
 SOURCE = """
@@ -26,6 +33,13 @@ class Thing:
             assert x
         return None
 """
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory, monkeypatch):
+    """A working directory of its own: commands keep documents there, and read settings."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 @pytest.fixture
@@ -66,6 +80,81 @@ def test_the_demo_reports_what_it_found(folder, capsys, monkeypatch, is_terminal
     for text in ("175 files", "1 files are not Python", "SyntaxError", "Executions of Announce", "Connection refused"):
         assert text in shown
     assert koan.client._current is None
+    assert "Earlier censuses" not in shown
+    assert "kept as documents" in shown
+
+
+def test_a_second_demo_tells_of_the_first_and_the_doctor_reads_both(folder, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_COLLECTOR_IS_LATE_S", 0.3)
+    monkeypatch.setenv("COLUMNS", "120")
+    run = CliRunner().invoke
+    with server() as url, MongoClient(url) as client:  # which all commands share, and none of them ends
+        assert demo.run("local", [str(folder)], 175) == 0
+        capsys.readouterr()
+        assert demo.run("local", [str(folder)], 20) == 0
+        shown = capsys.readouterr().out
+        assert "Earlier censuses" in shown
+        (row,) = [line for line in shown.splitlines() if "completed" in line and line.startswith("│")]
+        assert [cell.strip() for cell in row.split("│")][2:4] == ["174", "1"]
+        sound = run(app, ["doctor"])
+        assert (sound.exit_code, sound.stdout) == (0, "10 jobs read; nothing is wrong\n"), sound.stdout
+        jobs = client.get_default_database().jobs
+        wrong = jobs.find_one_and_update({"kind": "PackageCensus"}, {"$unset": {"result": ""}})
+        jobs.update_one({"kind": "Census"}, {"$set": {"rev": "many"}})
+        found = run(app, ["doctor", "--source", "default"])
+        assert found.exit_code == 1
+        assert f"I6 job {wrong['_id']}: is completed and has no result  (source default)" in found.stdout
+        assert "unreadable job" in found.stdout
+        *problems, totals = map(json.loads, run(app, ["doctor", "--json"]).stdout.splitlines())
+        assert totals == {"jobs": 9, "problems": 2}
+        assert sorted((problem["invariant"], problem["source"]) for problem in problems) == [
+            ("I6", "default"), ("unreadable", "default")
+        ]  # fmt: skip
+    assert isinstance(run(app, ["doctor", "--source", "elsewhere"]).exception, koan.ConfigurationError)
+
+
+class server:
+    """The document server of this directory, for a moment."""
+
+    def __enter__(self):
+        self._server = DocumentServer()
+        return asyncio.run(self._server.start())
+
+    def __exit__(self, *_):
+        asyncio.run(self._server.stop())
+
+
+@pytest.mark.parametrize("why", ["asked for", "not installed"])
+def test_the_demo_works_in_memory(folder, capsys, monkeypatch, why, tmp_path):
+    monkeypatch.setattr(demo, "_COLLECTOR_IS_LATE_S", 0.1)
+    monkeypatch.setenv("COLUMNS", "200")
+    if why == "not installed":
+        monkeypatch.setattr(embedded, "_COMMAND", "no-such-server")
+    assert demo.run("local", [str(folder)], 20, memory=why == "asked for") == 0
+    shown = capsys.readouterr().out
+    assert ("Jobs are kept in memory only" in shown) is (why == "not installed")
+    assert "kept as documents" not in shown
+    assert "20 files" in shown or "19 files" in shown
+
+
+@pytest.mark.ray
+def test_dev_ends_what_it_has_started_and_takes_no_harm_from_a_second_ctrl_c(cluster, capsys, monkeypatch):
+    monkeypatch.setenv("KOAN_RAY_ENGINE__NAMESPACE", "test-dev")
+    explain = dev._explain
+
+    def interrupt(*args):
+        explain(*args)
+        for delay in (0.5, 0.6, 1.0):
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    monkeypatch.setattr(dev, "_explain", interrupt)
+    assert dev.run(None) == 0
+    shown = capsys.readouterr().out
+    assert cluster in shown
+    assert "koan-ray status --namespace test-dev" in shown
+    assert koan.client._current is None
+    gone = CliRunner().invoke(app, ["status", "--namespace", "test-dev"])
+    assert isinstance(gone.exception, koan.RuntimeUnavailableError)
 
 
 @pytest.mark.ray

@@ -11,13 +11,46 @@ import ray
 
 from koan_ray.errors import RuntimeUnavailableError
 from koan_ray.runtime.ray import options
-from koan_ray.runtime.ray.driver import knock
+from koan_ray.runtime.ray.driver import knock, start_ray
 from koan_ray.runtime.ray.translate import to_ours
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from koan_ray.config import Settings
     from koan_ray.domain.records import JobView
 
 _TIMEOUT_S = 30.0
+
+
+@contextlib.contextmanager
+def joined(address: str | None, settings: Settings) -> Iterator[bool]:
+    """Start or join Ray, and tell whether an engine is in its namespace already; what was started ends afterwards.
+
+    Raises:
+        RuntimeUnavailableError: There is no Ray at ``address``.
+    """
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        start_ray(address, settings)
+    try:
+        yield _has_engine(settings.engine.namespace)
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _has_engine(namespace: str) -> bool:
+    try:
+        ray.get_actor(options.COORDINATOR_NAME, namespace=namespace)
+    except ValueError:
+        return False
+    return True
+
+
+def ray_address() -> str:
+    """Return the address at which another process joins the Ray of this one."""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def status(address: str, namespace: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class RayRuntime:
         wiring.check_sources(wiring.engine_settings(settings))  # here: in the coordinator nobody would see the error
         owns_ray = not ray.is_initialized()
         if owns_ray:
-            _start_ray(address, settings)
+            start_ray(address, settings)
         namespace = settings.engine.namespace
         if not is_explicit:
             namespace = _namespace_of_this_job() or namespace
@@ -103,7 +103,12 @@ class RayRuntime:
             ray.shutdown()
 
 
-def _start_ray(address: str | None, settings: Settings) -> None:
+def start_ray(address: str | None, settings: Settings) -> None:
+    """Start a Ray here, or join one, as `ray.init` would.
+
+    Raises:
+        RuntimeUnavailableError: There is no Ray at ``address``.
+    """
     try:
         if address is not None:
             knock(address)
