@@ -24,6 +24,13 @@ EXPECTED = {
     "08_inside_a_ray_task.py": ["[[5, 10, 15], [20]]", "50"],
     "09_plain_script.py": ["slept 0.1 s", "still asleep", "cancelled: that was long enough", "1000 jobs in"],
     "10_notebook.py": ["awaited: 42", "blocked: 8", "redefined: 800", "last state: completed"],
+    "11_persist.py": [
+        "0 invoices from earlier runs",
+        "sums: [119, 15, 59]",
+        "tenant 7: [15, 119]",
+        "attempt 1: failed the bank is closed",
+        "attempt 2: succeeded",
+    ],
 }
 
 
@@ -31,6 +38,7 @@ EXPECTED = {
 def address(cluster):
     yield cluster
     end_namespace("koan")
+    end_namespace("invoices")
 
 
 def test_every_example_is_checked():
