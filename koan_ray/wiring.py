@@ -167,12 +167,12 @@ async def doctor(settings: EngineSettings, only: str | None = None) -> AsyncIter
 
 
 async def _patient(stack: contextlib.AsyncExitStack, name: str, urls: dict[str, str], audit: str) -> Patient:
+    if audit not in urls:
+        msg = f"jobs.audit_source: there is no source {audit!r} (known: {', '.join(urls)})"
+        raise ConfigurationError(msg)
     unreadable: list[RecordCorruptError] = []
     opened: dict[str, DocumentStore] = {}
     for source in {name, audit}:
-        if source not in urls:
-            msg = f"jobs.audit_source: there is no source {source!r} (known: {', '.join(urls)})"
-            raise ConfigurationError(msg)
         store = open_store(source, urls[source], read_only=True, on_corrupt=lambda _id, error: unreadable.append(error))
         await store.open()
         stack.push_async_callback(store.close)
@@ -188,6 +188,7 @@ def _beside(work: Coroutine[Any, Any, None]) -> Callable[[], None]:
     """Run the beat of a lease on a loop and thread of its own; returns what ends it."""
     loop = asyncio.new_event_loop()
     beating = loop.create_task(work)
+    was_ended = threading.Event()
 
     def turn() -> None:
         with contextlib.suppress(asyncio.CancelledError):
@@ -197,6 +198,9 @@ def _beside(work: Coroutine[Any, Any, None]) -> Callable[[], None]:
     threading.Thread(target=turn, name="koan-heart", daemon=True).start()
 
     def end() -> None:
+        if was_ended.is_set():
+            return  # being cancelled again would interrupt the closing of its client
+        was_ended.set()
         with contextlib.suppress(RuntimeError):  # it has ended by itself
             loop.call_soon_threadsafe(lambda: beating.cancelling() or beating.cancel())  # once: it closes its client then
 
