@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from koan_ray import wiring
+from koan_ray.cli.documents import documents
 from koan_ray.config import load_settings
 from koan_ray.stores.embedded import DEFAULT_DIRECTORY
 
@@ -23,10 +24,9 @@ def run(source: str | None, *, as_json: bool) -> int:
     settings = load_settings()
     with contextlib.ExitStack() as stack:
         numbers = wiring.engine_settings(settings)
-        if not numbers.keeps_documents and source in (None, "default") and (DEFAULT_DIRECTORY / "data").exists():
-            from koan_ray.cli.documents import documents
-
-            numbers = replace(numbers, sources=(("default", stack.enter_context(documents(settings)).url),))
+        if source in (None, "default") and (DEFAULT_DIRECTORY / "data").exists():
+            url = stack.enter_context(documents(settings)).url
+            numbers = replace(numbers, sources=tuple({**dict(numbers.sources), "default": url}.items()))
         return asyncio.run(_look(numbers, source, as_json=as_json))
 
 

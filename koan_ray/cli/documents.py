@@ -44,11 +44,12 @@ def documents(settings: Settings) -> Iterator[Documents]:
         ConfigurationError: The settings name none, and the server is not installed.
         StoreUnavailableError: The server does not start; the message names its log.
     """
+    server = DocumentServer()
     configured = settings.sources.get("default")
-    if configured is not None and not configured.url.startswith("memory://"):
+    # What `.koan/env` says is the server of this directory, which may have to be started again.
+    if configured is not None and not configured.url.startswith("memory://") and not server.is_at(configured.url):
         yield Documents(configured.url, None)
         return
-    server = DocumentServer()
     asyncio.run(server.start())
     try:
         yield Documents(server.url, server)

@@ -84,7 +84,12 @@ class DocumentServer:
         """
         if self._server is None:
             raise StoreUnavailableError(f"the document server of {self._directory} is not running; call start() first")
-        return f"mongodb://127.0.0.1:{self._server.port}/koan?{_OPTIONS}"
+        return _url(self._server.port)
+
+    def is_at(self, url: str) -> bool:
+        """Tell whether this is the address at which the server of this directory was last."""
+        found = self._read()
+        return found is not None and url == _url(found.port)
 
     @property
     def pid(self) -> int | None:
@@ -204,6 +209,10 @@ class DocumentServer:
         new = self._directory / "server.json.new"
         new.write_text(json.dumps(server._asdict()), encoding="utf-8")
         new.replace(self._directory / "server.json")
+
+
+def _url(port: int) -> str:
+    return f"mongodb://127.0.0.1:{port}/koan?{_OPTIONS}"
 
 
 def _is_running(server: _Server) -> bool:

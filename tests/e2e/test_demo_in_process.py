@@ -14,8 +14,9 @@ from pymongo import MongoClient
 from typer.testing import CliRunner
 
 import koan_ray as koan
-from koan_ray.cli import census, demo, dev
+from koan_ray.cli import census, demo, dev, documents
 from koan_ray.cli.app import app
+from koan_ray.config import load_settings
 from koan_ray.stores import embedded
 from koan_ray.stores.embedded import DocumentServer
 from tests.integration.conftest import end_namespace
@@ -122,6 +123,20 @@ class server:
 
     def __exit__(self, *_):
         asyncio.run(self._server.stop())
+
+
+def test_the_address_of_this_directory_starts_its_server_again(monkeypatch):
+    with server() as url:
+        pass
+    monkeypatch.setenv("KOAN_RAY_SOURCES__DEFAULT__URL", url)  # as `.koan/env` has it
+    with documents.documents(load_settings()) as where:
+        assert where.url == url
+        assert where.server is not None
+        assert where.server.is_owner
+    monkeypatch.setenv("KOAN_RAY_SOURCES__DEFAULT__URL", "mongodb://elsewhere/jobs")
+    with documents.documents(load_settings()) as where:
+        assert where == ("mongodb://elsewhere/jobs", None)
+        assert where.overrides == {}
 
 
 @pytest.mark.parametrize("why", ["asked for", "not installed"])
