@@ -488,7 +488,7 @@ class Coordinator:
                 raise ConflictError(_elsewhere(job_id))
             return await self.cancel(job_id, reason)
         self._cancel(job, reason[:_MAX_REASON] if reason else None)
-        await self._catalog.writer_of(job.particulars.residence).flushed()
+        await self._writer_of(job).flushed()
         now_is = self._live.get(job_id) or await self._catalog.get(job_id)
         return now_is.status if now_is is not None else JobStatus.CANCELLED
 
@@ -663,7 +663,7 @@ class Coordinator:
         running = transitions.dispatched(job, execution_id, at=now)
         execution = ExecutionRecord(execution_id, job.id, running.attempts, now)
         self._live[job.id] = running
-        self._catalog.writer_of(job.particulars.residence).stage_behind(running, execution)
+        self._writer_of(job).stage_behind(running, execution)
         order = Order(
             execution_id, job.id, job.terms.id, job.context, running.attempts, job.ordinal, job.created_at,
             job.queued_at or now, job.particulars, job.error,
@@ -717,7 +717,7 @@ class Coordinator:
         job = self._current(active)
         if job is not None:
             after = transitions.returned(job, at=self._clock.now())
-            if self._catalog.writer_of(job.particulars.residence).forget_execution(job.id, active.execution.id):
+            if self._writer_of(job).forget_execution(job.id, active.execution.id):
                 self._move(after.evolve(last_execution_id=None), first=True)  # as if it had never been
             else:
                 self._settle(active.execution, active.actor, after, ExecutionStatus.CANCELLED, Reason.RETURNED, first=True)
@@ -758,7 +758,7 @@ class Coordinator:
         if job is not None and (job.progress is None or progress.sequence > job.progress.sequence):
             after = job.evolve(progress=progress, last_modified=self._clock.now())
             self._live[job.id] = after
-            self._catalog.writer_of(job.particulars.residence).stage_behind(after)
+            self._writer_of(job).stage_behind(after)
 
     def when_stored(self, reports: Sequence[Report], then: Callable[[], None]) -> None:
         """Call ``then`` when what became of these reports is written."""
@@ -768,7 +768,7 @@ class Coordinator:
                 for report in reports:
                     job = self._live.get(report.job_id)
                     if job is not None:
-                        await self._catalog.writer_of(job.particulars.residence).flushed()
+                        await self._writer_of(job).flushed()
                         break
                 then()
 
@@ -864,8 +864,11 @@ class Coordinator:
                 attempt=after.attempts, execution_id=execution.id if execution is not None else None, rev=after.rev,
             )  # fmt: skip
 
+    def _writer_of(self, job: JobRecord) -> Writer:
+        return self._catalog.writer_of(job.particulars.residence)
+
     def _stage(self, job: JobRecord, execution: ExecutionRecord | None = None) -> None:
-        self._catalog.writer_of(job.particulars.residence).stage(job, execution)
+        self._writer_of(job).stage(job, execution)
 
     def _close_children(self, parent: JobRecord) -> None:
         for child_id in list(self._children.get(parent.id, ())):

@@ -235,10 +235,6 @@ class Dispatcher:
             active.actor.running.pop(execution_id, None)
             self._kill(active.actor)
 
-    def knows(self, name: str) -> bool:
-        """Tell whether an actor of this name is ours."""
-        return self._pool.get(name) is not None
-
     def running(self) -> list[Active]:
         """Return all executions that actors have."""
         return list(self._active.values())

@@ -33,6 +33,7 @@ from koan_ray.domain.records import (
     Progress,
     Residence,
     Terms,
+    identified,
 )
 from koan_ray.domain.retry import RetryPolicy, RetryStrategy
 from koan_ray.domain.status import ExecutionStatus, Isolation, JobStatus, ParentPolicy, Reason
@@ -353,13 +354,12 @@ def make_terms(
     when_parent_ends: ParentPolicy,
 ) -> Terms:
     """Return terms without a shipped class, with the id that `koan_ray.definition.Definition.terms` would give them."""
-    rest = (kind, "", retry, timeout_s, spec, isolation, when_parent_ends)
-    return Terms(hashlib.blake2b(repr(rest).encode(), digest_size=12).hexdigest(), *rest)
+    return identified(Terms("", kind, "", retry, timeout_s, spec, isolation, when_parent_ends))
 
 
 def stored_terms(terms: Terms) -> Terms:
     """Return what a document keeps of ``terms``: all but the shipped class."""
-    return make_terms(terms.kind, terms.retry, terms.timeout_s, terms.spec, terms.isolation, terms.when_parent_ends)
+    return identified(terms._replace(code_id=""))
 
 
 def _read_retry(fields: _Fields) -> RetryPolicy:

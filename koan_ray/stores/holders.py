@@ -21,12 +21,12 @@ def this_process() -> str:
 
 def is_dead(holder: str) -> bool:
     """Tell whether a holder is a process of this machine and container, and is gone for certain."""
-    home, _, rest = holder.rpartition("/")[0].rpartition("/")[0].rpartition("/")
-    started = holder.split("/")[-2] if holder.count("/") >= 3 else ""
-    if home != _home() or not rest.isdigit():
+    home, *process_of_it = holder.rsplit("/", 3)
+    if home != _home() or len(process_of_it) != 3 or not process_of_it[0].isdigit():
         return False
+    pid, started, _ = process_of_it
     try:
-        process = psutil.Process(int(rest))
+        process = psutil.Process(int(pid))
         return f"{process.create_time():.2f}" != started or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True

@@ -490,31 +490,27 @@ class MongoStore:
         return [(document["created_at"], document["_id"], partition) async for document in cursor]
 
     async def _stamp_and_read(self, partition: str, ids: list[str], term: int) -> list[JobRecord]:
-        jobs = self._jobs(partition)
-        mine = {"_id": {"$in": ids}, "status": {"$in": list(_UNFINISHED)}, "term": {"$lt": term}}
-        await jobs.update_many(mine, {"$set": {"term": term}, "$inc": {"rev": 1}})
+        await self._stamp(partition, ids, term)
         records = []
-        async for document in jobs.find({"_id": {"$in": ids}, "term": term}, max_time_ms=_READ_MS):
+        async for document in self._jobs(partition).find({"_id": {"$in": ids}, "term": term}, max_time_ms=_READ_MS):
             record = await self._record_or_report(document, partition)
             if record is not None and not record.status.is_final:
                 records.append(record)
         return records
 
     async def _claim_pass(self, partition: str, slots: Sequence[int], term: int) -> int:
-        jobs, n_claimed = self._jobs(partition), 0
-        older = {"term": {"$lt": term}, "schema_version": SCHEMA_VERSION, **_slots(slots)}
+        n_claimed = 0
         for status in _UNFINISHED:
-            cursor = jobs.find({"status": status, **older}, {"_id": 1}, hint="status", max_time_ms=_SCAN_MS)
-            ids = [document["_id"] async for document in cursor]
+            ids = [job_id for _, job_id, _ in await self._older(partition, JobStatus(status), slots, term)]
             for start in range(0, len(ids), _BATCH):
-                mine = {
-                    "_id": {"$in": ids[start : start + _BATCH]},
-                    "status": {"$in": list(_UNFINISHED)},
-                    "term": {"$lt": term},
-                }
-                result = await jobs.update_many(mine, {"$set": {"term": term}, "$inc": {"rev": 1}})
-                n_claimed += result.modified_count
+                n_claimed += await self._stamp(partition, ids[start : start + _BATCH], term)
         return n_claimed
+
+    async def _stamp(self, partition: str, ids: list[str], term: int) -> int:
+        """Put a term on those of these jobs that are unfinished and have an older one; returns how many."""
+        mine = {"_id": {"$in": ids}, "status": {"$in": list(_UNFINISHED)}, "term": {"$lt": term}}
+        result = await self._jobs(partition).update_many(mine, {"$set": {"term": term}, "$inc": {"rev": 1}})
+        return int(result.modified_count)
 
     async def unfinished(self, slots: Sequence[int], term: int) -> AsyncIterator[list[JobRecord]]:
         with self._errors("reading the unfinished jobs"):
