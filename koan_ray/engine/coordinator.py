@@ -219,6 +219,9 @@ class Coordinator:
         self._waiters.watch(session_id, [job_id for job_id in job_ids if job_id in self._live])
         unknown, early = [], []
         for job_id in job_ids:
+            if job_id not in self._live and (recent := self._waiters.recent.get(job_id)) is not None:
+                early.append(recent)
+                continue
             stored = None if job_id in self._live else await self._look_up(session_id, job_id)
             if job_id in self._live:  # perhaps only now: it was taken over while we looked
                 self._waiters.watch(session_id, [job_id])
@@ -311,6 +314,7 @@ class Coordinator:
         async with self._archivist.undisturbed:
             while job is not None:  # again, if it was on its way between two sources
                 await self._catalog.remove(job)
+                self._waiters.recent.forget(job_id)
                 job = await self._catalog.get(job_id)
 
     # --- archive ---------------------------------------------------------------------------------------------------

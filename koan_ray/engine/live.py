@@ -152,6 +152,8 @@ class LiveJobs:
                 lingering.ended(end_of(job))
             if waiters.is_watched(job.id):
                 waiters.ended(end_of(job))
+            if job.particulars.residence.source is not None:
+                waiters.recent.add(end_of(job))
         waiters.wake()
 
     def fenced(self, job: JobRecord) -> None:
