@@ -14,7 +14,7 @@ The life of a job is the table in `koan_ray.domain.transitions`; every move is m
 told to nobody before the `Writer` has written it.
 
 Who is authoritative
-    The store, for every job and execution. The coordinator's ``_live`` holds what is not final and is the truth between two
+    The store, for every job and execution. The coordinator's `LiveJobs` hold what is not final and are the truth between two
     flushes only for itself. The broker holds nothing that anybody relies on.
 
 What a crash leaves behind (jobs in memory)
