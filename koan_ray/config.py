@@ -97,11 +97,12 @@ class JobsSettings(_Section):
 
 
 class MemorySettings(_Section):
-    """How long the in-memory store keeps finished jobs, and how many."""
+    """How long the in-memory store keeps finished jobs, how many, and how much of what their items have produced."""
 
     completed_retention: Duration = timedelta(minutes=60)
     faulted_retention: Duration = timedelta(minutes=120)
     max_finished: Some = 1_000_000
+    max_part_bytes: Some = 256 * 1024 * 1024  # what items of jobs in memory have produced, of all jobs together
 
 
 class PolicySettings(_Section):

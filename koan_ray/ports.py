@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from koan_ray.domain.records import (
     ActorSpec,
+    Checkpoint,
     ErrorInfo,
     ExecutionRecord,
     JobRecord,
+    Part,
     Particulars,
     Progress,
     Terms,
@@ -160,10 +162,30 @@ class JobStore(Protocol):
         """Return how many records match, ignoring limit and cursor."""
 
     async def remove(self, job_id: str) -> bool:
-        """Delete a job and its executions; false if there was none."""
+        """Delete a job with its executions and parts; false if there was none."""
 
     async def expire(self, now: float) -> int:
         """Delete what has outlived its retention and return how many jobs that were."""
+
+    async def write_parts(self, partition: str, parts: Sequence[Part]) -> None:
+        """Keep parts of jobs of a partition, durably. One with the same job, stream and number is replaced.
+
+        Only one with a ``fence`` that is not higher: what a superseded execution still writes changes nothing where its
+        successor has written, and that is no error. May be repeated.
+
+        Raises:
+            LimitExceededError: The store has a limit for parts; nothing was written.
+            StoreUnavailableError: It is unknown which parts were written; repeat the call.
+        """
+
+    async def read_parts(self, partition: str, job_id: str, stream: str, after: int = -1, limit: int = 50) -> list[Part]:
+        """Return the parts of a job's stream that follow number ``after``, in order.
+
+        At most ``limit``, and fewer where they are large: a page of the answer has about 8 MiB. Empty only at the end.
+        """
+
+    async def drop_parts(self, partition: str, job_id: str, stream: str, from_seq: int, *, below: int) -> None:
+        """Delete the parts of a job's stream from number ``from_seq`` on that have a ``fence`` below ``below``."""
 
 
 class DocumentStore(JobStore, Protocol):
@@ -273,13 +295,19 @@ class DocumentStore(JobStore, Protocol):
         """Return the executions of these jobs that a partition holds, oldest first."""
 
     async def put_copy(self, job: JobRecord, executions: Sequence[ExecutionRecord], partition: str) -> None:
-        """Write a copy of a finished job and its executions into a partition, replacing an earlier copy with the same id."""
+        """Write a copy of a finished job and its executions into a partition, replacing an earlier copy with the same id.
+
+        Its parts are written before, with `write_parts`; those that are there stay as they are.
+        """
 
     async def get_copy(self, job_id: str, partition: str) -> tuple[JobRecord, list[ExecutionRecord]] | None:
         """Return a job and its executions as one partition holds them, by majority reads."""
 
     async def delete_if(self, job: JobRecord, partition: str) -> bool:
-        """Delete a finished job from a partition, then its executions there, only while it has ``job.rev``."""
+        """Delete a finished job from a partition, then its executions and parts there, only while it has ``job.rev``."""
+
+    def jobs_with_parts(self, partition: str) -> AsyncIterator[list[str]]:
+        """Iterate over the ids of the jobs that have parts in a partition, in order, in batches."""
 
 
 # --- orders and reports: the messages between coordinator and job actors ---------------------------------------------
@@ -298,6 +326,7 @@ class Order(NamedTuple):
     queued_at: float
     particulars: Particulars
     error: ErrorInfo | None = None  # how the previous attempt failed
+    checkpoint: Checkpoint | None = None  # of a job over items: where this execution goes on from
 
 
 class OrderBatch(NamedTuple):

@@ -55,6 +55,7 @@ def coordinator(settings: EngineSettings, launcher: Launcher, clock: Clock) -> C
         completed_retention_s=settings.completed_retention_s,
         faulted_retention_s=settings.faulted_retention_s,
         max_finished=settings.max_finished,
+        max_part_bytes=settings.max_part_bytes,
     )
     log = logs.get_logger()
     return Coordinator(

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 MAX_ERROR_MESSAGE = 2000
 MAX_STACK_TRACE = 4000
+MAX_CHECKPOINT = 256 * 1024  # bytes of a checkpoint's body
+MAX_PART = 1024 * 1024  # bytes of a part's body
+VALUES = "values"  # what the items of a job returned
+FAILED = "failed"  # the items that are dead, with their errors
+STREAMS = (VALUES, FAILED)
 
 
 class ActorSpec(NamedTuple):
@@ -124,6 +129,63 @@ def sequence_base(ordinal: int) -> int:
     return ordinal << 32
 
 
+class Part(NamedTuple):
+    """One page of what a job over items has produced; pages are only ever added, and read in their order.
+
+    Shape: ``seq`` counts from 0 without gaps for each ``(job_id, stream)``; ``body`` is a JSON array of ``count`` entries,
+    at most `MAX_PART` bytes. A page counts once a checkpoint says so (`Checkpoint.n_parts`); what lies beyond was written
+    by an execution that ended before its checkpoint, and is overwritten or never read.
+    """
+
+    job_id: str
+    stream: str  # of STREAMS
+    seq: int
+    body: bytes
+    count: int  # type: ignore[assignment]  # of its entries; nobody counts the fields of a part
+    fence: int = 0  # of the execution that wrote it; see `part_fence`
+
+
+def part_fence(term: int, ordinal: int) -> int:
+    """Return what the parts of a job's ``ordinal``-th execution carry, under the lease of ``term``: later ones have more.
+
+    A write that was on its way when its execution or its coordinator was given up must not replace what the next one
+    wrote under the same number. The ordinal alone is not enough: an execution whose dispatch was never stored has the
+    same one as its successor, which runs under a later term.
+    """
+    return term << 32 | ordinal
+
+
+class Checkpoint(NamedTuple):
+    """How far a job over items has come; stored with the job, so that another execution goes on from there.
+
+    Shape: ``body`` is JSON that the engine does not look into, at most `MAX_CHECKPOINT` bytes. ``sequence`` grows over all
+    executions of a job. ``value_parts`` and ``failed_parts`` are set by the coordinator.
+    """
+
+    sequence: int
+    body: bytes
+    total: int | None
+    processed: int
+    skipped: int
+    failed: int
+    updated_at: float
+    value_parts: int = 0  # pages of "values" that count: those below this number
+    failed_parts: int = 0  # of "failed"
+
+    def n_parts(self, stream: str) -> int:
+        """Return how many pages of a stream count."""
+        return self.value_parts if stream == VALUES else self.failed_parts if stream == FAILED else 0
+
+
+class ItemCounts(NamedTuple):
+    """How many items of a job have ended, and how, as of its last checkpoint."""
+
+    total: int | None  # None while it is not known
+    processed: int
+    skipped: int
+    failed: int
+
+
 @dataclass(slots=True, eq=False)
 class JobRecord:
     """The engine's knowledge of one job. Treat it as immutable; ``rev`` alone is set by the writer at a flush."""
@@ -151,6 +213,7 @@ class JobRecord:
     cancel_requested_at: float | None = None
     last_modified: float = 0.0
     last_execution_id: str | None = None  # the newest, whatever became of it
+    checkpoint: Checkpoint | None = None  # of a job over items
 
     def evolve(self, **changes: Any) -> JobRecord:
         """Return a copy with ``changes`` applied."""
@@ -158,7 +221,7 @@ class JobRecord:
             self.id, self.terms, self.particulars, self.context, self.created_at, self.status, self.rev, self.term,
             self.reason, self.queued_at, self.due_at, self.started_at, self.completed_at, self.attempts, self.crashes,
             self.ordinal, self.execution_id, self.progress, self.result, self.error, self.cancel_requested_at,
-            self.last_modified, self.last_execution_id,
+            self.last_modified, self.last_execution_id, self.checkpoint,
         )  # fmt: skip
         for name, value in changes.items():
             setattr(twin, name, value)
@@ -227,6 +290,7 @@ class JobView(NamedTuple):
     error: ErrorInfo | None = None
     cancel_requested: bool = False
     epoch: str = ""  # of the coordinator in whose memory the job was last seen
+    items: ItemCounts | None = None  # of a job over items
 
 
 def view(job: JobRecord) -> JobView:
@@ -236,8 +300,14 @@ def view(job: JobRecord) -> JobView:
         job.id, job.terms.kind, job.status.value, job.context, job.created_at, about.name, about.description,
         about.metadata, about.correlation_id, about.parent_job_id, about.depth, job.queued_at, job.started_at,
         job.completed_at, job.last_modified, job.attempts, job.reason, job.progress, job.result, job.error,
-        job.cancel_requested_at is not None,
+        job.cancel_requested_at is not None, items=item_counts(job),
     )  # fmt: skip
+
+
+def item_counts(job: JobRecord) -> ItemCounts | None:
+    """Return the counts of a job over items."""
+    done = job.checkpoint
+    return None if done is None else ItemCounts(done.total, done.processed, done.skipped, done.failed)
 
 
 class End(NamedTuple):
@@ -255,11 +325,12 @@ class End(NamedTuple):
     attempts: int = 0
     progress: Progress | None = None
     cancel_requested: bool = False
+    items: ItemCounts | None = None
 
 
 def end_of(job: JobRecord) -> End:
     """Return how ``job`` ended."""
     return End(
         job.id, job.status.value, job.reason, job.result, job.error, job.queued_at, job.started_at, job.completed_at,
-        job.last_modified, job.attempts, job.progress, job.cancel_requested_at is not None,
+        job.last_modified, job.attempts, job.progress, job.cancel_requested_at is not None, item_counts(job),
     )  # fmt: skip

@@ -25,6 +25,9 @@ What a crash leaves behind (jobs in memory)
     the old epoch are ended by the new coordinator before it dispatches anything, or end themselves.
     *Driver*: nothing; its jobs go on, and its session is forgotten after five minutes.
 
+    *Between the parts of a checkpoint and the document that counts them*: parts that nobody reads. The next execution goes
+    on from the checkpoint before, and writes the same numbers again (`checkpoints`).
+
 The fence is the execution id: a report for any other than the job's current execution is counted and dropped, so that it
 does not matter whether it is late, doubled or from a process that was thought dead.
 

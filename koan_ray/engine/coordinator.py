@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from koan_ray.domain.lease import slots_of
 from koan_ray.domain.query import parse_query
-from koan_ray.domain.records import JobRecord, JobView, Terms, end_of, view
+from koan_ray.domain.records import Checkpoint, JobRecord, JobView, Part, Particulars, Terms, end_of, view
 from koan_ray.domain.status import JobStatus, Reason
 from koan_ray.engine.archivist import Archivist
 from koan_ray.engine.catalog import Catalog
+from koan_ray.engine.checkpoints import Checkpoints
 from koan_ray.engine.dispatcher import Dispatcher
 from koan_ray.engine.elsewhere import Elsewhere
 from koan_ray.engine.kinds import Kinds
@@ -93,6 +94,7 @@ class Coordinator:
         self._live = self._jobs.by_id
         self._memory_writer = Writer(store, clock, self._jobs.written, self._jobs.fenced)
         self._catalog = Catalog(store, self._memory_writer, {}, settings.default_source, settings.default_partition)
+        self._checkpoints = Checkpoints(self._jobs, self._catalog, clock)
         self._settling = Settling(
             self._jobs, self._kinds, self._catalog, clock, random, self._tasks, max_crashes=settings.max_crashes
         )
@@ -274,12 +276,14 @@ class Coordinator:
         now_is = self._live.get(job_id) or await self._catalog.get(job_id)
         return now_is.status if now_is is not None else JobStatus.CANCELLED
 
-    async def retry(self, job_id: str, as_id: str) -> JobView:
+    async def retry(self, job_id: str, as_id: str, resume: bool = False) -> JobView:  # noqa: FBT001, FBT002 - the wire has places only
         """Run a failed or cancelled job anew, as the new job ``as_id`` that names the old one. May be repeated.
+
+        ``resume``: the new job goes on from a copy of the old one's checkpoint and parts; for jobs over items.
 
         Raises:
             JobNotFoundError: There is no such job.
-            ConflictError: It is not failed or cancelled, or its class is no longer known here.
+            ConflictError: It is not failed or cancelled, its class is no longer known here, or it has no checkpoint.
         """
         old = self._live.get(job_id) or await self._catalog.get(job_id)
         if old is None:
@@ -291,14 +295,33 @@ class Coordinator:
         if routed is None:
             msg = f"job {job_id}: its class {old.terms.kind!r} is not known here; import its module where you use the engine"
             raise ConflictError(msg)
-        residence = self._catalog.home(old.particulars.residence)
+        residence = self._catalog.place(self._catalog.home(old.particulars.residence))
         about = old.particulars._replace(retry_of=job_id, parent_job_id=None, depth=0, residence=residence)
-        now = self._clock.now()
-        row = Row(as_id, 0, 0, old.context, now)
-        answer = await self.submit(Submission([routed.terms.id], [about], [row], [], {}))
+        row = Row(as_id, 0, 0, old.context, self._clock.now())
+        if not resume:
+            return await self._run_again(routed.terms, about, row)
+        async with self._checkpoints.copied(old, as_id, residence) as checkpoint:
+            return await self._run_again(routed.terms, about, row._replace(checkpoint=checkpoint))
+
+    async def _run_again(self, terms: Terms, about: Particulars, row: Row) -> JobView:
+        answer = await self.submit(Submission([terms.id], [about], [row], [], {}))
         for error in answer.refused.values():
             raise error
-        return await self.get(as_id)
+        return await self.get(row.job_id)
+
+    # --- checkpoints of jobs over items ------------------------------------------------------------------------------
+
+    async def checkpoint(self, job_id: str, execution_id: str, checkpoint: Checkpoint, parts: Sequence[Part]) -> bool:
+        """Store how far an execution has come, and what it has produced; false if it shall stop. `Checkpoints.keep`."""
+        return await self._checkpoints.keep(job_id, execution_id, Checkpoint(*checkpoint), [Part(*part) for part in parts])
+
+    async def resume_state(self, job_id: str, execution_id: str) -> Checkpoint | None:
+        """Return where an execution goes on from; see `Checkpoints.resume_state`."""
+        return await self._checkpoints.resume_state(job_id, execution_id)
+
+    async def parts(self, job_id: str, stream: str, after: int = -1, limit: int = 50) -> list[Part]:
+        """Return what a job over items has produced, page by page; see `Checkpoints.parts`."""
+        return await self._checkpoints.parts(job_id, stream, after, limit)
 
     async def remove(self, job_id: str) -> None:
         """Delete a job that has ended, with its executions. Removing what is not there changes nothing.
@@ -396,6 +419,7 @@ class Coordinator:
                 for name, tenure in self._catalog.tenures.items()
             },
             "archival": {"enabled": self._settings.archives, **self._archivist.snapshot()},
+            "checkpoints": dict(self._checkpoints.counters),
             "unroutable": self._kinds.unroutable(),
             **self._dispatcher.snapshot(),
         }

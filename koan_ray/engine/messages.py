@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from koan_ray.domain.records import ErrorInfo
 
 if TYPE_CHECKING:
-    from koan_ray.domain.records import End, ExecutionRecord, Particulars, Terms
+    from koan_ray.domain.records import Checkpoint, End, ExecutionRecord, Particulars, Terms
     from koan_ray.errors import KoanRayError
 
 
@@ -20,6 +20,7 @@ class Row(NamedTuple):
     context: bytes
     created_at: float
     delay_s: float = 0.0
+    checkpoint: Checkpoint | None = None  # of a retry that goes on where the old job stopped
 
 
 class Submission(NamedTuple):

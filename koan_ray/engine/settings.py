@@ -40,6 +40,7 @@ class EngineSettings:
     completed_retention_s: float = 3600.0
     faulted_retention_s: float = 7200.0
     max_finished: int = 1_000_000  # finished jobs kept in memory
+    max_part_bytes: int = 256 * 1024 * 1024  # what items of jobs in memory have produced, of all jobs together
     max_watchers: int = 10_000  # sessions that watch progress
     max_tracked: int = 100_000  # jobs whose latest progress the broker keeps
 

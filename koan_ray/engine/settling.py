@@ -70,7 +70,7 @@ class Settling:
         self._jobs.writer_of(job).stage_behind(running, execution)
         order = Order(
             execution_id, job.id, job.terms.id, job.context, running.attempts, job.ordinal, job.created_at,
-            job.queued_at or now, job.particulars, job.error,
+            job.queued_at or now, job.particulars, job.error, job.checkpoint,
         )  # fmt: skip
         return execution, order
 
@@ -216,6 +216,7 @@ class Settling:
     def unheld(self, job: JobRecord, execution: ExecutionRecord) -> None:
         """Nobody runs or holds this execution: count a crash, and run the job again or give it up as poison."""
         lost = ErrorInfo("ProcessLost", "its coordinator and its job actor are gone")
+        job = self._jobs.current(job.id, execution.id) or job  # a checkpoint may have come since it was read
         self._lose(job, execution, None, lost, None)
 
     def given_back(self, job: JobRecord, execution: ExecutionRecord) -> None:

@@ -132,7 +132,7 @@ class Submitting:
         return True
 
     def _accept(self, row: Row, terms: Terms, about: Particulars, now: float) -> None:
-        job = JobRecord(row.job_id, terms, about, row.context, row.created_at)
+        job = JobRecord(row.job_id, terms, about, row.context, row.created_at, checkpoint=row.checkpoint)
         job.status, job.queued_at, job.last_modified = JobStatus.QUEUED, now, now  # T1, as `transitions.queued`
         self._jobs.put(job)
         if row.delay_s > 0:

@@ -25,10 +25,13 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from koan_ray.domain.durations import seconds
 from koan_ray.domain.lease import slot_of
 from koan_ray.domain.records import (
+    FAILED,
     ActorSpec,
+    Checkpoint,
     ErrorInfo,
     ExecutionRecord,
     JobRecord,
+    Part,
     Particulars,
     Progress,
     Residence,
@@ -186,8 +189,9 @@ def encode_update(job: JobRecord, inline_limit: int | None = None) -> Document:
 STATE_FIELDS: Final = (
     "status", "rev", "term", "reason", "queued_at", "due_at", "started_at", "completed_at", "attempts", "crashes", "ordinal",
     "execution_id", "last_execution_id", "progress", "result", "result_json", "result_blob", "error", "cancel_requested_at",
-    "last_modified",
+    "last_modified", "items",
 )  # fmt: skip
+_ITEM_COUNTS: Final = ("sequence", "total", "processed", "skipped", "failed", "value_parts", "failed_parts")
 _TEXTS: Final = ("reason", "execution_id", "last_execution_id")
 _INSTANTS: Final = ("queued_at", "due_at", "started_at", "completed_at", "cancel_requested_at")
 
@@ -204,7 +208,14 @@ def _encode_state(job: JobRecord, inline_limit: int | None) -> Document:
         state.update(_payload(job.id, "result", job.result, inline_limit))
     if job.error is not None:
         state["error"] = _encode_error(job.error)
+    if job.checkpoint is not None:
+        state["items"] = _encode_checkpoint(job.id, job.checkpoint)
     return state
+
+
+def _encode_checkpoint(job_id: str, done: Checkpoint) -> Document:
+    counts = {name: n for name in _ITEM_COUNTS if (n := getattr(done, name)) is not None}
+    return {**counts, "updated_at": to_date(done.updated_at), **_payload(job_id, "state", done.body, None)}
 
 
 def _encode_metadata(metadata: Mapping[str, Any]) -> Document:
@@ -282,7 +293,7 @@ def decode_job(
     """
     fields = _Fields(document, str(document.get("_id")))
     fields.check_version()
-    progress, error = fields.sub("progress"), fields.sub("error")
+    progress, error, items = fields.sub("progress"), fields.sub("error"), fields.sub("items")
     context = fields.payload("context", blobs)
     if context is None:
         raise fields.problem("context", "is missing")
@@ -295,6 +306,7 @@ def decode_job(
         _decode_progress(progress) if progress else None, fields.payload("result", blobs),
         _decode_error(error) if error else None, fields.maybe_instant("cancel_requested_at"),
         fields.instant("last_modified"), fields.maybe_text("last_execution_id"),
+        _decode_checkpoint(items) if items else None,
     )  # fmt: skip
 
 
@@ -311,6 +323,17 @@ def _decode_progress(fields: _Fields) -> Progress:
         fields.whole("sequence"), fields.number("percentage"), fields.maybe_text("message"),
         fields.maybe_whole("current_step"), fields.maybe_whole("total_steps"), fields.maybe_instant("estimated_at"),
         fields.instant("updated_at"),
+    )  # fmt: skip
+
+
+def _decode_checkpoint(fields: _Fields) -> Checkpoint:
+    body = fields.payload("state", _NO_BLOBS)
+    if body is None:
+        raise fields.problem("state", "is missing")
+    return Checkpoint(
+        fields.whole("sequence"), body, fields.maybe_whole("total"), fields.whole("processed"), fields.whole("skipped"),
+        fields.whole("failed"), fields.instant("updated_at"), fields.whole("value_parts", 0),
+        fields.whole("failed_parts", 0),
     )  # fmt: skip
 
 
@@ -463,6 +486,51 @@ def _decode_metrics(fields: _Fields) -> tuple[tuple[str, Any], ...]:
         where = _Fields(metrics["where"], fields.record_id, "metrics.where.")
         metrics["where"] = ActorInfo(where.text("node_id"), where.text("actor_id"), where.whole("pid"))
     return tuple(metrics.items())
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def part_id(job_id: str, stream: str, seq: int) -> str:
+    """Return the key of a part: one for each number, so that none is there twice."""
+    return f"{job_id}/{stream}/{seq:010d}"
+
+
+def encode_part(part: Part) -> Document:
+    """Return the whole document of a part.
+
+    Dead items are kept as sub-documents, which people query. Values are kept as the text that they are: there may be
+    millions, and to take them apart and put them together again would be most of the work.
+    """
+    document: Document = {
+        "_id": part_id(part.job_id, part.stream, part.seq),
+        "job_id": part.job_id,
+        "stream": part.stream,
+        "seq": part.seq,
+        "schema_version": SCHEMA_VERSION,
+        "fence": part.fence,
+        "count": part.count,
+    }
+    if part.stream == FAILED:
+        return {**document, **_payload(part.job_id, "items", part.body, None)}
+    return {**document, "items_json": _as_text(part.body)}
+
+
+def decode_part(document: Mapping[str, Any]) -> Part:
+    """Return the part that a document holds.
+
+    Raises:
+        RecordCorruptError: As `decode_job`.
+    """
+    fields = _Fields(document, str(document.get("_id")))
+    fields.check_version()
+    body = fields.payload("items", _NO_BLOBS)
+    if body is None:
+        raise fields.problem("items", "is missing")
+    return Part(
+        fields.text("job_id"), fields.text("stream"), fields.whole("seq"), body, fields.whole("count"),
+        fields.whole("fence", 0),
+    )  # fmt: skip
 
 
 # --- reading with suspicion ------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 A finished job is kept for `completed_retention_s` or `faulted_retention_s`. Above `max_finished` the job that finished
 first is forgotten before its time, so that memory stays bounded at any rate; queued and running jobs are limited where
-they are accepted (`engine.max_queued`).
+they are accepted (`engine.max_queued`). The parts of all jobs together have `max_part_bytes`: for more, finished jobs with
+parts are forgotten before their time, and where that is not enough, the parts are refused.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from typing import TYPE_CHECKING
 
 from koan_ray.domain.query import Page, Query
 from koan_ray.domain.status import ExecutionStatus, JobStatus
+from koan_ray.errors import LimitExceededError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from koan_ray.domain.records import ExecutionRecord, JobRecord
+    from koan_ray.domain.records import ExecutionRecord, JobRecord, Part
     from koan_ray.ports import Change
 
 _SLICE = 4096  # records scanned before other work on the loop gets its turn
+_PAGE_BYTES = 8 * 1024 * 1024  # of parts in one answer
 
 
 class MemoryStore:
@@ -37,6 +40,7 @@ class MemoryStore:
         completed_retention_s: float = 3600.0,
         faulted_retention_s: float = 7200.0,
         max_finished: int = 1_000_000,
+        max_part_bytes: int = 256 * 1024 * 1024,
     ) -> None:
         self._retention = {
             JobStatus.COMPLETED: completed_retention_s,
@@ -50,6 +54,9 @@ class MemoryStore:
         self._children: dict[str, set[str]] = {}
         self._finished: dict[JobStatus, deque[tuple[float, str]]] = {status: deque() for status in self._retention}
         self._n_finished = 0
+        self._max_part_bytes = max_part_bytes
+        self._parts: dict[str, dict[str, dict[int, Part]]] = {}  # by job, stream and number
+        self._part_bytes = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -112,9 +119,10 @@ class MemoryStore:
         return sum([len(batch) async for batch in self._scan(query)])
 
     async def remove(self, job_id: str) -> bool:
-        """Delete a job and its executions."""
+        """Delete a job with its executions and parts."""
         job = self._jobs.get(job_id)
         if job is None:
+            self._forget_parts(job_id)
             return False
         self._forget(job)
         return True
@@ -126,6 +134,58 @@ class MemoryStore:
             while queue and queue[0][0] + self._retention[status] <= now:
                 self._forget_at(queue)
         return before - len(self._jobs)
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    async def write_parts(self, partition: str, parts: Sequence[Part]) -> None:
+        """Keep parts; see `JobStore.write_parts`. Memory has no partitions."""
+        newer = [part for part in parts if (kept := self._part(part)) is None or kept.fence <= part.fence]
+        replaced = sum(len(kept.body) for part in newer if (kept := self._part(part)) is not None)
+        grows_by = sum(len(part.body) for part in newer) - replaced
+        self._make_room(grows_by, {part.job_id for part in newer})
+        for part in newer:
+            self._parts.setdefault(part.job_id, {}).setdefault(part.stream, {})[part.seq] = part
+        self._part_bytes += grows_by
+
+    def _part(self, like: Part) -> Part | None:
+        return self._parts.get(like.job_id, {}).get(like.stream, {}).get(like.seq)
+
+    def _make_room(self, grows_by: int, writing: set[str]) -> None:
+        if self._part_bytes + grows_by <= self._max_part_bytes:
+            return
+        for job_id in [job_id for job_id in self._parts if job_id not in writing]:  # whose first parts are oldest first
+            job = self._jobs.get(job_id)
+            if job is not None and job.status.is_final:  # one that is not there yet is about to be accepted
+                self._forget(job)
+            if self._part_bytes + grows_by <= self._max_part_bytes:
+                return
+        wanted = self._part_bytes + grows_by
+        raise LimitExceededError(
+            "bytes that items of jobs in memory have produced (jobs in documents have no such limit)", wanted,
+            self._max_part_bytes, "memory.max_part_bytes",
+        )  # fmt: skip
+
+    async def read_parts(self, partition: str, job_id: str, stream: str, after: int = -1, limit: int = 50) -> list[Part]:
+        """Return what follows; see `JobStore.read_parts`."""
+        kept = self._parts.get(job_id, {}).get(stream, {})
+        found: list[Part] = []
+        size = 0
+        for seq in heapq.nsmallest(limit, (seq for seq in kept if seq > after)):
+            size += len(kept[seq].body)
+            if found and size > _PAGE_BYTES:
+                break
+            found.append(kept[seq])
+        return found
+
+    async def drop_parts(self, partition: str, job_id: str, stream: str, from_seq: int, *, below: int) -> None:
+        """Delete parts; see `JobStore.drop_parts`."""
+        kept = self._parts.get(job_id, {}).get(stream, {})
+        for seq in [seq for seq, part in kept.items() if seq >= from_seq and part.fence < below]:
+            self._part_bytes -= len(kept.pop(seq).body)
+
+    def _forget_parts(self, job_id: str) -> None:
+        streams = self._parts.pop(job_id, {})
+        self._part_bytes -= sum(len(part.body) for kept in streams.values() for part in kept.values())
 
     async def _scan(self, query: Query) -> AsyncIterator[list[JobRecord]]:
         parent_id = query.parent_job_id
@@ -166,6 +226,7 @@ class MemoryStore:
     def _forget(self, job: JobRecord) -> None:
         del self._jobs[job.id]
         self._executions.pop(job.id, None)
+        self._forget_parts(job.id)
         parent = job.particulars.parent_job_id
         if parent is not None and (siblings := self._children.get(parent)) is not None:
             siblings.discard(job.id)

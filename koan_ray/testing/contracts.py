@@ -29,10 +29,16 @@ from koan_ray.domain.ids import new_id
 from koan_ray.domain.lease import SLOTS, slot_of
 from koan_ray.domain.query import parse_query
 from koan_ray.domain.records import (
+    FAILED,
+    MAX_PART,
+    STREAMS,
+    VALUES,
     ActorSpec,
+    Checkpoint,
     ErrorInfo,
     ExecutionRecord,
     JobRecord,
+    Part,
     Particulars,
     Progress,
     Residence,
@@ -74,6 +80,11 @@ def execution(of: JobRecord, *, attempt: int = 1, at: float = AT) -> ExecutionRe
     return ExecutionRecord(new_id(), of.id, attempt, at)
 
 
+def part(of: JobRecord | str, seq: int, body: bytes = b"[1]", *, stream: str = VALUES, fence: int = 0) -> Part:
+    """Return a part of a job."""
+    return Part(of if isinstance(of, str) else of.id, stream, seq, body, body.count(b",") + 1, fence)
+
+
 def assert_same(found: JobRecord, expected: JobRecord) -> None:
     """Check that two records say the same, as far as every store keeps it."""
     for name in JobRecord.__slots__:
@@ -108,11 +119,24 @@ class StoreContract:
             term=7, reason="retry", due_at=AT + 1.2345, started_at=AT + 2.5, attempts=2, crashes=1, ordinal=3,
             execution_id=new_id(), progress=Progress(1 << 40, 12.5, "half", 1, 2, AT + 9.25, AT + 3.125), result=b"[1,{}]",
             error=ErrorInfo("E", "m", "t"), cancel_requested_at=AT + 4.0,
+            checkpoint=Checkpoint(7, b'{"done":[[0,90],[95,1]],"cursor":"p.9"}', 100, 85, 4, 2, AT + 3.25, 3, 1),
         )  # fmt: skip
         await store.apply([Change(record, 0)])
         found = await store.get(record.id)
         assert found is not None
         assert_same(found, record)
+
+    async def test_a_checkpoint_replaces_the_one_before(self, store: JobStore) -> None:
+        """And goes with the rest of the job's state; its body may be any JSON."""
+        first = Checkpoint(1, b"{}", None, 1, 0, 0, AT)
+        then = Checkpoint(2, '{"$c":{"a.b":[1.0,"\u00fc"]}}'.encode(), 10, 2, 0, 0, AT + 1, 1, 0)
+        record = job(status=JobStatus.RUNNING, checkpoint=first)
+        await store.apply([Change(record, 0)])
+        await store.apply([Change(record.evolve(rev=2, checkpoint=then), 1)])
+        await store.apply([Change(record.evolve(rev=2, checkpoint=first), 1)])  # too late: refused by its guard
+        found = await store.get(record.id)
+        assert found is not None
+        assert found.checkpoint == then
 
     async def test_a_job_that_is_not_there_is_none(self, store: JobStore) -> None:
         """Neither the job nor executions of it."""
@@ -183,6 +207,78 @@ class StoreContract:
         assert await store.remove(record.id) is False
         assert await store.get(record.id) is None
         assert await store.executions(record.id) == []
+
+    async def test_parts_are_read_in_order_and_by_stream(self, store: JobStore) -> None:
+        """Whatever the order of their writes; a page begins after the number that it is asked for."""
+        record, other = job(), job()
+        bodies = [b'[1,{"a.b":[2.0,"$c"]}]', b"[]", '["ü",null]'.encode()]
+        parts = [part(record, n, body, stream=stream) for stream in (VALUES, FAILED) for n, body in enumerate(bodies)]
+        await store.apply([Change(record, 0), Change(other, 0)])
+        await store.write_parts("", [*reversed(parts), part(other, 0)])
+        for stream in (VALUES, FAILED):
+            kept = [each for each in parts if each.stream == stream]
+            assert await store.read_parts("", record.id, stream) == kept
+            assert await store.read_parts("", record.id, stream, 0) == kept[1:]
+            assert await store.read_parts("", record.id, stream, -1, 2) == kept[:2]
+            assert await store.read_parts("", record.id, stream, 2) == []
+        assert await store.read_parts("", new_id(), VALUES) == []
+
+    async def test_parts_keep_their_order_beyond_any_number_of_digits(self, store: JobStore) -> None:
+        """9 comes before 10, and 99,999 before 100,000."""
+        record = job()
+        seqs = [0, 9, 10, 99, 100, 99_999, 100_000]
+        await store.write_parts("", [part(record, seq) for seq in seqs])
+        found: list[int] = []
+        while page := await store.read_parts("", record.id, VALUES, found[-1] if found else -1):
+            found += [each.seq for each in page]
+        assert found == seqs
+
+    async def test_a_part_is_replaced_but_not_by_a_superseded_execution(self, store: JobStore) -> None:
+        """Written again it is the same; with a lower fence it changes nothing, and its neighbours are written."""
+        record = job()
+        written = part(record, 0, b"[1]", fence=5)
+        for _ in range(2):
+            await store.write_parts("", [written])
+        assert await store.read_parts("", record.id, VALUES) == [written]
+        again, newer = part(record, 0, b"[2]", fence=5), part(record, 0, b"[3,3]", fence=6)
+        await store.write_parts("", [again])
+        assert await store.read_parts("", record.id, VALUES) == [again]
+        await store.write_parts("", [newer])
+        late = [part(record, 0, b"[4]", fence=5), part(record, 1, b"[5]", fence=5)]
+        await store.write_parts("", late)
+        assert await store.read_parts("", record.id, VALUES) == [newer, late[1]]
+
+    async def test_parts_are_dropped_from_a_number_on(self, store: JobStore) -> None:
+        """Of one stream, and only those of earlier executions."""
+        record = job()
+        kept = [part(record, n, fence=n) for n in range(5)]
+        other = part(record, 3, stream=FAILED)
+        await store.write_parts("", [*kept, other])
+        for _ in range(2):
+            await store.drop_parts("", record.id, VALUES, 2, below=4)
+        assert await store.read_parts("", record.id, VALUES) == [kept[0], kept[1], kept[4]]
+        assert await store.read_parts("", record.id, FAILED) == [other]
+
+    async def test_a_page_of_large_parts_is_bounded(self, store: JobStore) -> None:
+        """Several pages bring them all; one part is never too large for a page."""
+        record = job()
+        large = b'["' + b"x" * (MAX_PART - 4) + b'"]'
+        await store.write_parts("", [part(record, n, large) for n in range(12)])
+        seqs: list[int] = []
+        while page := await store.read_parts("", record.id, VALUES, seqs[-1] if seqs else -1):
+            assert sum(len(each.body) for each in page) <= 8 * MAX_PART
+            seqs += [each.seq for each in page]
+        assert seqs == list(range(12))
+
+    async def test_removing_takes_the_parts_along(self, store: JobStore) -> None:
+        """Those of other jobs stay."""
+        record, other = job(), job()
+        await store.apply([Change(record, 0), Change(other, 0)])
+        await store.write_parts("", [part(each, n, stream=s) for each in (record, other) for n in range(3) for s in STREAMS])
+        await store.remove(record.id)
+        for stream in STREAMS:
+            assert await store.read_parts("", record.id, stream) == []
+            assert len(await store.read_parts("", other.id, stream)) == 3
 
     async def test_queries_find_what_the_reference_finds(self, store: JobStore) -> None:
         """Filters, order and limit agree with `Query.matches` and `Query.sort_key` on a random population."""
@@ -711,6 +807,40 @@ class DocumentStoreContract(StoreContract):
         assert found is not None
         assert found.particulars.residence.partition == "archive"
         assert [e.id for e in await store.executions(record.id)] == [ended.id]
+
+    async def test_parts_move_with_their_job(self, store: DocumentStore) -> None:
+        """A copy of the job leaves those that were written before it; the guarded delete takes only its own partition's."""
+        record = job(status=JobStatus.COMPLETED, completed_at=AT)
+        parts = [part(record, n, fence=n) for n in range(3)]
+        await store.apply([Change(record, 0)])
+        await store.write_parts("", parts)
+        for _ in range(2):
+            await store.write_parts("archive", parts)
+            await store.put_copy(record, [], "archive")
+        assert await store.read_parts("archive", record.id, VALUES) == parts
+        assert await store.delete_if(record.evolve(rev=7), "") is False
+        assert await store.read_parts("", record.id, VALUES) == parts
+        assert await store.delete_if(record, "") is True
+        assert await store.read_parts("", record.id, VALUES) == []
+        assert await store.read_parts("archive", record.id, VALUES) == parts
+
+    async def test_what_an_interrupted_delete_left_of_the_parts_goes_with_the_next(self, store: DocumentStore) -> None:
+        """The job is gone already."""
+        record = job(status=JobStatus.COMPLETED, completed_at=AT)
+        await store.write_parts("hot", [part(record, 0)])
+        assert await store.delete_if(record, "hot") is False
+        assert await store.read_parts("hot", record.id, VALUES) == []
+
+    async def test_jobs_with_parts_are_listed_once_and_in_order(self, store: DocumentStore) -> None:
+        """By partition, in batches, whether there is such a job or not."""
+        ids = sorted(new_id() for _ in range(600))
+        await store.write_parts("", [part(job_id, n, stream=s) for job_id in ids for n, s in ((0, VALUES), (1, FAILED))])
+        await store.write_parts("hot", [part(ids[0], 0)])
+        batches = [batch async for batch in store.jobs_with_parts("")]
+        assert len(batches) > 1
+        assert [job_id for batch in batches for job_id in batch] == ids
+        assert [batch async for batch in store.jobs_with_parts("hot")] == [ids[:1]]
+        assert [batch async for batch in store.jobs_with_parts("nowhere")] == []
 
     async def test_executions_are_those_beside_their_job(self, store: DocumentStore) -> None:
         """A delete that was interrupted leaves some behind; the copy has them all."""

@@ -23,21 +23,25 @@ from koan_ray.stores.codec import (
     Document,
     decode_execution,
     decode_job,
+    decode_part,
     encode_closing,
     encode_execution,
     encode_job,
     encode_opening,
+    encode_part,
     encode_update,
+    part_id,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from koan_ray.domain.query import Query
-    from koan_ray.domain.records import ExecutionRecord, JobRecord
+    from koan_ray.domain.records import ExecutionRecord, JobRecord, Part
     from koan_ray.ports import Change
 
 _BATCH: Final = 500
+_PAGE_BYTES: Final = 8 * 1024 * 1024  # of parts in one answer
 _NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
 _STATUSES: Final = frozenset(JobStatus)
 _UNFINISHED: Final = frozenset(status.value for status in JobStatus if not status.is_final)
@@ -51,7 +55,8 @@ class StoreFaults:
         unavailable: Nobody answers: every call raises, and nothing is done.
         lose_replies: So many of the next writes are made, and then the answer is lost.
         lose_requests: So many of the next writes are not made; the caller cannot tell this from a lost answer.
-        tear: So many of the next batches write their jobs and not their executions, and lose the answer.
+        tear: So many of the next batches write their jobs and not their executions, and lose the answer; of parts, the
+            first half.
         delay_s: Every call takes this long, before anything is done, in the loop's time.
         reply_delay_s: Every write takes this long after it was done.
     """
@@ -90,10 +95,11 @@ class StoreFaults:
 
 @dataclass
 class MemoryDatabase:
-    """What is stored: documents by partition and id, and the leases. Survives its clients, not its process."""
+    """What is stored: documents by partition and key, and the leases. Survives its clients, not its process."""
 
     jobs: dict[str, dict[str, Document]] = field(default_factory=lambda: {"": {}})
     executions: dict[str, dict[str, Document]] = field(default_factory=dict)
+    parts: dict[str, dict[str, Document]] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
     faults: StoreFaults = field(default_factory=StoreFaults)
     n_writes: int = 0
@@ -267,10 +273,64 @@ class MemoryDocumentStore:
         executions = self.database.executions.get(partition, {})
         for execution_id in [key for key, document in executions.items() if document["job_id"] == job_id]:
             del executions[execution_id]
+        parts = self.database.parts.get(partition, {})
+        for key in [key for key, document in parts.items() if document["job_id"] == job_id]:
+            del parts[key]
         return self._jobs(partition).pop(job_id, None) is not None
 
     async def expire(self, now: float) -> int:
         return 0
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    async def write_parts(self, partition: str, parts: Sequence[Part]) -> None:
+        _check_name(partition)
+        await self._begin(writes=True)
+        self._jobs(partition)  # a partition is there when anything was written to it
+        is_torn = self.faults.tear > 0
+        for part in parts[: len(parts) // 2] if is_torn else parts:
+            self._write_part(part, partition)
+        if is_torn:
+            self.faults.tear -= 1
+            self.faults.fire("the batch stopped between two parts")
+        await self.faults.after()
+
+    def _write_part(self, part: Part, partition: str) -> None:
+        kept = self.database.parts.setdefault(partition, {})
+        key = part_id(part.job_id, part.stream, part.seq)
+        if key not in kept or kept[key]["fence"] <= part.fence:
+            kept[key] = copy.deepcopy(encode_part(part))
+
+    async def read_parts(self, partition: str, job_id: str, stream: str, after: int = -1, limit: int = 50) -> list[Part]:
+        await self._begin()
+        documents = sorted(self._parts_of(partition, job_id, stream, after + 1), key=lambda document: document["seq"])
+        found: list[Part] = []
+        size = 0
+        for document in documents[:limit]:
+            part = decode_part(document)
+            size += len(part.body)
+            if found and size > _PAGE_BYTES:
+                break
+            found.append(part)
+        return found
+
+    async def drop_parts(self, partition: str, job_id: str, stream: str, from_seq: int, *, below: int) -> None:
+        await self._begin(writes=True)
+        for document in self._parts_of(partition, job_id, stream, from_seq):
+            if document["fence"] < below:
+                del self.database.parts[partition][document["_id"]]
+        await self.faults.after()
+
+    def _parts_of(self, partition: str, job_id: str, stream: str, from_seq: int) -> list[Document]:
+        wanted = (job_id, stream)
+        documents = self.database.parts.get(partition, {}).values()
+        return [each for each in documents if (each["job_id"], each["stream"]) == wanted and each["seq"] >= from_seq]
+
+    async def jobs_with_parts(self, partition: str) -> AsyncIterator[list[str]]:
+        await self._begin()
+        ids = sorted({document["job_id"] for document in self.database.parts.get(partition, {}).values()})
+        for start in range(0, len(ids), _BATCH):
+            yield ids[start : start + _BATCH]
 
     # --- leases ------------------------------------------------------------------------------------------------------
 
@@ -426,10 +486,11 @@ class MemoryDocumentStore:
     async def put_copy(self, job: JobRecord, executions: Sequence[ExecutionRecord], partition: str) -> None:
         _check_name(partition)
         await self._begin(writes=True)
-        self._delete(job.id, partition)
         self._jobs(partition)[job.id] = copy.deepcopy(encode_job(job))
         if self._keeps_executions:
             kept = self.database.executions.setdefault(partition, {})
+            for execution_id in [key for key, document in kept.items() if document["job_id"] == job.id]:
+                del kept[execution_id]
             kept.update((execution.id, copy.deepcopy(encode_execution(execution))) for execution in executions)
         await self.faults.after()
 

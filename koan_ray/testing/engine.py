@@ -207,6 +207,7 @@ async def engine(
         completed_retention_s=numbers.completed_retention_s,
         faulted_retention_s=numbers.faulted_retention_s,
         max_finished=numbers.max_finished,
+        max_part_bytes=numbers.max_part_bytes,
     )
     made = TestEngine(numbers, time, kept, faults or Faults(), seed, sources or {})
     before = ambient.current_engine()

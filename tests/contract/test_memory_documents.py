@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from koan_ray.domain.records import VALUES
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import StoreUnavailableError
 from koan_ray.ports import Change
 from koan_ray.testing import DocumentStoreContract, MemoryDatabase, MemoryDocumentStore
-from koan_ray.testing.contracts import audited, execution, job
+from koan_ray.testing.contracts import audited, execution, job, part
 
 
 @pytest.fixture
@@ -88,3 +89,13 @@ class TestMemoryDocuments(DocumentStoreContract):
         found = await store.get(record.id)
         assert found.particulars.metadata == {"tags": ["a"]}
         assert found.status is JobStatus.QUEUED
+
+    async def test_a_torn_batch_of_parts_has_its_first_half_and_may_be_repeated(self, store):
+        record = job()
+        parts = [part(record, n) for n in range(4)]
+        store.faults.tear = 1
+        with pytest.raises(StoreUnavailableError, match="between two parts"):
+            await store.write_parts("", parts)
+        assert await store.read_parts("", record.id, VALUES) == parts[:2]
+        await store.write_parts("", parts)
+        assert await store.read_parts("", record.id, VALUES) == parts

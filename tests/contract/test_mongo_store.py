@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from pydantic_core import from_json
 from pymongo import MongoClient, monitoring
 
 import koan_ray as koan
-from koan_ray import testing
+from koan_ray import ambient, testing
 from koan_ray.domain.archival import ArchivalPolicy
 from koan_ray.domain.query import parse_query
-from koan_ray.domain.records import Residence
+from koan_ray.domain.records import FAILED, STREAMS, VALUES, Checkpoint, ItemCounts, Part, Residence
 from koan_ray.domain.status import ExecutionStatus, JobStatus, Reason
 from koan_ray.errors import ConfigurationError, RecordCorruptError, StoreUnavailableError
 from koan_ray.ports import Change, LoopClock
 from koan_ray.stores import mongo_filters
 from koan_ray.stores.mongo import MongoStore
 from koan_ray.testing import DocumentStoreContract
-from koan_ray.testing.contracts import AT, assert_same, audited, execution, job
+from koan_ray.testing.contracts import AT, assert_same, audited, execution, job, part
 from tests.servers import EXTERNAL, MongoServer, free_port
 
 EVERY_SLOT = range(256)
@@ -76,7 +77,59 @@ class BigLetter(koan.Job[str, str]):
         return context * 3
 
 
+class Counts(koan.Job[int, int]):
+    """Items, one a checkpoint; each third is dead."""
+
+    retry = koan.RetryPolicy(max_attempts=1)
+
+    async def execute(self, context, progress, cancellation) -> int:
+        order = ambient.attempt.get().order
+        done = order.checkpoint or Checkpoint(0, b"[[0,0]]", context, 0, 0, 0, AT)
+        for n in range(done.sequence, context):
+            if n == 4 and self.metadata.get("breaks") and done.sequence == n and order.checkpoint is None:
+                raise koan.NonRetryable("as asked")
+            is_dead = n % 3 == 2
+            stream, seq = (FAILED, done.failed) if is_dead else (VALUES, done.processed)
+            done = done._replace(
+                sequence=n + 1, body=b"[[0,%d]]" % (n + 1), failed=done.failed + is_dead,
+                processed=done.processed + (not is_dead),
+            )  # fmt: skip
+            made = Part(self.id, stream, seq, b'[{"index":%d}]' % n, 1)
+            assert await ambient.engine().checkpoint(self.id, order.execution_id, done, [made])
+        return context
+
+
 class TestMongo(DocumentStoreContract):
+    async def test_a_job_over_items_goes_on_is_archived_and_comes_back(self, mongo_url, driver, db):
+        """With its checkpoint and its parts, through a whole engine."""
+
+        async def produced(job_id):
+            return {
+                s: [i["index"] for p in await ambient.engine().parts(job_id, s) for i in from_json(p.body)] for s in STREAMS
+            }
+
+        policy = ArchivalPolicy("soon", older_than_s=0.0)
+        settings = {"archives": False, "archival_policies": (policy,), "lease_ttl_s": 5.0}
+        clock = LoopClock(asyncio.get_running_loop())
+        connect = lambda: MongoStore(mongo_url, driver=driver, source="default")  # noqa: E731
+        async with testing.engine(sources={"default": connect}, clock=clock, **settings) as engine:
+            old = await Counts.start(9).persist(partition="hot").with_metadata(breaks=True).run()
+            with pytest.raises(koan.JobFailedError, match="as asked"):
+                await old.wait()
+            one = await koan.Jobs.retry(old.id, resume=True)
+            assert await one.wait() == 9
+            whole = {VALUES: [0, 1, 3, 4, 6, 7], FAILED: [2, 5, 8]}
+            assert await produced(one.id) == whole
+            assert await produced(old.id) == {VALUES: [0, 1, 3], FAILED: [2]}
+            assert db["jobs.hot"].find_one({"_id": one.id})["items"]["state"] == [[0, 9]]
+            assert (await engine.coordinator.archive(False))["soon"]["moved"] == 2
+            assert (db["items.hot"].count_documents({}), db["items.archive"].count_documents({})) == (0, 13)
+            assert await produced(one.id) == whole
+            await koan.Jobs.restore(one.id)
+            assert (db["items.hot"].count_documents({}), db["items.archive"].count_documents({})) == (9, 4)
+            assert await produced(one.id) == whole
+            assert (await koan.Jobs.get(one.id))._view.items == ItemCounts(9, 6, 0, 3)
+
     async def test_documents_that_cannot_be_read_do_not_hide_those_after_them(self, store, db):
         """The archivist goes on behind a whole page of them."""
         records = [job(status=JobStatus.COMPLETED, completed_at=AT + n) for n in range(6)]
@@ -257,13 +310,13 @@ class TestMongo(DocumentStoreContract):
     # --- indexes -----------------------------------------------------------------------------------------------------
 
     async def test_every_query_walks_an_index(self, mongo_url, store):
-        """Every find, count and update that the store sends to MongoDB is explained by the server, as it was sent."""
+        """Every find, count, update and delete that the store sends to MongoDB is explained by the server, as sent."""
         sent = []
 
         class Listener(monitoring.CommandListener):
             def started(self, event):
-                if event.command_name in {"find", "aggregate", "update"}:
-                    sent.append((event.command_name, dict(event.command)))
+                if event.command_name in {"find", "aggregate", "update", "delete"}:
+                    sent.extend(asked_by(event.command_name, dict(event.command)))
 
             def succeeded(self, event):
                 pass
@@ -284,12 +337,28 @@ class TestMongo(DocumentStoreContract):
             monitoring._LISTENERS.command_listeners.remove(listener)
             await watched.close()
         assert len(sent) > 60
+        assert {"items", "jobs", "executions"} <= {command.get("find") for command in sent}
         with MongoClient(mongo_url) as client:
-            plans = [
-                (command, plan_of(client.get_default_database(), command)) for name, command in sent if name != "update"
-            ]
+            plans = [(command, plan_of(client.get_default_database(), command)) for command in sent]
         scanned = [command for command, plan in plans if "COLLSCAN" in plan or not ("IXSCAN" in plan or "IDHACK" in plan)]
         assert scanned == []
+
+    async def test_dead_items_are_documents_and_values_are_text(self, store, db):
+        """What people query is queryable, and what there are millions of is not taken apart."""
+        record = job()
+        dead = b'[{"index":7,"error":{"type":"ValueError"}}]'
+        await store.write_parts("hot", [part(record, 0, dead, stream=FAILED), part(record, 0, b"[1,2]")])
+        found = db["items.hot"].find_one({"items.error.type": "ValueError"})
+        assert (found["job_id"], found["seq"], found["items"][0]["index"]) == (record.id, 0, 7)
+        assert db["items.hot"].find_one({"stream": VALUES})["items_json"] == "[1,2]"
+
+    async def test_of_two_that_write_a_part_at_once_the_later_execution_stays(self, another):
+        """Whichever of them the server takes first."""
+        first, second = await another(), await another()
+        for n in range(10):
+            late, newer = part("a job", n, b"[1]", fence=1), part("a job", n, b"[2]", fence=2)
+            await asyncio.gather(first.write_parts("", [late]), second.write_parts("", [newer]))
+            assert await first.read_parts("", "a job", VALUES, n - 1, 1) == [newer]
 
     async def test_missing_indexes_are_made_at_a_start(self, another, db):
         await another()
@@ -297,7 +366,7 @@ class TestMongo(DocumentStoreContract):
         await another()
         assert "status" in db.jobs.index_information()
 
-    @pytest.mark.parametrize("in_the_way", ["keys", "sparse", "another name", "by age"])
+    @pytest.mark.parametrize("in_the_way", ["keys", "sparse", "another name", "by age of executions", "by age of items"])
     async def test_an_index_in_the_way_is_named(self, mongo_url, driver, db, in_the_way):
         if in_the_way == "keys":
             db.jobs.create_index([("kind", 1)], name="status")
@@ -306,10 +375,10 @@ class TestMongo(DocumentStoreContract):
         elif in_the_way == "another name":
             db.jobs.create_index([("created_at", 1), ("_id", 1)], name="mine")
         else:
-            db.executions.create_index([("started_at", 1)], name="old", expireAfterSeconds=60)
-        named = {"keys": "'status'", "sparse": "'completed'", "another name": "'created'", "by age": "'old'"}
+            db[in_the_way.removeprefix("by age of ")].create_index([("started_at", 1)], name="old", expireAfterSeconds=60)
+        named = {"keys": "'status'", "sparse": "'completed'", "another name": "'created'"}
         store = MongoStore(mongo_url, source="jobs", driver=driver)
-        with pytest.raises(ConfigurationError, match=f"'jobs'.*{named[in_the_way]}"):
+        with pytest.raises(ConfigurationError, match=f"'jobs'.*{named.get(in_the_way, 'old')}"):
             await store.open()
 
     async def test_a_reader_writes_nothing(self, another, db):
@@ -364,6 +433,19 @@ async def exercise(store):
     await everything(store.scan(""))
     await store.statuses(["nothing"], "")
     await store.executions_in(["nothing"], "")
+    await store.write_parts("", [part("a job", n, stream=stream) for n in range(3) for stream in STREAMS])
+    assert len(await store.read_parts("", "a job", VALUES, 0)) == 2
+    await store.drop_parts("", "a job", VALUES, 1, below=1)
+    assert await everything(store.jobs_with_parts("")) == ["a job"]
+    await store.remove("a job")
+    await store.delete_if(job(status=JobStatus.FAILED), "")
+
+
+def asked_by(name, command):
+    """The finds that a command makes: itself, or what its updates and deletes look for without naming a document."""
+    if name not in {"update", "delete"}:
+        return [command]
+    return [{"find": command[name], "filter": each["q"]} for each in command[f"{name}s"] if "_id" not in each["q"]]
 
 
 def plan_of(db, command):
