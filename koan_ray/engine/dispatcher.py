@@ -297,7 +297,7 @@ class Dispatcher:
         for running in reply.running:
             if (active := self._active.get(running.execution_id)) is not None:
                 active.began_at = now - running.age_s
-                active.parked = running.parked
+                active.parked = active.parked if active.has_told else running.parked
                 actor.running[running.execution_id] = active
                 self._watch_long(actor, active)
         for execution_id in reversed(reply.returned):
@@ -317,10 +317,10 @@ class Dispatcher:
         actor.heard_at = self._clock.monotonic()
         for execution_id in push.parked:
             if (active := self._active.get(execution_id)) is not None:
-                active.parked = True
+                active.parked = active.has_told = True
         for execution_id in push.resumed:
             if (active := self._active.get(execution_id)) is not None:
-                active.parked = False
+                active.parked, active.has_told = False, True
         for execution_id, progress in push.progress:
             if (active := self._active.get(execution_id)) is not None:
                 self._jobs.progressed(active, progress)
