@@ -13,6 +13,7 @@ from koan_ray.domain import transitions
 from koan_ray.domain.records import ErrorInfo, ExecutionRecord, JobRecord, Progress, Terms
 from koan_ray.domain.retry import Advice, decide
 from koan_ray.domain.status import ExecutionStatus, FailureKind, JobStatus, Reason
+from koan_ray.engine.catalog import written
 from koan_ray.errors import KoanRayError
 from koan_ray.ports import Order, Report
 
@@ -56,7 +57,7 @@ class Settling:
         job = self._live.get(job_id)
         if job is None or job.status is not JobStatus.QUEUED or job.due_at is not None:
             return None
-        tenure = self._catalog.tenure_of(job.particulars.residence)
+        tenure = self._catalog.tenure_of(job)
         if tenure is not None and not tenure.may_act:
             tenure.hold(job_id)  # nothing is started while the lease may be somebody else's
             return None
@@ -168,12 +169,10 @@ class Settling:
         """Call ``then`` when what became of these reports is written."""
 
         async def follow() -> None:
+            found = (self._live.get(report.job_id) for report in reports)
+            writers = {self._jobs.writer_of(job) for job in found if job is not None}
             with contextlib.suppress(KoanRayError):  # not written here: the next coordinator asks the actor
-                for report in reports:
-                    job = self._live.get(report.job_id)
-                    if job is not None:
-                        await self._jobs.writer_of(job).flushed()
-                        break
+                await written(writers)
                 then()
 
         self._tasks.spawn(follow())
