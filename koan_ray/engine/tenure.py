@@ -86,8 +86,11 @@ class Host(Protocol):
     async def opened(self, tenure: Tenure) -> None:
         """All are taken in: adopt what runs, count as lost what nobody runs, and dispatch."""
 
-    async def found(self, tenure: Tenure, jobs: Sequence[JobRecord]) -> None:
-        """These unfinished jobs carry our term; those that are not ours yet were inserted late by an earlier holder."""
+    async def found(self, tenure: Tenure, jobs: Sequence[JobRecord], *, is_late: bool = False) -> None:
+        """These unfinished jobs carry our term; those that are not ours yet are left by an earlier holder.
+
+        ``is_late``: they were read while we served, so those of them that were ours may have ended since.
+        """
 
     def stood_down(self, tenure: Tenure) -> None:
         """Another coordinator has the source: let go of everything that lives there."""
@@ -143,6 +146,7 @@ class Tenure:
         self._beat_at = float("-inf")  # monotonic, when the last acknowledged beat was sent; written by the beating thread
         self._woken = asyncio.Event()
         self._has_all = asyncio.Event()
+        self._is_sweeping = False  # the last sweep has not come to its end, if this is so at the beginning of one
         self._settled = asyncio.Event()  # the first attempt has come to an end, whatever that is
         self._loop = asyncio.get_running_loop()
         self._is_closing = False
@@ -386,8 +390,7 @@ class Tenure:
                 async for jobs in self.store.take_over(self.slots, term, (JobStatus.QUEUED,)):
                     await self._host.found(self, jobs)
                 if turn:  # what was stamped when we were interrupted carries our term, and was not read
-                    async for jobs in self.store.unfinished(self.slots, term):
-                        await self._host.found(self, jobs)
+                    await self._look(term)
             except StoreUnavailableError as error:
                 self._log.warning("take_over_interrupted", problem=str(error))
                 await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
@@ -396,6 +399,11 @@ class Tenure:
                 self._log.info("queue_taken_over", term=term)
                 self._has_all.set()
                 return
+
+    async def _look(self, term: int) -> None:
+        """Hand over what carries our term and is not known to our host."""
+        async for jobs in self.store.unfinished(self.slots, term):
+            await self._host.found(self, jobs, is_late=True)
 
     async def has_all(self) -> bool:
         """Wait until every unfinished job of the source was taken in; false if the source is not ours."""
@@ -414,13 +422,20 @@ class Tenure:
             await self._woken.wait()
             timer.cancel()
             self._woken.clear()
-            if self.replaced.is_set() or not self.may_act:
+            # Not before the queue is taken over: of what is read there, nothing can have ended meanwhile.
+            if self.replaced.is_set() or not self.may_act or not self._has_all.is_set():
                 continue
             with contextlib.suppress(StoreUnavailableError):
-                if await self.store.claim(self.slots, term):
-                    self._log.warning("late_inserts_claimed", term=term)
-                    async for jobs in self.store.unfinished(self.slots, term):
-                        await self._host.found(self, jobs)
+                await self._sweep(term)
+
+    async def _sweep(self, term: int) -> None:
+        was_interrupted, self._is_sweeping = self._is_sweeping, True
+        n_claimed = await self.store.claim(self.slots, term)
+        if n_claimed:
+            self._log.warning("late_inserts_claimed", term=term, n=n_claimed)
+        if n_claimed or was_interrupted:  # then it may have claimed, too, and nobody has looked
+            await self._look(term)
+        self._is_sweeping = False
 
     def fenced(self, job: JobRecord) -> None:
         """A write was refused: a record too large, an id that was taken, or a document that somebody else has written.
