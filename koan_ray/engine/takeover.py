@@ -142,6 +142,8 @@ class Takeover:
             job = self._live.get(job_id)
             if job is not None and job.status is JobStatus.QUEUED:
                 self._jobs.enqueue(job)
+            elif job is not None:
+                self._jobs.resume(job)
 
     def stood_down(self, tenure: Tenure) -> None:
         """Another coordinator has the source: let go of everything that lives there; its waiters are told from afar."""

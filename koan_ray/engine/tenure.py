@@ -37,6 +37,7 @@ from koan_ray.domain.lease import BEATS_PER_TTL, MAX_SHARDS, STANDS_DOWN_AFTER, 
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.writer import Writer, pause
 from koan_ray.errors import ConfigurationError, StaleLeaseError, StoreError, StoreUnavailableError
+from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -267,8 +268,10 @@ class Tenure:
         self.state = TenureState.CLOSED
         self._stop_beating()
         if lease is not None:
+            killpoint("lease.before_release")
             with contextlib.suppress(StoreError):  # the lease lapses by itself
                 await self.store.release(lease)
+            killpoint("lease.after_release")
 
     async def _obtain(self) -> Lease:
         return await (self._obtain_lead() if self._lead is None else self._follow(self._lead))
@@ -320,6 +323,7 @@ class Tenure:
 
     async def _take(self, lease: Lease | None, *, at_least: int) -> Lease | None:
         sent_at = self._clock.monotonic()
+        killpoint("lease.before_take")
         try:
             taken = await self.store.take_lease(self.shard, holder=self._holder, seen=lease, at_least=at_least)
         except StoreUnavailableError:
@@ -327,6 +331,7 @@ class Tenure:
             found = await self.store.read_lease(self.shard)
             taken = found if found is not None and found.holder == self._holder else None
         if taken is not None:
+            killpoint("lease.after_take")
             self._beat_at = sent_at
             self._log.info("lease_taken", term=taken.term, after=lease.holder if lease is not None else None)
         return taken
@@ -491,7 +496,9 @@ class Tenure:
             try:
                 if self._heart is not self.store:
                     await self._heart.open()
+                killpoint("lease.before_beat")
                 after = await self._heart.beat(lease)
+                killpoint("lease.after_beat")
             except StoreError:
                 after = lease  # unknown; what may_act allows shrinks meanwhile
             else:
@@ -521,6 +528,7 @@ class _Guarded:
         try:
             refused = await tenure.store.apply(changes)
             if tenure.audit is not tenure.store:
+                killpoint("flush.between")
                 gone = {id(change) for change in refused}
                 await tenure.audit.file_executions([change for change in changes if id(change) not in gone])
         except StoreError as error:
