@@ -13,9 +13,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from pymongo import MongoClient
+from ray._private.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 from tests.chaos import other
@@ -46,7 +49,8 @@ def new_cluster(monkeypatch, tmp_path):
 
     def start():
         head = {"num_cpus": 0, "include_dashboard": False, "gcs_server_port": free_port()}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        with newest_ray_kept():
+            cluster = Cluster(initialize_head=True, head_node_args=head)
         started.append(cluster)
         for _ in range(2):
             cluster.add_node(num_cpus=1)
@@ -56,6 +60,20 @@ def new_cluster(monkeypatch, tmp_path):
     for cluster in started:
         for node in [*cluster.worker_nodes, *([cluster.head_node] if cluster.head_node else [])]:
             cluster.remove_node(node, allow_graceful=False)
+
+
+@contextmanager
+def newest_ray_kept():
+    """`Cluster` writes its head down as the newest Ray of this machine, which others would join: put back what was there."""
+    file = Path(get_ray_address_file(None))
+    before = file.read_text() if file.exists() else None
+    try:
+        yield
+    finally:
+        if before is None:
+            file.unlink(missing_ok=True)
+        else:
+            file.write_text(before)
 
 
 @pytest.fixture
