@@ -121,7 +121,7 @@ def test_soak(nodes, own_server, ledger, history):
                     with contextlib.suppress(koan.KoanRayError, TimeoutError):
                         job.cancel("by chance").get(30)
                 n += 1
-                time.sleep(0.05)
+                time.sleep(mine.uniform(0.2, 0.4))  # what is submitted faster than it gets done is left for afterwards
 
         submitters = [threading.Thread(target=submit, args=(n,)) for n in range(3)]
         for submitter in submitters:
