@@ -15,7 +15,7 @@ from pydantic_core import PydanticSerializationError, ValidationError, to_json
 from koan_ray.domain.durations import Duration, seconds
 from koan_ray.domain.records import ActorSpec, Terms, identified
 from koan_ray.domain.retry import RetryPolicy
-from koan_ray.domain.status import Isolation, ParentPolicy
+from koan_ray.domain.status import Claim, Isolation, ParentPolicy
 from koan_ray.errors import InvalidContextError, JobDefinitionError, PayloadTooLargeError
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class Definition:
         self.timeout_s = _timeout(job_type)
         self.isolation = _member(job_type, "isolation", Isolation)
         self.when_parent_ends = _member(job_type, "when_parent_ends", ParentPolicy)
+        self.claim = _member(job_type, "claim", Claim)
         self.concurrency = _concurrency(job_type)
         self.has_body = _check_execute(job_type)
         self.is_async = inspect.iscoroutinefunction(getattr(job_type, "execute", None))
@@ -116,7 +117,7 @@ class Definition:
         spec = self.resources.spec(concurrency=self.concurrency, dedicated=self.isolation is Isolation.DEDICATED)
         terms = Terms(
             "", self.kind, code_id, retry or self.retry, timeout_s if timeout_s is not None else self.timeout_s, spec,
-            self.isolation, self.when_parent_ends,
+            self.isolation, self.when_parent_ends, self.claim,
         )  # fmt: skip
         return identified(terms)
 

@@ -28,6 +28,7 @@ from koan_ray.domain.query import Query
 from koan_ray.domain.records import STREAMS, Residence
 from koan_ray.engine.writer import pause
 from koan_ray.errors import ConflictError, JobNotFoundError, RecordCorruptError, StoreUnavailableError
+from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -274,12 +275,16 @@ class Archivist:
         wanted = fingerprint(copy, _carried(executions, source, target))
         if not await self._has_equal(source, target, copy, wanted):
             _check_ours(source, target)
+            killpoint("archive.before_copy")
             await _copy_parts(source, target, copy)
             await target.shards.store.put_copy(copy, _carried(executions, source, target), target.partition)
+            killpoint("archive.after_copy")
             if not await self._has_equal(source, target, copy, wanted):
                 return None
         _check_ours(source, target)
+        killpoint("archive.before_delete")
         if await source.shards.store.delete_if(record, source.partition):
+            killpoint("archive.after_delete")
             return _Outcome.MOVED
         is_gone = await source.shards.store.get_copy(job.id, source.partition) is None
         return _Outcome.MOVED if is_gone else _Outcome.CHANGED

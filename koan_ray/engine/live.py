@@ -15,6 +15,7 @@ from koan_ray.domain.records import ErrorInfo, ExecutionRecord, end_of
 from koan_ray.domain.status import ExecutionStatus, FailureKind, JobStatus, ParentPolicy, Reason
 from koan_ray.engine.lingering import Lingering
 from koan_ray.errors import LimitExceededError
+from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,6 +101,10 @@ class LiveJobs:
             self.by_id[job.id] = routed
         return routed
 
+    def resume(self, job: JobRecord) -> None:
+        """Let a claimed job go on to its actor."""
+        self._dispatcher.resume(job.id)
+
     def move(self, after: JobRecord, execution: ExecutionRecord | None = None, *, first: bool = False) -> None:
         """Make ``after`` the job's state: queue it again, or let go of its children, and stage it."""
         job_id = after.id
@@ -156,6 +161,7 @@ class LiveJobs:
                 if job.rev == 1 and job.particulars.residence.source is not None and job.status is JobStatus.QUEUED:
                     self.enqueue(job)  # the submit of a job in documents is written: now it may run
                 continue
+            killpoint("settle.after_flush")
             del live[job.id]
             self._kinds.ended(job)
             self.counters[job.status] += 1

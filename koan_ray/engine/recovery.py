@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from koan_ray.domain import transitions
 from koan_ray.domain.records import ExecutionRecord
 from koan_ray.domain.status import JobStatus
+from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -74,10 +75,12 @@ class Recovery:
             async for batch in shards.audit.open_executions(slots)
             for execution in batch
         }  # fmt: skip
+        killpoint("takeover.before_adopt")
         for found in list(self._limbo.values()):
             sources = {running.source for running in found.running}
             if shards.source in sources or not sources - {None}:
                 self._adopt_actor(found, executions)
+        killpoint("takeover.after_adopt")
         await self._close_left_open(shards, executions)
         await self._file_missing(shards, slots)
         for job in jobs:
@@ -126,7 +129,9 @@ class Recovery:
                 ended = transitions.closure(execution, job, at=self._clock.now())
                 closed.append((ended, job.particulars.residence.partition))
         if closed:
+            killpoint("takeover.before_close")
             await shards.audit.close_executions(closed)
+            killpoint("takeover.after_close")
             self._log.info("executions_closed", n=len(closed))
 
     async def _file_missing(self, shards: Shards, slots: Sequence[int]) -> None:

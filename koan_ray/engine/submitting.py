@@ -24,6 +24,7 @@ from koan_ray.errors import (
     LimitExceededError,
     StoreUnavailableError,
 )
+from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,6 +107,7 @@ class Submitting:
         # A job is told to be accepted when its flush is written, and nothing else is waited for: by the writers that it was
         # staged with, because one that was abandoned meanwhile has written nothing.
         await written(writers)
+        killpoint("submit.after_flush")
         if self._jobs.unstorable:
             self._answer_unstorable(rows, refused)
         if self._jobs.duplicates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ class Takeover:
         self._jobs, self._live = live, live.by_id
         self._kinds, self._catalog, self._recovery, self._waiters = kinds, catalog, recovery, waiters
         self._elsewhere, self._tasks, self._log = elsewhere, tasks, log
+        self._finding = asyncio.Lock()
 
     def written(self, jobs: Sequence[JobRecord]) -> None:
         """A flush has written these."""
@@ -66,9 +68,9 @@ class Takeover:
     async def _take_back(self, tenure: Tenure, job_id: str) -> None:
         """Take in a stored job that was passed over because a repeated submit stood in its place when it was read."""
         with contextlib.suppress(StoreUnavailableError):  # then the sweep or the next coordinator finds it
-            stored = await tenure.store.get(job_id)
+            stored = await tenure.store.get(job_id) if await tenure.has_all() else None
             if stored is not None and not stored.status.is_final and stored.term == tenure.term:
-                await self.found(tenure, [stored])
+                await self.found(tenure, [stored], is_late=True)
 
     def took_in(self, tenure: Tenure, jobs: Sequence[JobRecord]) -> None:
         """Make a source's unfinished jobs ours; they are not dispatched before `opened`."""
@@ -99,9 +101,20 @@ class Takeover:
             tenure.activate()
         self._log.info("jobs_recovered", source=shards.source, n=len(mine), unroutable=self._kinds.unroutable())
 
-    async def found(self, tenure: Tenure, jobs: Sequence[JobRecord]) -> None:
-        """Take in those of a source's unfinished jobs that are not known here: its queue, and what was inserted late."""
-        new = [job for job in jobs if job.id not in self._live]
+    async def found(self, tenure: Tenure, jobs: Sequence[JobRecord], *, is_late: bool = False) -> None:
+        """Take in those of a source's unfinished jobs that are not known here: its queue, and what was inserted late.
+
+        ``is_late``: they were read while we served, so that a job which is not known here may be one that has ended since.
+        """
+        if not is_late:
+            await self._take_in(tenure, [job for job in jobs if job.id not in self._live])
+            return
+        async with self._finding:  # one at a time: what was looked up must not be taken in and ended by another meanwhile
+            unknown = [job for job in jobs if job.id not in self._live]
+            left = await _still_unfinished(tenure, unknown)
+            await self._take_in(tenure, [job for job in unknown if job.id in left and job.id not in self._live])
+
+    async def _take_in(self, tenure: Tenure, new: Sequence[JobRecord]) -> None:
         if not new:
             return
         self.took_in(tenure, new)
@@ -129,6 +142,8 @@ class Takeover:
             job = self._live.get(job_id)
             if job is not None and job.status is JobStatus.QUEUED:
                 self._jobs.enqueue(job)
+            elif job is not None:
+                self._jobs.resume(job)
 
     def stood_down(self, tenure: Tenure) -> None:
         """Another coordinator has the source: let go of everything that lives there; its waiters are told from afar."""
@@ -137,3 +152,15 @@ class Takeover:
             self._jobs.drop(job)
             if self._waiters.is_watched(job.id):
                 self._elsewhere.watch(job.id)
+
+
+async def _still_unfinished(tenure: Tenure, jobs: Sequence[JobRecord]) -> set[str]:
+    """Return the ids of those that have not ended, nor been removed, since they were read."""
+    by_partition: dict[str, list[str]] = {}
+    for job in jobs:
+        by_partition.setdefault(job.particulars.residence.partition, []).append(job.id)
+    left: set[str] = set()
+    for partition, job_ids in by_partition.items():
+        statuses = await tenure.store.statuses(job_ids, partition)
+        left.update(job_id for job_id, status in statuses.items() if not status.is_final)
+    return left

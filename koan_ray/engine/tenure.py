@@ -37,6 +37,7 @@ from koan_ray.domain.lease import BEATS_PER_TTL, MAX_SHARDS, STANDS_DOWN_AFTER, 
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.writer import Writer, pause
 from koan_ray.errors import ConfigurationError, StaleLeaseError, StoreError, StoreUnavailableError
+from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -86,8 +87,11 @@ class Host(Protocol):
     async def opened(self, tenure: Tenure) -> None:
         """All are taken in: adopt what runs, count as lost what nobody runs, and dispatch."""
 
-    async def found(self, tenure: Tenure, jobs: Sequence[JobRecord]) -> None:
-        """These unfinished jobs carry our term; those that are not ours yet were inserted late by an earlier holder."""
+    async def found(self, tenure: Tenure, jobs: Sequence[JobRecord], *, is_late: bool = False) -> None:
+        """These unfinished jobs carry our term; those that are not ours yet are left by an earlier holder.
+
+        ``is_late``: they were read while we served, so those of them that were ours may have ended since.
+        """
 
     def stood_down(self, tenure: Tenure) -> None:
         """Another coordinator has the source: let go of everything that lives there."""
@@ -143,6 +147,7 @@ class Tenure:
         self._beat_at = float("-inf")  # monotonic, when the last acknowledged beat was sent; written by the beating thread
         self._woken = asyncio.Event()
         self._has_all = asyncio.Event()
+        self._is_sweeping = False  # the last sweep has not come to its end, if this is so at the beginning of one
         self._settled = asyncio.Event()  # the first attempt has come to an end, whatever that is
         self._loop = asyncio.get_running_loop()
         self._is_closing = False
@@ -263,8 +268,10 @@ class Tenure:
         self.state = TenureState.CLOSED
         self._stop_beating()
         if lease is not None:
+            killpoint("lease.before_release")
             with contextlib.suppress(StoreError):  # the lease lapses by itself
                 await self.store.release(lease)
+            killpoint("lease.after_release")
 
     async def _obtain(self) -> Lease:
         return await (self._obtain_lead() if self._lead is None else self._follow(self._lead))
@@ -316,6 +323,7 @@ class Tenure:
 
     async def _take(self, lease: Lease | None, *, at_least: int) -> Lease | None:
         sent_at = self._clock.monotonic()
+        killpoint("lease.before_take")
         try:
             taken = await self.store.take_lease(self.shard, holder=self._holder, seen=lease, at_least=at_least)
         except StoreUnavailableError:
@@ -323,6 +331,7 @@ class Tenure:
             found = await self.store.read_lease(self.shard)
             taken = found if found is not None and found.holder == self._holder else None
         if taken is not None:
+            killpoint("lease.after_take")
             self._beat_at = sent_at
             self._log.info("lease_taken", term=taken.term, after=lease.holder if lease is not None else None)
         return taken
@@ -386,8 +395,7 @@ class Tenure:
                 async for jobs in self.store.take_over(self.slots, term, (JobStatus.QUEUED,)):
                     await self._host.found(self, jobs)
                 if turn:  # what was stamped when we were interrupted carries our term, and was not read
-                    async for jobs in self.store.unfinished(self.slots, term):
-                        await self._host.found(self, jobs)
+                    await self._look(term)
             except StoreUnavailableError as error:
                 self._log.warning("take_over_interrupted", problem=str(error))
                 await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
@@ -396,6 +404,11 @@ class Tenure:
                 self._log.info("queue_taken_over", term=term)
                 self._has_all.set()
                 return
+
+    async def _look(self, term: int) -> None:
+        """Hand over what carries our term and is not known to our host."""
+        async for jobs in self.store.unfinished(self.slots, term):
+            await self._host.found(self, jobs, is_late=True)
 
     async def has_all(self) -> bool:
         """Wait until every unfinished job of the source was taken in; false if the source is not ours."""
@@ -414,13 +427,20 @@ class Tenure:
             await self._woken.wait()
             timer.cancel()
             self._woken.clear()
-            if self.replaced.is_set() or not self.may_act:
+            # Not before the queue is taken over: of what is read there, nothing can have ended meanwhile.
+            if self.replaced.is_set() or not self.may_act or not self._has_all.is_set():
                 continue
             with contextlib.suppress(StoreUnavailableError):
-                if await self.store.claim(self.slots, term):
-                    self._log.warning("late_inserts_claimed", term=term)
-                    async for jobs in self.store.unfinished(self.slots, term):
-                        await self._host.found(self, jobs)
+                await self._sweep(term)
+
+    async def _sweep(self, term: int) -> None:
+        was_interrupted, self._is_sweeping = self._is_sweeping, True
+        n_claimed = await self.store.claim(self.slots, term)
+        if n_claimed:
+            self._log.warning("late_inserts_claimed", term=term, n=n_claimed)
+        if n_claimed or was_interrupted:  # then it may have claimed, too, and nobody has looked
+            await self._look(term)
+        self._is_sweeping = False
 
     def fenced(self, job: JobRecord) -> None:
         """A write was refused: a record too large, an id that was taken, or a document that somebody else has written.
@@ -476,7 +496,9 @@ class Tenure:
             try:
                 if self._heart is not self.store:
                     await self._heart.open()
+                killpoint("lease.before_beat")
                 after = await self._heart.beat(lease)
+                killpoint("lease.after_beat")
             except StoreError:
                 after = lease  # unknown; what may_act allows shrinks meanwhile
             else:
@@ -506,6 +528,7 @@ class _Guarded:
         try:
             refused = await tenure.store.apply(changes)
             if tenure.audit is not tenure.store:
+                killpoint("flush.between")
                 gone = {id(change) for change in refused}
                 await tenure.audit.file_executions([change for change in changes if id(change) not in gone])
         except StoreError as error:

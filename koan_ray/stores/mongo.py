@@ -29,6 +29,7 @@ from koan_ray.domain.lease import SLOTS, Lease
 from koan_ray.domain.query import Page
 from koan_ray.domain.status import ExecutionStatus, JobStatus
 from koan_ray.errors import ConfigurationError, RecordCorruptError, StoreUnavailableError
+from koan_ray.killpoints import killpoint
 from koan_ray.stores import mongo_filters, mongo_schema, mongo_windows
 from koan_ray.stores.codec import (
     SCHEMA_VERSION,
@@ -210,18 +211,22 @@ class MongoStore:
     async def _apply_to(self, partition: str, changes: list[Change]) -> list[Change]:
         with self._errors(f"writing {len(changes)} jobs"):
             await self._write_blobs(partition, [change.job for change in changes])
+            killpoint("flush.before_jobs")
             refused = await self._write_jobs(partition, changes)
             if refused:
                 await self._delete_unused_blobs(partition, [change.job for change in refused if change.expect == 0])
             gone = {id(change) for change in refused}
             kept = [change for change in changes if id(change) not in gone] if refused else changes
             audited = [change for change in kept if self._is_audited(change.job)]
+            if any(change.executions for change in audited):
+                killpoint("flush.between")
             await self._write_executions(
                 partition,
                 [execution for change in audited if change.expect > 1 for execution in change.executions],
                 # Of a job that was only queued so far no execution can be there: an insert costs a quarter of an upsert.
                 new=[execution for change in audited if change.expect <= 1 for execution in change.executions],
             )
+            killpoint("flush.after_executions")
         return refused
 
     def _is_audited(self, job: JobRecord) -> bool:
@@ -547,7 +552,9 @@ class MongoStore:
     async def _stamp(self, partition: str, ids: list[str], term: int) -> int:
         """Put a term on those of these jobs that are unfinished and have an older one; returns how many."""
         mine = {"_id": {"$in": ids}, "status": {"$in": list(_UNFINISHED)}, "term": {"$lt": term}}
+        killpoint("takeover.before_stamp")
         result = await self._jobs(partition).update_many(mine, {"$set": {"term": term}, "$inc": {"rev": 1}})
+        killpoint("takeover.after_stamp")
         return int(result.modified_count)
 
     async def unfinished(self, slots: Sequence[int], term: int) -> AsyncIterator[list[JobRecord]]:
@@ -807,6 +814,7 @@ class MongoStore:
             if self._keeps_executions:
                 stale = DeleteMany({"job_id": job.id, "_id": {"$nin": [execution.id for execution in executions]}})
                 await self._executions(partition).bulk_write([stale, *copies])
+            killpoint("archive.between_copies")
             document = encode_job(job, self._inline_limit)
             await self._jobs(partition).replace_one({"_id": job.id}, document, upsert=True)
 
@@ -844,6 +852,7 @@ class MongoStore:
             document = await jobs.find_one_and_delete(guard)
             if document is None and await jobs.find_one({"_id": job.id}, {"_id": 1}) is not None:
                 return False
+            killpoint("archive.between_deletes")
             await self._executions(partition).delete_many({"job_id": job.id})
             await self._items(partition).delete_many({"job_id": job.id})
             await self._delete_blobs(partition, document or encode_job(job, self._inline_limit))

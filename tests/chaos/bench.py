@@ -289,7 +289,7 @@ class Idle:
     async def opened(self, tenure):
         self.opened_terms.append(tenure.term)
 
-    async def found(self, tenure, jobs):
+    async def found(self, tenure, jobs, *, is_late=False):
         self.taken_in += [job.id for job in jobs]
 
     def stood_down(self, tenure):
