@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 SCHEMES = ("memory://", "mongodb://", "mongodb+srv://", "sqlite:///", "postgresql://", "file:///")
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 _PREFIX = "KOAN_RAY_"
+_SECRET_PATHS = (("web", "tokens"), ("web", "session_key"))
 _GOOD_TOKEN = re.compile(r"[A-Za-z0-9._~-]{20,200}")
 
 
@@ -389,7 +390,7 @@ def _explain_one(item: dict[str, Any], sections: Mapping[str, Any]) -> str:
         return f"{name}: is no setting{_origin(path, sections)}; {hint}"
     message = str(item["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    got = "a value that is not shown" if path[:2] == ("web", "tokens") else f"{item['input']!r:.200}"
+    got = "a value that is not shown" if path[:2] in _SECRET_PATHS else f"{item['input']!r:.200}"
     return _masked(f"{name}: {message}, got {got}{_origin(path, sections)}")
 
 

@@ -161,7 +161,8 @@ class Hub:
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _listen(self, call: Callable[..., Any], take: Callable[[str, Any], None]) -> None:
         listener_id, epoch, is_behind = new_id(), None, False

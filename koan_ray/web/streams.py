@@ -300,7 +300,8 @@ async def _talk(socket: WebSocket, telling: Any) -> None:
     finally:
         for task in (told, gone):
             task.cancel()
-        await asyncio.gather(told, gone, return_exceptions=True)
+        await asyncio.wait([told, gone])
+        _ = told.cancelled() or told.exception()  # a reader that was gone in the middle of a message is no news
 
 
 async def _until_gone(socket: WebSocket) -> None:
