@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from starlette.responses import HTMLResponse
+from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
 from koan_ray.web.problems import ProblemError
+from koan_ray.web.routing import GuardedRoute
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -35,6 +37,10 @@ class Dashboard:
             await send({"type": "websocket.close", "code": 1008, "reason": "there is no such WebSocket"})
             return
         path = str(scope["path"]).removeprefix(str(scope.get("root_path", ""))).lstrip("/")
+        if allowed := _methods_of(scope):
+            raise ProblemError(
+                405, f"this route takes {allowed}, not {scope['method'][:20]}", slug="method-not-allowed", headers={"Allow": allowed}
+            )
         if path == "api" or path.startswith("api/") or scope["method"] not in ("GET", "HEAD") or "\0" in path:
             raise ProblemError(404, "there is no such route; /openapi.json lists those that there are", slug="no-such-route")
         # The page has addresses of its own, such as /jobs/…; files have a dot in their names.
@@ -44,6 +50,13 @@ class Dashboard:
             return
         wanted = "index.html" if is_page else path
         await self._files({**scope, "path": f"{scope.get('root_path', '')}/{wanted}"}, receive, _revalidated(send))
+
+
+def _methods_of(scope: Scope) -> str:
+    """Return the methods of the API's routes with this path; none of them is the one that was asked for."""
+    routes = [route for route in scope["app"].router.routes if isinstance(route, GuardedRoute)]
+    found = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for route in found for method in route.methods or ()}))
 
 
 def _revalidated(send: Send) -> Send:
