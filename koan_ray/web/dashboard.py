@@ -39,7 +39,10 @@ class Dashboard:
         path = str(scope["path"]).removeprefix(str(scope.get("root_path", ""))).lstrip("/")
         if allowed := _methods_of(scope):
             raise ProblemError(
-                405, f"this route takes {allowed}, not {scope['method'][:20]}", slug="method-not-allowed", headers={"Allow": allowed}
+                405,
+                f"this route takes {allowed}, not {scope['method'][:20]}",
+                slug="method-not-allowed",
+                headers={"Allow": allowed},
             )
         if path == "api" or path.startswith("api/") or scope["method"] not in ("GET", "HEAD") or "\0" in path:
             raise ProblemError(404, "there is no such route; /openapi.json lists those that there are", slug="no-such-route")

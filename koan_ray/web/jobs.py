@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Query, Request
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from koan_ray.definition import encode_metadata
 from koan_ray.domain.ids import new_id
@@ -173,9 +173,9 @@ def _check_limit(api: Service, limit: int) -> None:
 def _metadata_filter(text: str) -> dict[str, Any]:
     """Return the metadata that a query asks for: plain keys and single values, nothing that could be an operator."""
     try:
-        found = BulkFilters.model_validate_json(b'{"metadata":' + text.encode() + b"}", strict=False).metadata
-    except (ValidationError, UnicodeEncodeError) as error:
-        what = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else "is no text"
+        found = BulkFilters.model_validate({"metadata": from_json(text, allow_inf_nan=False)}).metadata
+    except ValueError as error:
+        what = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise _unusable(
             "query.metadata", f'expected a JSON object of single values, such as {{"tenant": 7}}: {what}'
         ) from None
@@ -243,8 +243,8 @@ def _run_settings(ask: SubmitAsk) -> RunSettings:
     try:
         metadata = encode_metadata(ask.metadata or {})
     except InvalidContextError as error:
-        found = [(f"body.{path}", message) for path, message in error.problems]
-        raise ProblemError(422, f"metadata: {error.problems[0][1]}", slug="unusable-argument", errors=found) from None
+        key, what = error.problems[0]
+        raise _unusable("body.metadata", what if key == "metadata" else f"{key}: {what}") from None
     persistence: Persistence | None = None
     if isinstance(ask.persist, Persist):
         persistence = Persistence(ask.persist.source, ask.persist.partition)

@@ -99,7 +99,12 @@ def web_settings(tmp_path, **more):
     limits = {"requests_per_second": 1e6, "burst": 1_000_000, **more.pop("limits", {})}
     tokens = [{"name": role, "roles": [role], "token": TOKENS[role]} for role in ROLES]
     tokens.append(
-        {"name": "expired", "roles": ["admin"], "token": TOKENS["expired"], "expires_at": datetime.now(UTC) - timedelta(hours=1)}
+        {
+            "name": "expired",
+            "roles": ["admin"],
+            "token": TOKENS["expired"],
+            "expires_at": datetime.now(UTC) - timedelta(hours=1),
+        }
     )
     return {"tokens": tokens, "audit_file": str(tmp_path / "audit.jsonl"), "limits": limits, **more}
 

@@ -91,9 +91,12 @@ def test_a_cookie_cannot_be_made_to_last_longer_or_to_be_anothers(api, dashboard
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "localhost.evil.example", "evil.example:80", "", "localhost@evil.example", "127.0.0.2", "[::2]", "a b"]
+    "host",
+    ["evil.example", "localhost.evil.example", "evil.example:80", "", "localhost@evil.example", "127.0.0.2", "[::2]", "a b"],
 )
-@pytest.mark.parametrize(("method", "path"), [(m, p) for m, p, _ in REST if p not in ("/healthz", "/readyz")] + [("GET", "/")])
+@pytest.mark.parametrize(
+    ("method", "path"), [(m, p) for m, p, _ in REST if p not in ("/healthz", "/readyz")] + [("GET", "/")]
+)
 def test_a_name_that_is_not_ours_is_answered_with_nothing(api, asked, method, path, host):
     answer = api.call(method, filled(path), headers={"Host": host})
     assert assert_problem(answer, 421)["type"].endswith("wrong-host")
@@ -114,8 +117,9 @@ def test_our_own_names_are_answered_whatever_the_port(api, host):
 @pytest.mark.parametrize(("path", "role"), SOCKETS)
 def test_another_sites_page_opens_no_websocket(api, path, role, origin):
     assert role is Role.VIEWER
-    with pytest.raises(WebSocketDenialResponse) as denied, api.socket(
-        path.replace("{job_id}", ABSENT), subprotocols=subprotocols("admin"), headers={"Origin": origin}
+    with (
+        pytest.raises(WebSocketDenialResponse) as denied,
+        api.socket(path.replace("{job_id}", ABSENT), subprotocols=subprotocols("admin"), headers={"Origin": origin}),
     ):
         pass
     assert_problem(denied.value, 403)
@@ -125,8 +129,9 @@ def test_a_cookie_opens_a_websocket_from_our_own_page_only(api, dashboard):
     job_id = api.done("Delivery", {"to": "a"})["id"]
     with api.socket(f"/api/jobs/{job_id}/ws", headers={"Cookie": dashboard["Cookie"], **OWN}) as socket:
         assert socket.receive_json()["data"]["status"] == "completed"
-    with pytest.raises(WebSocketDenialResponse) as denied, api.socket(
-        f"/api/jobs/{job_id}/ws", headers={"Cookie": dashboard["Cookie"]}
+    with (
+        pytest.raises(WebSocketDenialResponse) as denied,
+        api.socket(f"/api/jobs/{job_id}/ws", headers={"Cookie": dashboard["Cookie"]}),
     ):
         pass
     assert_problem(denied.value, 401)
@@ -141,7 +146,9 @@ def test_a_token_in_a_url_is_refused(api, name):
 
 
 def test_no_other_site_is_invited(api):
-    answer = api.client.options("/api/jobs", headers={"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"})
+    answer = api.client.options(
+        "/api/jobs", headers={"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    )
     assert answer.status_code == 405
     for answer in (answer, api.get("/api/jobs", headers={"Origin": "http://evil.example"})):
         assert not [name for name in answer.headers if name.startswith("access-control-")]

@@ -85,9 +85,7 @@ def test_a_websocket_lets_in_whoever_has_its_role(api, path, role, credential):
             assert socket.accepted_subprotocol == "koan-ray"
             assert socket.receive_json()["event"] in ("open", "progress")
         return
-    with pytest.raises(WebSocketDenialResponse) as denied, api.socket(
-        path, subprotocols=subprotocols(credential)
-    ):
+    with pytest.raises(WebSocketDenialResponse) as denied, api.socket(path, subprotocols=subprotocols(credential)):
         pass
     assert_problem(denied.value, 401)
 
