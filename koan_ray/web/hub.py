@@ -30,20 +30,19 @@ _BUFFER: Final = 1_000
 
 
 class Event:
-    """One change, rendered once for all readers that may see the same."""
+    """One change, rendered once for all readers."""
 
     __slots__ = ("_rendered", "job_id", "name", "state")
 
     def __init__(self, name: str, job_id: str, state: Any) -> None:
         self.name, self.job_id, self.state = name, job_id, state
-        self._rendered: dict[bool, str] = {}
+        self._rendered: str | None = None
 
-    def data(self, *, may_read: bool, render: Callable[[], str]) -> str:
+    def data(self, render: Callable[[Event], str]) -> str:
         """Return the JSON of this event, made by ``render`` the first time."""
-        found = self._rendered.get(may_read)
-        if found is None:
-            found = self._rendered[may_read] = render()
-        return found
+        if self._rendered is None:
+            self._rendered = render(self)
+        return self._rendered
 
 
 class Reading:

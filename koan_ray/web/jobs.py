@@ -64,14 +64,14 @@ _RETRYABLE = frozenset({JobStatus.FAILED, JobStatus.CANCELLED})
 
 
 @routes.get("/api/jobs", Role.VIEWER)
-async def list_jobs(api: Api, who: Caller, query: Annotated[ListQuery, Query()]) -> JobPage:
+async def list_jobs(api: Api, _who: Caller, query: Annotated[ListQuery, Query()]) -> JobPage:
     """Return a page of jobs, newest first unless ``order_by`` says otherwise. All filters must hold."""
     filters = query.model_dump(exclude_none=True, mode="python")
     if query.metadata is not None:
         filters["metadata"] = _metadata_filter(query.metadata)
     _check_limit(api, query.limit)
     page = await api.reader.page(_checked_times(filters))
-    return JobPage(items=[presenting.summary(job, who) for job in page.jobs], cursor=page.cursor)
+    return JobPage(items=[presenting.summary(job) for job in page.jobs], cursor=page.cursor)
 
 
 @routes.get("/api/jobs/{job_id}", Role.VIEWER, problems=(404,))
@@ -122,19 +122,19 @@ async def list_failed_items(job_id: JobId, api: Api, _who: Caller, _page: Annota
 
 
 @routes.get("/api/jobs/{job_id}/children", Role.VIEWER, problems=(404,))
-async def list_children(job_id: JobId, api: Api, who: Caller, page: Annotated[PageQuery, Query()]) -> JobPage:
+async def list_children(job_id: JobId, api: Api, _who: Caller, page: Annotated[PageQuery, Query()]) -> JobPage:
     """Return a page of the jobs that were started below a job, oldest first."""
     _check_limit(api, page.limit)
     await api.reader.job(job_id)
     found = await api.reader.children(job_id, page.limit, page.cursor)
-    return JobPage(items=[presenting.summary(job, who) for job in found.jobs], cursor=found.cursor)
+    return JobPage(items=[presenting.summary(job) for job in found.jobs], cursor=found.cursor)
 
 
 @routes.get("/api/jobs/{job_id}/tree", Role.VIEWER, problems=(404,))
-async def get_tree(job_id: JobId, api: Api, who: Caller) -> Tree:
+async def get_tree(job_id: JobId, api: Api, _who: Caller) -> Tree:
     """Return the whole tree that a job belongs to, level by level up to a thousand jobs."""
     root = await _root(api, await api.reader.job(job_id))
-    top = TreeNode(job=presenting.summary(root, who), children=[])
+    top = TreeNode(job=presenting.summary(root), children=[])
     level, n_jobs, is_cut = [top], 1, False
     while level:
         below: list[TreeNode] = []
@@ -144,7 +144,7 @@ async def get_tree(job_id: JobId, api: Api, who: Caller) -> Tree:
                 node.more = is_cut = True
                 continue
             page = await api.reader.children(node.job.id, left)
-            node.children = [TreeNode(job=presenting.summary(job, who), children=[]) for job in page.jobs]
+            node.children = [TreeNode(job=presenting.summary(job), children=[]) for job in page.jobs]
             node.more = page.cursor is not None
             is_cut, n_jobs = is_cut or node.more, n_jobs + len(node.children)
             below += node.children
@@ -208,7 +208,7 @@ def _checked_times(filters: dict[str, Any], prefix: str = "query") -> dict[str, 
 
 
 @routes.post("/api/jobs", Role.SUBMITTER, status_code=201, problems=(404, 409, 413, 415))
-async def submit_job(ask: SubmitAsk, api: Api, who: Caller, request: Request) -> JobSummary:
+async def submit_job(ask: SubmitAsk, api: Api, _who: Caller, request: Request) -> JobSummary:
     """Start a job of a kind that is defined in this process; its context is checked against the kind's schema first."""
     job_type = _job_type(ask.kind)
     encoded = _encoded(job_type, ask.context)
@@ -216,7 +216,7 @@ async def submit_job(ask: SubmitAsk, api: Api, who: Caller, request: Request) ->
     await _check_room(api)
     submitted = await api.session.submit(job_type, encoded, settings)
     request.state.audit = {"job_id": submitted.id, "kind": ask.kind}
-    return presenting.summary(await api.reader.job(submitted.id), who)
+    return presenting.summary(await api.reader.job(submitted.id))
 
 
 def _job_type(kind: str) -> type[Job[Any, Any]]:
@@ -359,12 +359,12 @@ async def cancel_job(job_id: JobId, api: Api, who: Caller, ask: CancelAsk | None
 
 
 @routes.post("/api/jobs/{job_id}/retry", Role.OPERATOR, status_code=201, problems=(404, 409))
-async def retry_job(job_id: JobId, api: Api, who: Caller, request: Request) -> JobSummary:
+async def retry_job(job_id: JobId, api: Api, _who: Caller, request: Request) -> JobSummary:
     """Run a failed or cancelled job anew, as a new job that names this one as ``retry_of``."""
     await _check_room(api)
     view = await api.link.coordinator("retry", job_id, new_id())
     request.state.audit = {"job_id": view.id}
-    return presenting.summary(await api.reader.job(view.id), who)
+    return presenting.summary(await api.reader.job(view.id))
 
 
 @routes.delete("/api/jobs/{job_id}", Role.ADMIN, status_code=204, problems=(404, 409))
@@ -375,7 +375,7 @@ async def delete_job(job_id: JobId, api: Api, _who: Caller) -> None:
 
 
 @routes.post("/api/jobs/{job_id}/restore", Role.ADMIN, problems=(404, 409))
-async def restore_job(job_id: JobId, api: Api, who: Caller) -> JobSummary:
+async def restore_job(job_id: JobId, api: Api, _who: Caller) -> JobSummary:
     """Bring a job back from an archive to where it was; one that is in none stays where it is."""
     await api.link.coordinator("restore", job_id)
-    return presenting.summary(await api.reader.job(job_id), who)
+    return presenting.summary(await api.reader.job(job_id))

@@ -15,7 +15,7 @@ from koan_ray.engine.catalog import MEMORY
 from koan_ray.registry import find
 from koan_ray.web.problems import ProblemError
 from koan_ray.web.reading import is_archived
-from koan_ray.web.redaction import Redactor, clean_text
+from koan_ray.web.redaction import Redactor, clean_schema, clean_text
 from koan_ray.web.schemas import JOB_ID, Execution, ItemCounts, JobDetail, JobError, JobSummary, Progress
 from koan_ray.web.security import Role
 
@@ -38,9 +38,12 @@ def moment(at: float) -> datetime:
     return datetime.fromtimestamp(min(max(at, 0.0), _LAST_S), UTC)
 
 
-def summary(job: JobRecord, who: Principal, redactor: Redactor | None = None) -> JobSummary:
-    """Return a job without its payloads."""
-    return JobSummary(**_summary(job, who, redactor or Redactor()))
+def summary(job: JobRecord) -> JobSummary:
+    """Return a job without its payloads.
+
+    And without the message of its error: what is secret in there is known only to who has read the context.
+    """
+    return JobSummary(**_summary(job, Redactor()))
 
 
 def detail(job: JobRecord, who: Principal) -> JobDetail:
@@ -51,7 +54,7 @@ def detail(job: JobRecord, who: Principal) -> JobDetail:
     may_read = who.may(Role.READER)
     terms = job.terms
     return JobDetail(
-        **_summary(job, who, redactor),
+        **{**_summary(job, redactor), "error": error_of(job.error, who, redactor)},
         depth=job.particulars.depth,
         timeout_s=terms.timeout_s,
         isolation=terms.isolation.value,
@@ -88,10 +91,11 @@ def schema_of(kind: str, what: str) -> dict[str, Any] | None:
         schema: dict[str, Any] = adapter.json_schema(mode=mode)  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - a type of the user's without a schema; the kind is shown without
         return None
-    return schema
+    cleaned: dict[str, Any] = clean_schema(schema)
+    return cleaned
 
 
-def _summary(job: JobRecord, who: Principal, redactor: Redactor) -> dict[str, Any]:
+def _summary(job: JobRecord, redactor: Redactor) -> dict[str, Any]:
     about, progress = job.particulars, job.progress
     is_final = job.status.is_final
     return {
@@ -112,7 +116,7 @@ def _summary(job: JobRecord, who: Principal, redactor: Redactor) -> dict[str, An
         "attempts": job.attempts,
         "max_attempts": job.terms.retry.max_attempts,
         "crashes": job.crashes,
-        "error": error_of(job.error, who, redactor),
+        "error": JobError(type=clean_text(job.error.type)) if job.error is not None else None,
         "correlation_id": redactor.text(about.correlation_id),
         "parent_job_id": about.parent_job_id,
         "retry_of": about.retry_of,

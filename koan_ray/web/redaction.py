@@ -25,7 +25,7 @@ _NAMES: Final = re.compile(
 _USERINFO: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/@\s'\"]+@", re.IGNORECASE)
 _ASSIGNED: Final = re.compile(
     r"(?P<name>[\w-]*(?:passw(?:or)?d|passphrase|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)[\w-]*)"
-    r"(?P<is>['\"]?\s*[:=]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,;&'\")}\]]+)",
+    r"(?P<is>['\"]?\s*[:=]\s*)(?!\[redacted\])(?P<value>'[^']*'|\"[^\"]*\"|[^\s,;&'\")}\]]+)",
     re.IGNORECASE,
 )
 _BEARER: Final = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
@@ -44,6 +44,32 @@ def clean_text(text: str) -> str:
     text = _ASSIGNED.sub(rf"\g<name>\g<is>{REDACTED}", text)
     text = _BEARER.sub(rf"\g<scheme> {REDACTED}", text)
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def clean_schema(schema: Any) -> Any:
+    """Return a JSON Schema without defaults and examples that hold secrets: a form must not offer them."""
+    return _clean_schema(schema, schema.get("$defs", {}) if isinstance(schema, dict) else {}, is_secret=False)
+
+
+def _clean_schema(schema: Any, definitions: Mapping[str, Any], *, is_secret: bool) -> Any:
+    if isinstance(schema, list):
+        return [_clean_schema(item, definitions, is_secret=is_secret) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    cleaned: dict[str, Any] = {}
+    is_secret = is_secret or schema.get("writeOnly") is True or schema.get("format") == "password"
+    for name, value in schema.items():
+        if name in ("default", "examples", "const", "enum"):
+            if not is_secret and Redactor().value(value, {**schema, "$defs": definitions}) == value:
+                cleaned[name] = value
+        elif name in ("properties", "$defs", "patternProperties") and isinstance(value, dict):
+            cleaned[name] = {
+                key: _clean_schema(item, definitions, is_secret=name == "properties" and is_secret_name(key))
+                for key, item in value.items()
+            }
+        else:
+            cleaned[name] = _clean_schema(value, definitions, is_secret=is_secret)
+    return cleaned
 
 
 class Redactor:

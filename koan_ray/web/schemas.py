@@ -68,7 +68,7 @@ class Problem(Answer):
 
 
 class JobError(Answer):
-    """How an attempt failed. ``message`` and ``stack_trace``: for the role reader."""
+    """How an attempt failed. ``message`` and ``stack_trace``: of one job or execution, not in lists, for the role reader."""
 
     type: str
     message: str | None = None

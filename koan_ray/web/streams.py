@@ -51,7 +51,7 @@ class EventStream(StreamingResponse):
                 await close()
 
 
-def sse(name: str, data: str, event_id: int | None = None) -> str:
+def sse(name: str, data: str, event_id: object = None) -> str:
     """Return one event as it goes over the wire; ``data`` is JSON, which has no line breaks."""
     head = f"id: {event_id}\n" if event_id is not None else ""
     return f"{head}event: {name}\ndata: {data}\n\n"
@@ -101,19 +101,20 @@ async def _progress(service: Service, job: JobRecord, who: Principal, after: int
                     raise update
                 raise problems.from_error(update) from update
             else:
-                if update.sequence > after:
-                    after = update.sequence
-                    yield _shown(update)
-                if update.status.is_final:
+                is_final = update.status.is_final
+                if update.sequence > after or is_final:
+                    after = max(update.sequence, after + is_final)  # the end is told, whatever had been told before
+                    yield _shown(update, after)
+                if is_final:
                     return
     finally:
         updates.close()
 
 
-def _shown(update: JobProgressUpdate) -> Progress:
+def _shown(update: JobProgressUpdate, sequence: int) -> Progress:
     return Progress(
         job_id=update.job_id,
-        sequence=update.sequence,
+        sequence=sequence,
         status=update.status,
         percentage=min(1.0, max(0.0, update.percentage)),
         message=clean_text(update.message) if update.message else None,
@@ -124,7 +125,10 @@ def _shown(update: JobProgressUpdate) -> Progress:
     )
 
 
-LastEventId = Annotated[str | None, Header(pattern=r"^[0-9]{1,16}$", description="The id of the last event that was seen.")]
+_END = "-end"  # behind the number in the id of a job's last event
+LastEventId = Annotated[
+    str | None, Header(pattern=rf"^[0-9]{{1,16}}({_END})?$", description="The id of the last event that was seen.")
+]
 
 
 @routes.get(
@@ -143,12 +147,14 @@ LastEventId = Annotated[str | None, Header(pattern=r"^[0-9]{1,16}$", description
 async def job_events(job_id: JobId, api: Api, who: Caller, last_event_id: LastEventId = None) -> Response:
     """Follow one job: its latest progress now, each newer one, and last the one with its final status.
 
-    The id of an event is the progress sequence; with ``Last-Event-ID`` only newer ones are sent.
+    The id of an event is the progress sequence, of the last one with ``-end`` behind it. With ``Last-Event-ID`` only newer
+    ones are sent, and nothing after the end: 204, at which browsers stop asking.
     """
     job = await api.reader.job(job_id)
-    after = int(last_event_id) if last_event_id else -1
-    if job.status.is_final and presenting.sequence_of(job) <= after:
+    seen = last_event_id or "-1"
+    if job.status.is_final and seen.endswith(_END):
         return Response(status_code=204)
+    after = int(seen.removesuffix(_END))
     api.hub.check()
 
     async def events() -> AsyncIterator[str]:
@@ -160,7 +166,8 @@ async def job_events(job_id: JobId, api: Api, who: Caller, last_event_id: LastEv
                         if progress is None:
                             yield ": still here\n\n"
                         else:
-                            yield sse("progress", progress.model_dump_json(), progress.sequence)
+                            end = _END if progress.status.is_final else ""
+                            yield sse("progress", progress.model_dump_json(), f"{progress.sequence}{end}")
             except problems.ProblemError as problem:
                 yield sse("problem", problems.document(problem, "").model_dump_json())
 
@@ -207,7 +214,6 @@ async def _changes(
     api: Service, who: Principal, filters: EventFilters, *, is_back: bool
 ) -> AsyncGenerator[tuple[int, str, str]]:
     """Yield number, name and JSON of the events of all jobs; no name when there is no news."""
-    may_read = who.may(Role.READER)
     event_id = int(time.time() * 1000)  # grows over restarts, so that a reader never sees an older number
     shown: dict[str, None] = {}  # jobs that the filters let through, for their progress
     async with api.hub.reading() as reading:
@@ -221,7 +227,7 @@ async def _changes(
             for event in found:
                 if _passes(event, filters, shown):
                     event_id += 1
-                    yield event_id, event.name, event.data(may_read=may_read, render=lambda e=event: _render(e, who))  # type: ignore[misc]
+                    yield event_id, event.name, event.data(_render)
 
 
 def _passes(event: Event, filters: EventFilters, shown: dict[str, None]) -> bool:
@@ -242,13 +248,13 @@ def _passes(event: Event, filters: EventFilters, shown: dict[str, None]) -> bool
     return fits
 
 
-def _render(event: Event, who: Principal) -> str:
+def _render(event: Event) -> str:
     if event.name == "gap":
         return Gap(n_lost=event.state).model_dump_json()
     if event.name == "removed":
         return Removed(job_id=event.job_id).model_dump_json()
     if event.name == "job":
-        return Change(job=presenting.summary(event.state, who)).model_dump_json()
+        return Change(job=presenting.summary(event.state)).model_dump_json()
     return presenting.progress_state(event.job_id, event.state, JobStatus.RUNNING).model_dump_json()
 
 

@@ -229,7 +229,11 @@ class Opened:
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
         if "event" not in fields:
             return await self.event()
-        return fields["event"], int(fields["id"]) if "id" in fields else None, json.loads(fields["data"])
+        return (
+            fields["event"],
+            int(fields["id"].removesuffix("-end")) if "id" in fields else None,
+            json.loads(fields["data"]),
+        )
 
     async def events(self):
         found = []

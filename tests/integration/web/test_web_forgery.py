@@ -150,8 +150,8 @@ def test_no_other_site_is_invited(api):
         "/api/jobs", headers={"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
     )
     assert answer.status_code == 405
-    for answer in (answer, api.get("/api/jobs", headers={"Origin": "http://evil.example"})):
-        assert not [name for name in answer.headers if name.startswith("access-control-")]
+    for found in (answer, api.get("/api/jobs", headers={"Origin": "http://evil.example"})):
+        assert not [name for name in found.headers if name.startswith("access-control-")]
 
 
 @pytest.mark.parametrize("path", ["/", "/api/jobs", "/api/nothing", "/healthz", "/openapi.json", "/style.css"])

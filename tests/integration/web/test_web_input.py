@@ -24,7 +24,8 @@ def with_body(api, body, path="/api/jobs", headers=JSON):
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        (b"", 422), (b"{", 400), (b"nonsense", 400), (b"\xff\xfe{}", 400), (b'{"kind": NaN}', 400), (b'{"a": Infinity}', 400),
+        (b"", 422), (b"{", 400), (b"nonsense", 400), (b"\xff\xfe{}", 400), (b'{"kind": NaN}', 400),
+        (b'{"a": Infinity}', 400),
         (b'{"kind": "\\ud800"}', 400), (b"[]", 422), (b"7", 422), (b"null", 422), (b'"text"', 422),
         (('{"kind": "Delivery", "context": ' + DEEP + "}").encode(), 422),
         (b'{"kind": ' + b"9" * 5000 + b"}", 400),
@@ -40,13 +41,17 @@ def test_a_body_that_is_no_submission_is_refused(api, asked, body, status):
     ("change", "field"),
     [
         ({"kind": "Unknown"}, "body.kind"), ({"kind": "os.system"}, "body.kind"), ({"surplus": 1}, "body.surplus"),
-        ({"context": {"to": 7}}, "body.context.to"), ({"context": {}}, "body.context.to"), ({"context": None}, "body.context"),
+        ({"context": {"to": 7}}, "body.context.to"), ({"context": {}}, "body.context.to"),
+        ({"context": None}, "body.context"),
         ({"context": {"to": "a", "weight": -1}}, "body.context.weight"), ({"context": "a"}, "body.context"),
         ({"context": {"to": "a", "size": "huge"}}, "body.context.size"), ({"audit": "maybe"}, "body.audit"),
-        ({"persist": {"source": "a/b"}}, "body.persist.Persist.source"), ({"persist": {"partition": "../x"}}, "body.persist.Persist.partition"),
+        ({"persist": {"source": "a/b"}}, "body.persist.Persist.source"),
+        ({"persist": {"partition": "../x"}}, "body.persist.Persist.partition"),
         ({"name": "n" * 501}, "body.name"), ({"delay_s": -1}, "body.delay_s"), ({"delay_s": 1e300}, "body.delay_s"),
-        ({"metadata": {"$where": 1}}, "body.metadata"), ({"metadata": {"a.b": 1}}, "body.metadata"), ({"metadata": []}, "body.metadata"),
-        ({"metadata": {"a\0b": 1}}, "body.metadata"), ({"metadata": {"": 1}}, "body.metadata"), ({"correlation_id": 5}, "body.correlation_id"),
+        ({"metadata": {"$where": 1}}, "body.metadata"), ({"metadata": {"a.b": 1}}, "body.metadata"),
+        ({"metadata": []}, "body.metadata"),
+        ({"metadata": {"a\0b": 1}}, "body.metadata"), ({"metadata": {"": 1}}, "body.metadata"),
+        ({"correlation_id": 5}, "body.correlation_id"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_submission_is_said_by_field(api, asked, change, field):
@@ -64,7 +69,8 @@ def test_a_source_that_does_not_exist_is_named(api):
     "headers",
     [
         {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}, {"Content-Type": ""}, {},
-        {"Content-Type": "application/xml"}, {**JSON, "Content-Encoding": "gzip"}, {"Content-Type": "multipart/form-data; boundary=x"},
+        {"Content-Type": "application/xml"}, {**JSON, "Content-Encoding": "gzip"},
+        {"Content-Type": "multipart/form-data; boundary=x"},
         {"Content-Type": "application/x-python-pickle"},
     ],
 )  # fmt: skip
@@ -107,8 +113,10 @@ async def test_a_body_that_grows_beyond_the_limit_is_cut_off_there(api, asked):
         (b"content-type", b"application/json"),
     ]
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/api/jobs",
-        "raw_path": b"/api/jobs", "query_string": b"", "root_path": "", "headers": headers, "client": None, "server": None, "state": {},
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/api/jobs",
+        "raw_path": b"/api/jobs", "query_string": b"", "root_path": "", "headers": headers, "client": None,
+        "server": None, "state": {},
     }  # fmt: skip
     await api.app(scope, receive, send)
     assert sent[0]["status"] == 413
@@ -127,7 +135,8 @@ async def test_nobody_has_their_body_read(api):
         sent.append(message)
 
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/api/jobs",
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/api/jobs",
         "raw_path": b"/api/jobs", "query_string": b"", "root_path": "", "headers": [(b"host", b"localhost")], "client": None,
         "server": None, "state": {},
     }  # fmt: skip
@@ -146,9 +155,12 @@ def test_a_length_that_is_no_number_is_refused(api, asked, length):
 @pytest.mark.parametrize(
     "query",
     [
-        "limit=0", "limit=501", "limit=-1", "limit=x", "limit=1e2", "limit=99999999999999999999", "order_by=name", "order_by=",
-        "status=lost", "status=", "cursor=x", "cursor=%00", "cursor=bm9wZQ", "created_after=yesterday", "created_after=2026-01-01",
-        "created_before=2026-01-01T00:00:00", "unknown=1", "Limit=1", "$where=1", "source=nowhere", "source=..%2f", "partition=A%20b",
+        "limit=0", "limit=501", "limit=-1", "limit=x", "limit=1e2", "limit=99999999999999999999", "order_by=name",
+        "order_by=",
+        "status=lost", "status=", "cursor=x", "cursor=%00", "cursor=bm9wZQ", "created_after=yesterday",
+        "created_after=2026-01-01",
+        "created_before=2026-01-01T00:00:00", "unknown=1", "Limit=1", "$where=1", "source=nowhere", "source=..%2f",
+        "partition=A%20b",
         "partition=" + "x" * 65, "parent_job_id=x", "text=", "text=" + "x" * 201, "metadata=x", "metadata=[]", "metadata=7",
         "metadata={", "kind=", "kind=%00", "name=" + "x" * 501, "metadata={%22a%22:NaN}",
     ],
@@ -229,7 +241,8 @@ def test_parameters_with_brackets_are_no_parameters(api, asked, name):
 @pytest.mark.parametrize(
     ("method", "path"),
     [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", "/retry"), ("POST", "/restore"), ("GET", "/executions"),
-     ("GET", "/tree"), ("GET", "/events"), ("GET", "/context"), ("GET", "/children"), ("GET", "/progress"), ("GET", "/result")],
+     ("GET", "/tree"), ("GET", "/events"), ("GET", "/context"), ("GET", "/children"), ("GET", "/progress"),
+     ("GET", "/result")],
 )  # fmt: skip
 def test_an_id_that_is_none_is_refused(api, asked, job_id, method, path):
     answer = api.call(method, f"/api/jobs/{job_id}{path}")
@@ -238,8 +251,10 @@ def test_an_id_that_is_none_is_refused(api, asked, job_id, method, path):
     assert asked == []
 
 
-@pytest.mark.parametrize("path", ["/../etc/passwd.txt", "/%2e%2e/%2e%2e/etc/passwd.txt", "/..%2f..%2fapp.py", "/static/../../app.py", "/%00",
-                                  "/a/%2e%2e/%2e%2e/security.py", "/.hidden", "/api", "/api/", "/apix.js", "//etc/passwd.txt"])  # fmt: skip
+@pytest.mark.parametrize("path", ["/../etc/passwd.txt", "/%2e%2e/%2e%2e/etc/passwd.txt", "/..%2f..%2fapp.py",
+                                  "/static/../../app.py", "/%00",
+                                  "/a/%2e%2e/%2e%2e/security.py", "/.hidden", "/api", "/api/", "/apix.js",
+                                  "//etc/passwd.txt"])  # fmt: skip
 def test_no_file_but_the_dashboards_is_served(api, path):
     answer = api.client.get(path)
     assert answer.status_code == 404, (answer.status_code, answer.text[:100])
