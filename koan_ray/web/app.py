@@ -156,6 +156,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             "token": {"type": "http", "scheme": "bearer"},
             "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE},
         }
+        for operation in (each for item in document["paths"].values() for each in item.values()):
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "limit":
+                    parameter["schema"]["maximum"] = app.state.koan.web.limits.page
         document["security"] = [{"token": []}, {"cookie": []}]
         app.openapi_schema = document
     return app.openapi_schema

@@ -127,7 +127,7 @@ def _shown(update: JobProgressUpdate, sequence: int) -> Progress:
 
 _END = "-end"  # behind the number in the id of a job's last event
 LastEventId = Annotated[
-    str | None, Header(pattern=rf"^[0-9]{{1,16}}({_END})?$", description="The id of the last event that was seen.")
+    str, Header(pattern=rf"^([0-9]{{1,16}}({_END})?)?$", description="The id of the last event that was seen.")
 ]
 
 
@@ -144,7 +144,7 @@ LastEventId = Annotated[
         204: {"description": "The job has ended, and its end was seen."},
     },
 )
-async def job_events(job_id: JobId, api: Api, who: Caller, last_event_id: LastEventId = None) -> Response:
+async def job_events(job_id: JobId, api: Api, who: Caller, last_event_id: LastEventId = "") -> Response:
     """Follow one job: its latest progress now, each newer one, and last the one with its final status.
 
     The id of an event is the progress sequence, of the last one with ``-end`` behind it. With ``Last-Event-ID`` only newer
@@ -193,7 +193,7 @@ class EventFilters(Ask):
     },
 )
 async def all_events(
-    api: Api, who: Caller, filters: Annotated[EventFilters, Query()], last_event_id: LastEventId = None
+    api: Api, who: Caller, filters: Annotated[EventFilters, Query()], last_event_id: LastEventId = ""
 ) -> Response:
     """Follow all jobs: the newest state of each that changes, coalesced.
 
@@ -203,7 +203,7 @@ async def all_events(
 
     async def events() -> AsyncIterator[str]:
         with api.hub.stream():
-            async with contextlib.aclosing(_changes(api, who, filters, is_back=last_event_id is not None)) as changes:
+            async with contextlib.aclosing(_changes(api, who, filters, is_back=last_event_id != "")) as changes:
                 async for event_id, name, data in changes:
                     yield sse(name, data, event_id) if name else ": still here\n\n"
 
