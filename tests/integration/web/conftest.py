@@ -17,6 +17,7 @@ import koan_ray as koan
 from koan_ray import web
 from koan_ray.web.routing import GuardedRoute, GuardedSocket
 from koan_ray.web.security import TOKEN_SUBPROTOCOL
+from tests.servers import EXTERNAL, ExternalServer, MongoServer
 
 HOST = "http://localhost"
 ROLES = ("viewer", "reader", "submitter", "operator", "admin")
@@ -114,7 +115,8 @@ def api(tmp_path_factory, request):
     """An engine in this process, its API, and a caller with the role admin."""
     directory = tmp_path_factory.mktemp("web")
     asked = web_settings(directory, **getattr(request.module, "WEB", {}))
-    with koan.init(runtime="local", engine={"max_actors": 2, "cancel_grace": 0.2}, web=asked) as engine:
+    sources = request.getfixturevalue("sources") if getattr(request.module, "HAS_SOURCES", False) else {}
+    with koan.init(runtime="local", engine={"max_actors": 2, "cancel_grace": 0.2}, web=asked, sources=sources) as engine:
         app = web.create_app(engine)
         with TestClient(app, base_url=HOST) as plain:
             yield Api(app, plain, engine, directory / "audit.jsonl")
@@ -259,6 +261,13 @@ def asked(api, monkeypatch):
 
     monkeypatch.setattr(runtime, "coordinator", record)
     return calls
+
+
+@pytest.fixture(scope="session")
+def mongo_server(tmp_path_factory):
+    server = ExternalServer() if EXTERNAL else MongoServer(tmp_path_factory.mktemp("mongo") / "db").start()
+    yield server
+    server.end()
 
 
 def bearer(role):

@@ -45,7 +45,10 @@ def test_no_request_made_from_the_description_surprises(operations, method, path
     one()
 
 
-@given(text=st.text(max_size=200), name=st.sampled_from(["name", "text", "cursor", "metadata", "kind", "status", "created_after"]))
+@given(
+    text=st.text(max_size=200),
+    name=st.sampled_from(["name", "text", "cursor", "metadata", "kind", "status", "created_after"]),
+)
 @settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_no_filter_is_too_strange(api, name, text):
     assert api.get("/api/jobs", params={name: text}).status_code in (200, 422)
