@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from koan_ray.ports import Clock
 
-_LIMIT = 2_000  # jobs that a listener may be behind
+_LIMIT = 500  # jobs that a listener may be behind
 _MAX_LISTENERS = 64
 _FORGET_AFTER_S = 60.0
 

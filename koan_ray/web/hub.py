@@ -1,15 +1,17 @@
 """Live changes of all jobs, from one connection to coordinator and broker to any number of readers.
 
 While somebody reads, two calls are parked: with the coordinator for jobs that have moved, with the broker for progress. What
-comes is given to each reader's own buffer: the newest state of each job, at most `_BUFFER` of them; above that the oldest is
-dropped and the reader is told of a gap. So a slow reader costs memory for one buffer and holds up nobody.
+comes with one answer is a batch, rendered once and given to each reader's own buffer; a slow reader loses the oldest batches
+and is told of a gap, and holds up nobody. How often is asked bounds what a busy engine costs: a list on a screen needs no
+ten thousand changes a second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from koan_ray.domain.ids import new_id
@@ -24,18 +26,20 @@ if TYPE_CHECKING:
     from koan_ray.web.reading import Link
 
 _PARK_S: Final = 10.0
-_GATHER_S: Final = 0.05  # between two answers: what changes meanwhile is told once
+_PACE_S: Final = 0.05  # between two answers: what changes meanwhile is told once
+_BUSY_PACE_S: Final = 0.5  # the same when there is more than anybody can read; whoever shows a list reads it anew then
+_BUSY: Final = 200  # changes of one answer
 _RETRY_S: Final = 0.5
-_BUFFER: Final = 1_000
+_BATCHES: Final = 16  # that a reader may be behind
 
 
 class Event:
-    """One change, rendered once for all readers."""
+    """One change; its JSON is made once for all readers."""
 
-    __slots__ = ("_rendered", "job_id", "name", "state")
+    __slots__ = ("_rendered", "job_id", "name", "number", "state")
 
-    def __init__(self, name: str, job_id: str, state: Any) -> None:
-        self.name, self.job_id, self.state = name, job_id, state
+    def __init__(self, name: str, job_id: str, state: Any, number: int = 0) -> None:
+        self.name, self.job_id, self.state, self.number = name, job_id, state, number
         self._rendered: str | None = None
 
     def data(self, render: Callable[[Event], str]) -> str:
@@ -45,27 +49,40 @@ class Event:
         return self._rendered
 
 
+class Batch:
+    """Changes that came together. Readers of everything send the same text, so that many cost little more than one."""
+
+    __slots__ = ("_text", "events")
+
+    def __init__(self, events: list[Event]) -> None:
+        self.events = events
+        self._text: str | None = None
+
+    def text(self, render: Callable[[Event], str]) -> str:
+        """Return all events as they go over the wire, made by ``render`` the first time."""
+        if self._text is None:
+            self._text = "".join(map(render, self.events))
+        return self._text
+
+
 class Reading:
-    """One reader's buffer."""
+    """One reader's buffer: the newest `_BATCHES` batches."""
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[tuple[str, str], Event] = OrderedDict()
+        self._waiting: deque[Batch] = deque()
         self._n_lost: int | None = 0  # None: an unknown number
         self._news = asyncio.Event()
         self.is_over = False
 
-    def put(self, event: Event) -> None:
-        """Keep a change until it is read; the newest of a job replaces an older one."""
-        key = ("progress" if event.name == "progress" else "job", event.job_id)
-        self._waiting[key] = event
-        self._waiting.move_to_end(key)
-        if len(self._waiting) > _BUFFER:
-            self._waiting.popitem(last=False)
-            self._n_lost = None if self._n_lost is None else self._n_lost + 1
+    def put(self, batch: Batch) -> None:
+        """Keep changes until they are read; above the limit the oldest are dropped."""
+        if len(self._waiting) >= _BATCHES:
+            self.gap(len(self._waiting.popleft().events))
+        self._waiting.append(batch)
         self._news.set()
 
     def gap(self, n_lost: int | None) -> None:
-        """Tell of changes that nobody has."""
+        """Tell of changes that this reader does not get."""
         self._n_lost = None if n_lost is None or self._n_lost is None else self._n_lost + n_lost
         self._news.set()
 
@@ -74,18 +91,15 @@ class Reading:
         self.is_over = True
         self._news.set()
 
-    async def take(self, timeout_s: float) -> list[Event]:
+    async def take(self, timeout_s: float) -> list[Batch]:
         """Return what has gathered, waiting up to ``timeout_s`` for the first; a gap comes first."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._news.wait()
         self._news.clear()
-        found = list(self._waiting.values())
-        self._waiting = OrderedDict()
-        if self._n_lost != 0:
-            found.insert(0, Event("gap", "", self._n_lost))
-            self._n_lost = 0
-        return found
+        found, self._waiting = list(self._waiting), deque()
+        n_lost, self._n_lost = self._n_lost, 0
+        return found if n_lost == 0 else [Batch([Event("gap", "", n_lost)]), *found]
 
 
 class Hub:
@@ -102,6 +116,7 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._log = logs.get_logger()
         self._is_closed = False
+        self.last_number = int(time.time() * 1000)  # grows over restarts, so that a reader never sees an older number
         self.n_streams = 0
         self.n_lost = 0
 
@@ -163,7 +178,7 @@ class Hub:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _listen(self, call: Callable[..., Any], take: Callable[[str, Any], None]) -> None:
+    async def _listen(self, call: Callable[..., Any], make: Callable[[str, Any], Event]) -> None:
         listener_id, epoch, is_behind = new_id(), None, False
         try:
             while True:
@@ -179,23 +194,27 @@ class Hub:
                 elif news.n_lost:
                     self._gap(news.n_lost)
                 is_behind, epoch = False, news.epoch
-                for job_id, state in news.changes:
-                    take(job_id, state)
                 if news.changes:
-                    await asyncio.sleep(_GATHER_S)
+                    self._tell([make(job_id, state) for job_id, state in news.changes])
+                    await asyncio.sleep(_BUSY_PACE_S if len(news.changes) > _BUSY else _PACE_S)
         finally:
             with contextlib.suppress(KoanRayError, asyncio.CancelledError):
                 await asyncio.shield(call("news", listener_id, "", 0.0, timeout_s=1.0))
 
-    def _moved(self, job_id: str, job: JobRecord | None) -> None:
-        self._tell(Event("removed", job_id, None) if job is None else Event("job", job_id, job))
+    def _moved(self, job_id: str, job: JobRecord | None) -> Event:
+        return Event("removed" if job is None else "job", job_id, job, self._next_number())
 
-    def _progressed(self, job_id: str, progress: Progress) -> None:
-        self._tell(Event("progress", job_id, progress))
+    def _progressed(self, job_id: str, progress: Progress) -> Event:
+        return Event("progress", job_id, progress, self._next_number())
 
-    def _tell(self, event: Event) -> None:
+    def _next_number(self) -> int:
+        self.last_number += 1
+        return self.last_number
+
+    def _tell(self, events: list[Event]) -> None:
+        batch = Batch(events)
         for reading in self._readings:
-            reading.put(event)
+            reading.put(batch)
 
     def _gap(self, n_lost: int | None) -> None:
         self.n_lost += n_lost or 0

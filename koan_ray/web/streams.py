@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from koan_ray.domain.status import JobStatus
 from koan_ray.progress import JobProgressUpdate
 from koan_ray.web import presenting, problems
+from koan_ray.web.hub import Batch, Event
 from koan_ray.web.redaction import clean_text
 from koan_ray.web.routing import Table
 from koan_ray.web.schemas import Ask, Change, Gap, JobId, Kind, Progress, Removed
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from starlette.types import Send
 
     from koan_ray.domain.records import JobRecord
-    from koan_ray.web.hub import Event
 
 routes = Table("live")
 _KEEP_ALIVE_S: Final = 15.0
@@ -200,40 +200,43 @@ async def all_events(
     Changes that are made while nobody listens are not kept: a reader that comes back is told of a gap first.
     """
     api.hub.check()
+    shown: dict[str, None] = {}  # jobs that the filters let through, for their progress
 
     async def events() -> AsyncIterator[str]:
         with api.hub.stream():
-            async with contextlib.aclosing(_changes(api, who, filters, is_back=last_event_id != "")) as changes:
-                async for event_id, name, data in changes:
-                    yield sse(name, data, event_id) if name else ": still here\n\n"
+            async with contextlib.aclosing(_batches(api, who, is_back=last_event_id != "")) as batches:
+                async for batch in batches:
+                    yield _shown_batch(batch, filters, shown) if batch is not None else ": still here\n\n"
 
     return EventStream(events(), headers=_HEADERS)
 
 
-async def _changes(
-    api: Service, who: Principal, filters: EventFilters, *, is_back: bool
-) -> AsyncGenerator[tuple[int, str, str]]:
-    """Yield number, name and JSON of the events of all jobs; no name when there is no news."""
-    event_id = int(time.time() * 1000)  # grows over restarts, so that a reader never sees an older number
-    shown: dict[str, None] = {}  # jobs that the filters let through, for their progress
+async def _batches(api: Service, who: Principal, *, is_back: bool) -> AsyncGenerator[Batch | None]:
+    """Yield what changes, until the credential expires or the app goes down; None now and then when there is no news."""
     async with api.hub.reading() as reading:
-        yield event_id, "open", "{}"
+        yield Batch([Event("open", "", None, api.hub.last_number)])
         if is_back:
             reading.gap(None)
         while not reading.is_over and not who.is_expired(time.time()):
             found = await reading.take(_KEEP_ALIVE_S)
+            for batch in found:
+                yield batch
             if not found:
-                yield event_id, "", ""
-            for event in found:
-                if _passes(event, filters, shown):
-                    event_id += 1
-                    yield event_id, event.name, event.data(_render)
+                yield None
+
+
+def _shown_batch(batch: Batch, filters: EventFilters, shown: dict[str, None]) -> str:
+    if filters.kind is None and filters.parent_job_id is None:
+        return batch.text(_as_sse)
+    return "".join(_as_sse(event) for event in batch.events if _passes(event, filters, shown))
+
+
+def _as_sse(event: Event) -> str:
+    return sse(event.name, event.data(_render), event.number or None)
 
 
 def _passes(event: Event, filters: EventFilters, shown: dict[str, None]) -> bool:
-    if filters.kind is None and filters.parent_job_id is None:
-        return True
-    if event.name == "gap":
+    if event.name in ("gap", "open"):
         return True
     if event.name != "job":
         return event.job_id in shown
@@ -249,6 +252,8 @@ def _passes(event: Event, filters: EventFilters, shown: dict[str, None]) -> bool
 
 
 def _render(event: Event) -> str:
+    if event.name == "open":
+        return "{}"
     if event.name == "gap":
         return Gap(n_lost=event.state).model_dump_json()
     if event.name == "removed":
@@ -282,10 +287,10 @@ async def all_socket(socket: WebSocket, who: Principal) -> None:
     api: Service = socket.app.state.koan
 
     async def tell() -> None:
-        async with contextlib.aclosing(_changes(api, who, EventFilters(), is_back=False)) as changes:
-            async for event_id, name, data in changes:
-                if name:
-                    await socket.send_text(_message(name, event_id, data))
+        async with contextlib.aclosing(_batches(api, who, is_back=False)) as batches:
+            async for batch in batches:
+                for event in batch.events if batch is not None else ():
+                    await socket.send_text(_message(event.name, event.number, event.data(_render)))
 
     await _talk(socket, tell())
 

@@ -10,7 +10,7 @@ import pytest
 from starlette.websockets import WebSocketDisconnect
 
 from koan_ray.web import hub as hubs
-from koan_ray.web.hub import Event, Hub, Reading
+from koan_ray.web.hub import Batch, Event, Hub, Reading
 from koan_ray.web.security import Principal
 from tests.integration.web.conftest import TOKENS, assert_problem, subprotocols
 
@@ -205,16 +205,30 @@ def test_a_websocket_ends_when_its_credential_does(api, monkeypatch):
 
 async def test_a_slow_reader_loses_the_oldest_and_is_told():
     reading = Reading()
-    for n in range(hubs._BUFFER + 30):
-        reading.put(Event("job", str(n), n))
-    for n in range(10):  # of the same job: replaces, drops nothing
-        reading.put(Event("job", "1000", n))
+    for n in range(hubs._BATCHES + 3):
+        reading.put(Batch([Event("job", str(n), n), Event("job", "x", n)]))
     gap, *rest = await reading.take(1.0)
-    assert (gap.name, gap.state) == ("gap", 30)
-    assert len(rest) == hubs._BUFFER
-    assert rest[0].job_id == "30"
-    assert rest[-1].job_id == "1000"
+    assert [(event.name, event.state) for event in gap.events] == [("gap", 6)]
+    assert [batch.events[0].state for batch in rest] == list(range(3, hubs._BATCHES + 3))
     assert await reading.take(0.01) == []
+    reading.gap(None)
+    assert (await reading.take(0.01))[0].events[0].state is None
+
+
+def test_what_many_read_is_made_once():
+    made = []
+    batch = Batch([Event("job", str(n), n) for n in range(3)])
+    texts = {batch.text(lambda event: made.append(event) or f"{event.state};") for _ in range(500)}
+    assert texts == {"0;1;2;"}
+    assert len(made) == 3
+
+
+def states(batches):
+    return [(event.name, event.state) for batch in batches for event in batch.events]
+
+
+def names(batches):
+    return [name for name, _ in states(batches)]
 
 
 async def test_a_feed_that_restarts_is_a_gap():
@@ -235,9 +249,9 @@ async def test_a_feed_that_restarts_is_a_gap():
     hub = Hub(link, 10)
     async with hub.reading() as reading:
         link.answers.put_nowait(News("one", [("a", None)]))
-        assert [event.name for event in await reading.take(1.0)] == ["removed"]
+        assert names(await reading.take(1.0)) == ["removed"]
         link.answers.put_nowait(News("two", [("b", None)]))
-        assert [(event.name, event.state) for event in await reading.take(1.0)] == [("gap", None), ("removed", None)]
+        assert states(await reading.take(1.0)) == [("gap", None), ("removed", None)]
         link.answers.put_nowait(News("two", [], 5))
-        assert [(event.name, event.state) for event in await reading.take(1.0)] == [("gap", 5)]
+        assert states(await reading.take(1.0)) == [("gap", 5)]
     assert hub.n_lost == 5
