@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,13 @@ def run(
         asked["modules"] = tuple(modules)
     settings = load_settings(None, {"web": asked} if asked else None)
     door = Door(settings, token_file, makes_token=makes_token)  # before the engine: a refusal should not take seconds
-    with koan.init(None if local else address, settings=settings, runtime="local" if local else "ray") as engine:
+    # An engine on a cluster is joined as it is: whoever started it has said how it runs.
+    with koan.init(runtime="local", settings=settings) if local else koan.init(address) as engine:
         serving = server(engine, settings, door)
         threading.Thread(target=_tell, args=(serving, settings, door, console), name="koan-tell", daemon=True).start()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # uvicorn takes them while it runs, and raises them again at its end: that is no news then.
+            signal.signal(number, lambda _number, _frame: None)
         serving.run()
         return 0 if serving.started else 1
 

@@ -1,8 +1,9 @@
 """All changes of all jobs, for whoever shows lists that keep up: the newest state of each job since the listener asked last.
 
-Lossy by design: what changes twice between two calls is told once, and above `_LIMIT` jobs the one that changed longest ago
-is dropped and counted, so that the listener knows to read its list anew. A listener that does not call for a minute is
-forgotten, and without listeners a change costs nothing but a look at `Feed.is_heard`.
+Lossy by design: what changes twice between two calls is told once, and when more than `_LIMIT` jobs have changed all of them
+are dropped and counted, so that the listener knows to read its list anew. It has to, if one was dropped, and telling it the
+rest would cost a busy engine more than it is worth. A listener that does not call for a minute is forgotten, and without
+listeners a change costs nothing but a look at `Feed.is_heard`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from koan_ray.engine.waiters import settle
 from koan_ray.errors import LimitExceededError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from koan_ray.ports import Clock
 
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 
 class News(NamedTuple, Generic[T]):
-    """The answer to a listener: the newest state of each job that has changed; ``n_lost``: how many were dropped."""
+    """The answer to a listener: the newest state of each job that has changed, or how many changes were dropped."""
 
     epoch: str
     changes: list[tuple[str, T]]
@@ -66,19 +67,21 @@ class Feed(Generic[T]):
         """Somebody listens."""
         return bool(self._listeners)
 
-    def note(self, changes: Iterable[tuple[str, T]]) -> None:
+    def note(self, changes: Sequence[tuple[str, T]]) -> None:
         """Take note of changes, the newest of a job last."""
         self._forget_silent()
         for listener in self._listeners.values():
+            if listener.n_lost:
+                listener.n_lost += len(changes)
+                continue
             unseen = listener.unseen
             for job_id, state in changes:
                 unseen[job_id] = state
                 unseen.move_to_end(job_id)
-            while len(unseen) > _LIMIT:
-                unseen.popitem(last=False)
-                listener.n_lost += 1
-            if unseen:
-                listener.wake()
+            if len(unseen) > _LIMIT:
+                listener.n_lost = len(unseen)
+                unseen.clear()
+            listener.wake()
 
     async def news(self, listener_id: str, epoch: str | None, park_s: float) -> News[T]:
         """Return what has changed since the last call, waiting up to ``park_s`` for something; the first call begins it.

@@ -6,10 +6,11 @@ knows. Records go out without contexts and results unless one job is asked for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koan_ray.domain.query import parse_query
-from koan_ray.domain.status import Reason
+from koan_ray.domain.status import JobStatus, Reason
 from koan_ray.engine.catalog import MEMORY
 from koan_ray.engine.feed import Feed, News
 
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
     from koan_ray.ports import Clock
 
 NO_PAYLOAD = b"null"
+_LOOKED_AT = 10_000  # live jobs, for the one that waits longest
+
+
+class Figures(NamedTuple):
+    """What an overview needs: jobs in memory by final status, the ends of the last ones, and the oldest queued job.
+
+    Shape: ``ended`` as (end, status, begin), newest first. ``oldest_queued_at`` is of all jobs, documents included.
+    """
+
+    n_settled: dict[str, int]
+    ended: list[tuple[float, JobStatus, float | None]]
+    oldest_queued_at: float | None
 
 
 def outlined(job: JobRecord) -> JobRecord:
@@ -68,6 +81,17 @@ class Window:
         """Return the executions of a job in memory, oldest first."""
         found = await self._catalog().memory.executions(job_id)
         return [record for record in found if record.reason is not Reason.RETURNED]
+
+    async def figures(self, n_ended: int) -> Figures:
+        """Return what an overview needs of this coordinator, without looking at every job."""
+        memory = self._catalog().memory
+        n_settled: Callable[[], dict[JobStatus, int]] = getattr(memory, "n_settled", dict)
+        last_settled: Callable[[int], list[JobRecord]] = getattr(memory, "last_settled", lambda _limit: [])
+        # In the order of their submission: those that wait longest are among the first.
+        waiting = (job.queued_at for job in islice(self._live.values(), _LOOKED_AT) if job.status is JobStatus.QUEUED)
+        oldest = min((at for at in waiting if at is not None), default=None)
+        ended = [(job.completed_at or 0.0, job.status, job.started_at) for job in last_settled(n_ended)]
+        return Figures({status.value: n for status, n in n_settled().items()}, ended, oldest)
 
     async def kinds(self) -> list[str]:
         """Return the names of all job classes that this coordinator can run."""

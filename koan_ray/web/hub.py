@@ -196,7 +196,9 @@ class Hub:
                 is_behind, epoch = False, news.epoch
                 if news.changes:
                     self._tell([make(job_id, state) for job_id, state in news.changes])
-                    await asyncio.sleep(_BUSY_PACE_S if len(news.changes) > _BUSY else _PACE_S)
+                if news.changes or news.n_lost:
+                    is_busy = news.n_lost or len(news.changes) > _BUSY
+                    await asyncio.sleep(_BUSY_PACE_S if is_busy else _PACE_S)
         finally:
             with contextlib.suppress(KoanRayError, asyncio.CancelledError):
                 await asyncio.shield(call("news", listener_id, "", 0.0, timeout_s=1.0))

@@ -9,7 +9,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from koan_ray.errors import ConfigurationError, KoanRayError
-from koan_ray.web.overview import oldest_queued
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +36,7 @@ async def exposition(api: Service) -> tuple[bytes, str]:
         raise ConfigurationError(msg) from None
     try:
         status: dict[str, Any] | None = await api.status()
-        oldest = await oldest_queued(api)
+        oldest = (await api.figures()).oldest_queued_at
     except KoanRayError:
         status, oldest = None, None
     registry = CollectorRegistry(auto_describe=False)

@@ -22,12 +22,12 @@ from koan_ray.web.service import Api, Caller, Service
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from koan_ray.domain.records import JobRecord
+    from koan_ray.engine.window import Figures
 
 routes = Table("engine")
 _FRESH_S: Final = 2.0
 _COUNT_LIMIT: Final = 10_000  # of each status in each place
-_SAMPLE: Final = 500  # jobs that ended last
+SAMPLE: Final = 500  # jobs that ended last
 _WINDOWS: Final = (("5m", 300.0), ("1h", 3600.0), ("24h", 86_400.0))
 _N_BUCKETS: Final = 30
 
@@ -60,9 +60,9 @@ async def list_sources(api: Api, _who: Caller) -> Sources:
 
 async def _overview(api: Service) -> Overview:
     now = time.time()
-    status, counts, oldest, ended, places = await asyncio.gather(
-        api.status(), _counts(api), oldest_queued(api), _ended(api, now), sources(api)
-    )
+    status, figures, places = await asyncio.gather(api.status(), api.figures(), sources(api))
+    counts, ended = await asyncio.gather(_counts(api, status, figures), _ended(api, figures, now))
+    oldest = figures.oldest_queued_at
     return Overview(
         at=presenting.moment(now),
         counts=counts,
@@ -79,33 +79,35 @@ async def _overview(api: Service) -> Overview:
     )
 
 
-async def _counts(api: Service) -> dict[str, Count]:
-    statuses = list(JobStatus)
-    found = await asyncio.gather(*[api.reader.count({"status": status.value}, _COUNT_LIMIT) for status in statuses])
-    return {status.value: Count(n=count.n, more=count.more) for status, count in zip(statuses, found, strict=True)}
+async def _counts(api: Service, status: dict[str, Any], figures: Figures) -> dict[str, Count]:
+    """Return how many jobs there are by status: of those that have not ended the coordinator knows, others are counted."""
+    final = [status for status in JobStatus if status.is_final]
+    found = await asyncio.gather(
+        *[api.reader.count({"status": status.value}, _COUNT_LIMIT, memory=False) for status in final]
+    )
+    running = status["running"]
+    counts = {"created": Count(n=0, more=False), "queued": Count(n=max(0, status["live"] - running), more=False),
+              "running": Count(n=running, more=False)}  # fmt: skip
+    for each, count in zip(final, found, strict=True):
+        counts[each.value] = Count(n=count.n + figures.n_settled.get(each.value, 0), more=count.more)
+    return counts
 
 
-async def oldest_queued(api: Service) -> float | None:
-    """Return since when the oldest queued job waits: the first along the index by status and creation."""
-    page = await api.reader.page({"status": "queued", "order_by": "created_at", "limit": 1})
-    return page.jobs[0].queued_at or page.jobs[0].created_at if page.jobs else None
-
-
-async def _ended(api: Service, now: float) -> list[_Ended]:
+async def _ended(api: Service, figures: Figures, now: float) -> list[_Ended]:
     """Return the jobs that ended last, newest first."""
     longest = max(length_s for _, length_s in _WINDOWS)
-    page = await api.reader.page({"completed_after": now - longest, "order_by": "-completed_at", "limit": _SAMPLE})
-    return [_of(job) for job in page.jobs]
-
-
-def _of(job: JobRecord) -> _Ended:
-    return _Ended(job.completed_at or 0.0, job.status, presenting.duration_s(job))
+    filters = {"completed_after": now - longest, "order_by": "-completed_at", "limit": SAMPLE}
+    page = await api.reader.page(filters, memory=False)
+    ended = [_Ended(job.completed_at or 0.0, job.status, presenting.duration_s(job)) for job in page.jobs]
+    for at, status, began_at in figures.ended:
+        ended.append(_Ended(at, status, None if began_at is None else round(max(0.0, at - began_at), 6)))
+    return sorted(ended, key=lambda end: -end.at)[:SAMPLE]
 
 
 def _window(name: str, length_s: float, ended: Sequence[_Ended], now: float) -> Window:
     """Return the figures of one window; where the sample does not reach back to its begin, those of what it covers."""
     inside = [end for end in ended if end.at >= now - length_s]
-    is_sampled = len(inside) >= _SAMPLE
+    is_sampled = len(inside) >= SAMPLE
     covered_s = max(now - inside[-1].at, 0.001) if is_sampled else length_s
     n_failed = sum(end.status is JobStatus.FAILED for end in inside)
     n_judged = n_failed + sum(end.status is JobStatus.COMPLETED for end in inside)

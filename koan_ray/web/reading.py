@@ -160,8 +160,8 @@ class Reader:
 
     # --- many jobs ---------------------------------------------------------------------------------------------------
 
-    async def page(self, filters: Mapping[str, Any]) -> Page:
-        """Return one page of jobs, outlined: without contexts and results.
+    async def page(self, filters: Mapping[str, Any], *, memory: bool = True) -> Page:
+        """Return one page of jobs, outlined: without contexts and results. ``memory``: those of the coordinator, too.
 
         Raises:
             ConfigurationError: A filter is unknown or unusable.
@@ -170,7 +170,7 @@ class Reader:
         query = parse_query(filters)
         self._check(query)
         asked = [self._page_of(opened, query) for opened in self._asked(query)]
-        if self._asks_memory(query):
+        if memory and self._asks_memory(query):
             asked.append(self._page_of_memory(filters))
         pages = await asyncio.gather(*asked)
         jobs = list({job.id: job for page in pages for job in page.jobs}.values())  # by id: one may be moving just now
@@ -180,12 +180,12 @@ class Reader:
         cursor = query.cursor_after(jobs[-1]) if more and jobs else None
         return Page(await self._with_latest(jobs), cursor)
 
-    async def count(self, filters: Mapping[str, Any], at_most: int) -> Counted:
+    async def count(self, filters: Mapping[str, Any], at_most: int, *, memory: bool = True) -> Counted:
         """Return how many jobs match, counted up to ``at_most`` in each place."""
         query = parse_query(filters)
         self._check(query)
         asked = [self._count_of(opened, query, at_most + 1) for opened in self._asked(query)]
-        if self._asks_memory(query):
+        if memory and self._asks_memory(query):
             asked.append(self._count_of_memory(filters, at_most + 1))
         n = sum(await asyncio.gather(*asked))
         return Counted(min(n, at_most), n > at_most)

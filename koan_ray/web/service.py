@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from koan_ray.client import Engine
     from koan_ray.config import Settings
     from koan_ray.engine.session import Session
+    from koan_ray.engine.window import Figures
     from koan_ray.web.guard import Plugin
     from koan_ray.web.security import Token
 
 _STATUS_FRESH_S = 1.0
+_SAMPLE = 500  # jobs that ended last, for an overview
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -74,6 +76,13 @@ class Service:
     async def status(self) -> dict[str, Any]:
         """Return what the coordinator says of itself, at most a second old."""
         found: dict[str, Any] = await self.cached("status", _STATUS_FRESH_S, lambda: self.link.coordinator("status"))
+        return found
+
+    async def figures(self) -> Figures:
+        """Return what the coordinator knows for an overview, at most a second old."""
+        found: Figures = await self.cached(
+            "figures", _STATUS_FRESH_S, lambda: self.link.coordinator("look", "figures", _SAMPLE)
+        )
         return found
 
     async def cached(self, name: str, fresh_s: float, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

@@ -46,7 +46,8 @@ def test_documents_are_read_without_the_coordinator(api, asked):
     assert (job["source"], job["partition"], job["audited"], job["status"]) == ("default", "", True, "failed")
     assert job["context"]["to"] == "nowhere"
     assert job["error"]["message"] == "there is no such place"
-    for path in ("/api/jobs?source=default&limit=5", "/api/jobs?source=default&status=failed&text=place", f"/api/jobs/{job['id']}",
+    for path in ("/api/jobs?source=default&limit=5", "/api/jobs?source=default&status=failed&text=place",
+                 f"/api/jobs/{job['id']}",
                  f"/api/jobs/{job['id']}/executions", f"/api/jobs/{job['id']}/context", f"/api/jobs/{job['id']}/progress",
                  '/api/jobs?source=default&metadata={"tenant":7}'):  # fmt: skip
         answer = api.get(path)
@@ -97,7 +98,8 @@ def test_hostile_documents_are_shown_as_data_and_nothing_is_imported(api, db):
     job = kept(api, {"to": "nowhere"})
     sys.modules.pop("antigravity", None)
     hostile = {
-        "kind": "antigravity", "error": {"type": "antigravity.Fly", "message": "<img src=x onerror=alert(1)>", "stack_trace": "os.system('x')"},
+        "kind": "antigravity",
+        "error": {"type": "antigravity.Fly", "message": "<img src=x onerror=alert(1)>", "stack_trace": "os.system('x')"},
         "name": "{{7*7}}", "context": {"__class__": "antigravity.Fly", "py/object": "antigravity.Fly", "password": CANARY},
     }  # fmt: skip
     db.jobs.update_one({"_id": job["id"]}, {"$set": hostile})

@@ -107,8 +107,9 @@ def test_a_bucket_lets_a_burst_through_and_then_the_rate(clock):
 
 @pytest.mark.parametrize(
     ("header", "name"),
-    [("localhost", "localhost"), ("LocalHost:80", "localhost"), ("[::1]:8267", "::1"), ("127.0.0.1", "127.0.0.1"), ("", None),
-     ("a/b", None), ("user@localhost", None), ("localhost:x", None), ("localhost:99999", None), ("localhost?x", None), ("[::1", None)],
+    [("localhost", "localhost"), ("LocalHost:80", "localhost"), ("[::1]:8267", "::1"), ("127.0.0.1", "127.0.0.1"),
+     ("", None), ("a/b", None), ("user@localhost", None), ("localhost:x", None), ("localhost:99999", None),
+     ("localhost?x", None), ("[::1", None)],
 )  # fmt: skip
 def test_the_name_in_a_host_header(header, name):
     assert host_name(header) == name
@@ -127,7 +128,8 @@ def test_origins_are_compared_with_scheme_and_port():
 
 @pytest.mark.parametrize(
     ("body", "depth"),
-    [(b"1", 0), (b'"[[[["', 0), (b"[]", 1), (b'{"a": [1]}', 2), (b'{"\\"[[": {}}', 2), (b"[" * 50, 50), (b'"' + b"[" * 50, 0),
+    [(b"1", 0), (b'"[[[["', 0), (b"[]", 1), (b'{"a": [1]}', 2), (b'{"\\"[[": {}}', 2), (b"[" * 50, 50),
+     (b'"' + b"[" * 50, 0),
      (b"[[]]" * 20, 2), (b'["\\\\", [[]]]', 3)],
 )  # fmt: skip
 def test_depth_is_that_of_brackets_outside_of_strings(body, depth):
@@ -197,7 +199,8 @@ def test_tokens_come_from_the_settings():
 
     web = WebSettings(tokens=[
         {"name": "a", "roles": ["viewer", "operator"], "token": SECRET},
-        {"name": "b", "roles": "admin", "sha256": hashlib.sha256(b"other").hexdigest(), "expires_at": "2030-01-01T00:00:00Z"},
+        {"name": "b", "roles": "admin", "sha256": hashlib.sha256(b"other").hexdigest(),
+         "expires_at": "2030-01-01T00:00:00Z"},
     ])  # fmt: skip
     one, two = tokens_of(web.tokens)
     assert one.digest == hashlib.sha256(SECRET.encode()).digest()
