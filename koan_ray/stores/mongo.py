@@ -385,7 +385,7 @@ class MongoStore:
         return found
 
     async def _walk(
-        self, partition: str, step: mongo_filters.Step, limit: int, fields: Document | None
+        self, partition: str, step: mongo_filters.Step, limit: int, fields: Document | None = None
     ) -> AsyncGenerator[Document]:
         """Find documents in the order of an index, up to ``limit``; 0: all. ``fields``: what of them."""
         jobs = self._jobs(partition)
