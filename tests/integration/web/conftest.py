@@ -32,7 +32,7 @@ class Parcel(BaseModel):
     size: Literal["small", "large"] = "small"
 
 
-class Delivery(koan.Job[Parcel, str]):
+class WebDelivery(koan.Job[Parcel, str]):
     """Brings a parcel; to nowhere it fails."""
 
     retry = koan.RetryPolicy(max_attempts=1)
@@ -55,7 +55,7 @@ class Login(BaseModel):
         return pin.get_secret_value()
 
 
-class Leaky(koan.Job[Login, dict]):
+class WebLeaky(koan.Job[Login, dict]):
     """Tells everything it knows."""
 
     retry = koan.RetryPolicy(max_attempts=1)
@@ -67,7 +67,7 @@ class Leaky(koan.Job[Login, dict]):
         return {"token": context.password, "said": f"hello {context.pin.get_secret_value()}"}
 
 
-class Steps(koan.Job[int, int]):
+class WebSteps(koan.Job[int, int]):
     """Reports until it is told to go on."""
 
     async def execute(self, context, progress, cancellation) -> int:
@@ -77,7 +77,7 @@ class Steps(koan.Job[int, int]):
         return context
 
 
-class Idle(koan.Job[None, None]):
+class WebIdle(koan.Job[None, None]):
     """Waits to be cancelled."""
 
     async def execute(self, context, progress, cancellation) -> None:
@@ -86,11 +86,11 @@ class Idle(koan.Job[None, None]):
         cancellation.raise_if_requested()
 
 
-class Parent(koan.Job[int, int]):
+class WebParent(koan.Job[int, int]):
     """Starts children."""
 
     async def execute(self, context, progress, cancellation) -> int:
-        children = [await self.start_child(Delivery, Parcel(to=f"house {n}")).run() for n in range(context)]
+        children = [await self.start_child(WebDelivery, Parcel(to=f"house {n}")).run() for n in range(context)]
         for child in children:
             await child.wait()
         return len(children)

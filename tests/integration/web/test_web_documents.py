@@ -35,7 +35,7 @@ def db(url):
 
 
 def kept(api, context, **more):
-    job_id = api.submit("Delivery", context, persist=more.pop("persist", True), audit=True, **more)
+    job_id = api.submit("WebDelivery", context, persist=more.pop("persist", True), audit=True, **more)
     koan.Jobs.get(job_id).get(timeout=10).refresh().get()
     return until(lambda: (job := api.get(f"/api/jobs/{job_id}").json())["completed_at"] and job)
 
@@ -62,7 +62,7 @@ def test_memory_and_documents_are_one_list(api):
     ids = []
     for n in range(12):
         made = (
-            api.done("Delivery", {"to": f"m{n}"}, correlation_id="mixed")
+            api.done("WebDelivery", {"to": f"m{n}"}, correlation_id="mixed")
             if n % 2
             else kept(api, {"to": f"d{n}"}, correlation_id="mixed")
         )

@@ -52,7 +52,7 @@ def test_a_cookie_alone_changes_nothing(api, asked, dashboard, method, path, lac
 
 def test_a_dashboard_reads_and_writes_with_its_cookie(api, dashboard):
     assert api.get("/api/session", None, headers=dashboard).json()["csrf"] == dashboard["X-Koan-CSRF"]
-    submitted = api.post("/api/jobs", {"kind": "Delivery", "context": {"to": "a"}}, None, headers=dashboard)
+    submitted = api.post("/api/jobs", {"kind": "WebDelivery", "context": {"to": "a"}}, None, headers=dashboard)
     assert submitted.status_code == 201
     assert api.get("/api/jobs", None, headers={"Cookie": dashboard["Cookie"]}).status_code == 200
     out = api.call("DELETE", "/api/session", None, headers=dashboard)
@@ -126,7 +126,7 @@ def test_another_sites_page_opens_no_websocket(api, path, role, origin):
 
 
 def test_a_cookie_opens_a_websocket_from_our_own_page_only(api, dashboard):
-    job_id = api.done("Delivery", {"to": "a"})["id"]
+    job_id = api.done("WebDelivery", {"to": "a"})["id"]
     with api.socket(f"/api/jobs/{job_id}/ws", headers={"Cookie": dashboard["Cookie"], **OWN}) as socket:
         assert socket.receive_json()["data"]["status"] == "completed"
     with (
@@ -167,11 +167,11 @@ def test_every_response_carries_the_headers_that_browsers_heed(api, path):
 
 def test_every_request_that_changes_something_is_recorded_the_refused_ones_too(api):
     n_before = len(api.audited())
-    job_id = api.submit("Delivery", {"to": "secret place"}, name="secret name")
+    job_id = api.submit("WebDelivery", {"to": "secret place"}, name="secret name")
     api.ended(job_id)
     api.post(f"/api/jobs/{job_id}/cancel", {"reason": "secret reason"}, "viewer")
-    api.client.post("/api/jobs", json={"kind": "Delivery"})
-    api.post("/api/jobs", {"kind": "Delivery"}, headers={"Origin": "http://evil.example"})
+    api.client.post("/api/jobs", json={"kind": "WebDelivery"})
+    api.post("/api/jobs", {"kind": "WebDelivery"}, headers={"Origin": "http://evil.example"})
     api.call("DELETE", f"/api/jobs/{job_id}")
     api.get("/api/jobs")
     found = api.audited()[n_before:]
@@ -190,5 +190,5 @@ def test_every_request_that_changes_something_is_recorded_the_refused_ones_too(a
 
 def test_without_a_record_nothing_is_changed(api, asked, monkeypatch, tmp_path):
     monkeypatch.setattr(api.app.state.koan.audit, "_path", tmp_path)  # a directory cannot be appended to
-    assert "audit" in assert_problem(api.post("/api/jobs", {"kind": "Delivery", "context": {"to": "a"}}), 503)["detail"]
+    assert "audit" in assert_problem(api.post("/api/jobs", {"kind": "WebDelivery", "context": {"to": "a"}}), 503)["detail"]
     assert asked == []

@@ -12,7 +12,7 @@ from koan_ray.domain.query import parse_query
 from koan_ray.stores import mongo_filters
 from tests.integration.web.conftest import ABSENT, Parcel, assert_problem
 
-SUBMIT = {"kind": "Delivery", "context": {"to": "a"}}
+SUBMIT = {"kind": "WebDelivery", "context": {"to": "a"}}
 JSON = {"Content-Type": "application/json"}
 DEEP = "[" * 40 + "]" * 40
 
@@ -27,7 +27,7 @@ def with_body(api, body, path="/api/jobs", headers=JSON):
         (b"", 422), (b"{", 400), (b"nonsense", 400), (b"\xff\xfe{}", 400), (b'{"kind": NaN}', 400),
         (b'{"a": Infinity}', 400),
         (b'{"kind": "\\ud800"}', 400), (b"[]", 422), (b"7", 422), (b"null", 422), (b'"text"', 422),
-        (('{"kind": "Delivery", "context": ' + DEEP + "}").encode(), 422),
+        (('{"kind": "WebDelivery", "context": ' + DEEP + "}").encode(), 422),
         (b'{"kind": ' + b"9" * 5000 + b"}", 400),
         (b"{}", 422), (b'{"kind": ""}', 422), (b'{"kind": 3}', 422), (b'{"kind": "a\\u0000b"}', 422),
     ],
@@ -310,7 +310,7 @@ def test_stored_names_are_never_imported(api):
 )
 def test_texts_are_told_without_what_a_terminal_would_obey(api, text, caplog):
     with caplog.at_level("INFO", logger="koan_ray"):
-        job = api.done("Delivery", {"to": "a"}, name=text, metadata={"note": text})
+        job = api.done("WebDelivery", {"to": "a"}, name=text, metadata={"note": text})
         api.call("DELETE", "/api/jobs/" + job["id"], headers={"Origin": "http://" + "evil.example"})
         api.get("/api/kinds/" + "x")
     raw = api.get(f"/api/jobs/{job['id']}").text

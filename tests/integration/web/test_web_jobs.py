@@ -17,7 +17,7 @@ from tests.integration.web.conftest import ABSENT, TOKENS, assert_problem, beare
 
 def test_a_job_is_started_found_and_shown(api):
     job_id = api.submit(
-        "Delivery", {"to": "berlin", "weight": "2.5"}, name="first", description="a parcel", metadata={"tenant": 7},
+        "WebDelivery", {"to": "berlin", "weight": "2.5"}, name="first", description="a parcel", metadata={"tenant": 7},
         correlation_id="trace-1",
     )  # fmt: skip
     job = api.ended(job_id)
@@ -36,13 +36,15 @@ def test_a_job_is_started_found_and_shown(api):
     assert datetime.fromisoformat(job["created_at"]) <= datetime.fromisoformat(job["completed_at"])
     assert api.get(f"/api/jobs/{job_id}/result").json() == {"job_id": job_id, "value": "BERLIN"}
     assert api.get(f"/api/jobs/{job_id}/context").json()["value"]["to"] == "berlin"
-    found = api.get("/api/jobs", params={"metadata": '{"tenant": 7}', "kind": "Delivery", "name": "first"}).json()["items"]
+    found = api.get("/api/jobs", params={"metadata": '{"tenant": 7}', "kind": "WebDelivery", "name": "first"}).json()[
+        "items"
+    ]
     assert [item["id"] for item in found] == [job_id]
     assert JobDetail.model_validate(job).model_dump(mode="json") == job
 
 
 def test_a_failure_is_shown_with_its_attempts(api):
-    job = api.done("Delivery", {"to": "nowhere"})
+    job = api.done("WebDelivery", {"to": "nowhere"})
     assert (job["status"], job["reason"], job["error"]["type"]) == ("failed", "exhausted", "LookupError")
     (attempt,) = api.get(f"/api/jobs/{job['id']}/executions").json()["items"]
     assert attempt["error"]["message"] == "there is no such place"
@@ -53,7 +55,7 @@ def test_a_failure_is_shown_with_its_attempts(api):
 
 
 def test_payloads_and_what_errors_say_are_hidden_from_viewers(api):
-    job = api.done("Delivery", {"to": "nowhere"})
+    job = api.done("WebDelivery", {"to": "nowhere"})
     seen = api.get(f"/api/jobs/{job['id']}", "viewer").json()
     assert (seen["context"], seen["result"]) == (None, None)
     assert seen["error"] == {"type": "LookupError", "message": None, "stack_trace": None}
@@ -67,13 +69,13 @@ def test_payloads_and_what_errors_say_are_hidden_from_viewers(api):
 
 
 def test_pages_are_stable_while_jobs_come_in(api):
-    first = [api.submit("Delivery", {"to": f"p{n}"}, correlation_id="paging") for n in range(25)]
+    first = [api.submit("WebDelivery", {"to": f"p{n}"}, correlation_id="paging") for n in range(25)]
     seen, cursor = [], None
     while True:
         params = {"correlation_id": "paging", "limit": 7, **({"cursor": cursor} if cursor else {})}
         page = api.get("/api/jobs", params=params).json()
         seen += [item["id"] for item in page["items"]]
-        api.submit("Delivery", {"to": "later"}, correlation_id="paging")
+        api.submit("WebDelivery", {"to": "later"}, correlation_id="paging")
         cursor = page["cursor"]
         if cursor is None:
             break
@@ -85,18 +87,18 @@ def test_pages_are_stable_while_jobs_come_in(api):
 
 def test_a_cursor_belongs_to_its_order(api):
     for _ in range(3):
-        api.submit("Delivery", {"to": "a"}, correlation_id="order")
+        api.submit("WebDelivery", {"to": "a"}, correlation_id="order")
     cursor = api.get("/api/jobs?correlation_id=order&limit=1").json()["cursor"]
     assert_problem(api.get("/api/jobs", params={"correlation_id": "order", "order_by": "created_at", "cursor": cursor}), 422)
 
 
 def test_filters_combine(api):
-    api.done("Delivery", {"to": "nowhere"}, correlation_id="both")
-    done = api.done("Delivery", {"to": "a"}, correlation_id="both")
+    api.done("WebDelivery", {"to": "nowhere"}, correlation_id="both")
+    done = api.done("WebDelivery", {"to": "a"}, correlation_id="both")
     path = "/api/jobs?correlation_id=both"
     assert len(api.get(path).json()["items"]) == 2
     assert [item["id"] for item in api.get(f"{path}&status=completed&status=running").json()["items"]] == [done["id"]]
-    assert api.get(f"{path}&kind=Idle&kind=Steps").json()["items"] == []
+    assert api.get(f"{path}&kind=WebIdle&kind=WebSteps").json()["items"] == []
     after = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     assert api.get(path, params={"correlation_id": "both", "created_after": after}).json()["items"] == []
     assert len(api.get(path, params={"correlation_id": "both", "completed_before": after}).json()["items"]) == 2
@@ -104,7 +106,7 @@ def test_filters_combine(api):
 
 
 def test_what_is_known_is_not_sent_again(api):
-    job_id = api.done("Delivery", {"to": "a"}, correlation_id="etag")["id"]
+    job_id = api.done("WebDelivery", {"to": "a"}, correlation_id="etag")["id"]
     for path in (f"/api/jobs/{job_id}", "/api/jobs?correlation_id=etag", f"/api/jobs/{job_id}/executions", "/api/kinds"):
         first = api.get(path)
         tag = first.headers["etag"]
@@ -113,7 +115,7 @@ def test_what_is_known_is_not_sent_again(api):
             again = api.get(path, headers={"If-None-Match": known})
             assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
         assert api.get(path, headers={"If-None-Match": 'W/"other"'}).status_code == 200
-    api.submit("Delivery", {"to": "b"}, correlation_id="etag")
+    api.submit("WebDelivery", {"to": "b"}, correlation_id="etag")
     stale = api.get("/api/jobs?correlation_id=etag").headers["etag"]
     assert stale != tag
     # A role that sees less has another tag for the same job.
@@ -121,7 +123,7 @@ def test_what_is_known_is_not_sent_again(api):
 
 
 def test_a_job_is_cancelled_and_run_anew(api):
-    job_id = api.submit("Idle")
+    job_id = api.submit("WebIdle")
     until(lambda: api.get(f"/api/jobs/{job_id}/progress").json()["message"] == "waiting")
     assert api.get(f"/api/jobs/{job_id}").json()["progress"] == 0.1
     assert api.post(f"/api/jobs/{job_id}/cancel", {"reason": "no longer needed"}, "operator").json()["status"] in (
@@ -136,11 +138,11 @@ def test_a_job_is_cancelled_and_run_anew(api):
     assert again.json()["retry_of"] == job_id
     api.post(f"/api/jobs/{again.json()['id']}/cancel")
     assert api.ended(again.json()["id"])["reason"] == "cancelled by admin"
-    assert_problem(api.post(f"/api/jobs/{api.done('Delivery', {'to': 'a'})['id']}/retry"), 409)
+    assert_problem(api.post(f"/api/jobs/{api.done('WebDelivery', {'to': 'a'})['id']}/retry"), 409)
 
 
 def test_only_a_job_that_has_ended_is_deleted(api):
-    job_id = api.submit("Idle")
+    job_id = api.submit("WebIdle")
     assert_problem(api.call("DELETE", f"/api/jobs/{job_id}"), 409)
     api.post(f"/api/jobs/{job_id}/cancel")
     api.ended(job_id)
@@ -149,8 +151,8 @@ def test_only_a_job_that_has_ended_is_deleted(api):
 
 
 def test_many_are_cancelled_only_after_their_number_was_confirmed(api):
-    ids = [api.submit("Idle", correlation_id="bulk") for _ in range(5)]
-    other = api.submit("Idle")
+    ids = [api.submit("WebIdle", correlation_id="bulk") for _ in range(5)]
+    other = api.submit("WebIdle")
     ask = {"filters": {"correlation_id": "bulk"}}
     counted = api.post("/api/jobs/cancel", ask, "operator").json()
     assert (counted["counted"], counted["dry_run"], counted["done"]) == (5, True, 0)
@@ -171,7 +173,7 @@ def test_many_are_cancelled_only_after_their_number_was_confirmed(api):
 
 
 def test_a_tree_is_shown_from_its_root(api):
-    root = api.done("Parent", 3)
+    root = api.done("WebParent", 3)
     children = api.get(f"/api/jobs/{root['id']}/children?limit=2").json()
     assert len(children["items"]) == 2
     rest = api.get(f"/api/jobs/{root['id']}/children", params={"cursor": children["cursor"]}).json()
@@ -183,16 +185,16 @@ def test_a_tree_is_shown_from_its_root(api):
 
 def test_kinds_are_told_with_their_schemas(api):
     kinds = {item["kind"]: item for item in api.get("/api/kinds", "viewer").json()["items"]}
-    assert kinds["Delivery"]["context_schema"]["required"] == ["to"]
-    assert kinds["Delivery"]["description"] == "Brings a parcel; to nowhere it fails."
-    assert (kinds["Delivery"]["is_known"], kinds["Delivery"]["retry_policy"]["max_attempts"]) == (True, 1)
-    assert api.get("/api/kinds/Delivery").json() == kinds["Delivery"]
+    assert kinds["WebDelivery"]["context_schema"]["required"] == ["to"]
+    assert kinds["WebDelivery"]["description"] == "Brings a parcel; to nowhere it fails."
+    assert (kinds["WebDelivery"]["is_known"], kinds["WebDelivery"]["retry_policy"]["max_attempts"]) == (True, 1)
+    assert api.get("/api/kinds/WebDelivery").json() == kinds["WebDelivery"]
 
 
 def test_the_overview_adds_up(api):
-    api.done("Delivery", {"to": "nowhere"})
-    api.done("Delivery", {"to": "a"})
-    waiting = api.submit("Delivery", {"to": "later"}, delay_s=60)
+    api.done("WebDelivery", {"to": "nowhere"})
+    api.done("WebDelivery", {"to": "a"})
+    waiting = api.submit("WebDelivery", {"to": "later"}, delay_s=60)
     time.sleep(2.1)  # it is made anew every two seconds
     seen = api.get("/api/overview", "viewer").json()
     assert seen["counts"]["queued"] == {"n": 1, "more": False}
@@ -230,7 +232,7 @@ def test_sources_and_status_are_told(api):
 def test_a_full_queue_is_told_with_when_to_come_back(api, monkeypatch):
     monkeypatch.setattr(api.app.state.koan, "web", api.app.state.koan.web.model_copy(
         update={"limits": api.app.state.koan.web.limits.model_copy(update={"queued": 0})}))  # fmt: skip
-    answer = api.post("/api/jobs", {"kind": "Delivery", "context": {"to": "a"}})
+    answer = api.post("/api/jobs", {"kind": "WebDelivery", "context": {"to": "a"}})
     assert "[web.limits] queued" in assert_problem(answer, 429)["detail"]
     assert int(answer.headers["retry-after"]) > 0
 
@@ -304,7 +306,7 @@ def test_an_authentication_of_ones_own_decides(api, tmp_path):
     client = TestClient(app, base_url="http://localhost")
     assert client.get("/api/session", headers={"X-User": "ada"}).json()["name"] == "ada"
     assert_problem(client.get("/api/session"), 401)
-    assert_problem(client.post("/api/jobs", json={"kind": "Delivery"}, headers={"X-User": "ada"}), 403)
+    assert_problem(client.post("/api/jobs", json={"kind": "WebDelivery"}, headers={"X-User": "ada"}), 403)
 
 
 def test_an_app_without_tokens_makes_one_and_prints_it_once(api, capsys, tmp_path):

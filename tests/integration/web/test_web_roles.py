@@ -18,7 +18,7 @@ CREDENTIALS = [None, "expired", "nobodys-token-0123456789", *ROLES]
 
 
 def filled(path):
-    return path.replace("{job_id}", ABSENT).replace("{kind}", "Delivery")
+    return path.replace("{job_id}", ABSENT).replace("{kind}", "WebDelivery")
 
 
 @pytest.mark.parametrize("credential", CREDENTIALS)
@@ -79,7 +79,7 @@ def test_a_wrong_token_is_not_made_good_by_a_cookie(api):
 @pytest.mark.parametrize("credential", ["expired", "nobodys-token-0123456789", *ROLES])
 @pytest.mark.parametrize(("path", "role"), SOCKETS)
 def test_a_websocket_lets_in_whoever_has_its_role(api, path, role, credential):
-    path = path.replace("{job_id}", api.done("Delivery", {"to": "a"})["id"])
+    path = path.replace("{job_id}", api.done("WebDelivery", {"to": "a"})["id"])
     if credential in ROLES and role in permissions([credential]):
         with api.socket(path, subprotocols=subprotocols(credential)) as socket:
             assert socket.accepted_subprotocol == "koan-ray"
@@ -92,7 +92,7 @@ def test_a_websocket_lets_in_whoever_has_its_role(api, path, role, credential):
 
 @pytest.mark.parametrize(("path", "role"), SOCKETS)
 def test_a_websocket_without_a_credential_is_told_nothing_before_it_gives_one(api, path, role):
-    path = path.replace("{job_id}", api.done("Delivery", {"to": "a"})["id"])
+    path = path.replace("{job_id}", api.done("WebDelivery", {"to": "a"})["id"])
     for hello in ('{"token": "wrong"}', "no json", "[]", '{"token": 7}', '{"token": "' + "x" * 5000 + '"}'):
         with api.socket(path) as socket:
             socket.send_text(hello)

@@ -13,7 +13,7 @@ LOGIN = {"user": "bad", "pin": CANARY + "-pin", "password": CANARY + "-password"
 
 @pytest.fixture(scope="module", params=["bad", "good"])
 def leaked(api, request):
-    return api.done("Leaky", {**LOGIN, "user": request.param}, metadata={"access_token": CANARY + "-meta", "tenant": 7})
+    return api.done("WebLeaky", {**LOGIN, "user": request.param}, metadata={"access_token": CANARY + "-meta", "tenant": 7})
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -23,7 +23,7 @@ def test_no_response_tells_a_secret(api, leaked, role, caplog):
             assert isinstance(route, GuardedRoute)
             if "GET" not in route.methods or route.path_format == "/api/events":
                 continue
-            path = route.path_format.replace("{job_id}", leaked["id"]).replace("{kind}", "Leaky")
+            path = route.path_format.replace("{job_id}", leaked["id"]).replace("{kind}", "WebLeaky")
             answer = api.get(path, role)
             assert CANARY not in answer.text, path
     assert CANARY not in caplog.text
@@ -46,7 +46,7 @@ def test_what_is_secret_is_replaced_and_the_rest_is_there(api, leaked):
 
 
 def test_a_refused_context_is_not_repeated(api):
-    answer = api.post("/api/jobs", {"kind": "Leaky", "context": {**LOGIN, "pin": {"x": CANARY}, "nested": CANARY}})
+    answer = api.post("/api/jobs", {"kind": "WebLeaky", "context": {**LOGIN, "pin": {"x": CANARY}, "nested": CANARY}})
     assert answer.status_code == 422
     assert CANARY not in answer.text
 
@@ -60,10 +60,10 @@ def test_a_schema_does_not_tell_the_default_of_a_secret(api):
         password: str = CANARY
         size: int = 3
 
-    class Configured(koan.Job[WithDefault, None]):
+    class WebConfigured(koan.Job[WithDefault, None]):
         def execute(self, context, progress, cancellation) -> None: ...
 
-    schema = api.get("/api/kinds/Configured").json()["context_schema"]
+    schema = api.get("/api/kinds/WebConfigured").json()["context_schema"]
     assert CANARY not in str(schema)
     assert schema["properties"]["size"]["default"] == 3
 

@@ -32,7 +32,7 @@ def until_closed(socket):
 
 
 async def test_a_stream_tells_every_step_and_ends_with_the_job(api):
-    job_id = await submit(api, "Steps", 10)
+    job_id = await submit(api, "WebSteps", 10)
     async with api.open(f"/api/jobs/{job_id}/events") as stream:
         assert stream.status == 200
         assert stream.headers["content-type"].startswith("text/event-stream")
@@ -47,7 +47,7 @@ async def test_a_stream_tells_every_step_and_ends_with_the_job(api):
 
 
 async def test_a_stream_goes_on_where_it_was_left(api):
-    job_id = await submit(api, "Steps", 30)
+    job_id = await submit(api, "WebSteps", 30)
     async with api.open(f"/api/jobs/{job_id}/events") as stream:
         seen = [await stream.event() for _ in range(5)]
     last = seen[-1][1]
@@ -67,7 +67,7 @@ async def test_a_stream_goes_on_where_it_was_left(api):
 async def test_the_list_tells_of_every_job_that_moves(api):
     async with api.open("/api/events") as stream:
         assert (await stream.event())[0] == "open"
-        job_id = await submit(api, "Steps", 5, name="live")
+        job_id = await submit(api, "WebSteps", 5, name="live")
         statuses, progress = [], []
         while "completed" not in statuses:
             name, _, data = await stream.event()
@@ -85,10 +85,10 @@ async def test_the_list_tells_of_every_job_that_moves(api):
 
 
 async def test_the_list_can_be_limited_to_kinds(api):
-    async with api.open("/api/events?kind=Delivery") as stream:
+    async with api.open("/api/events?kind=WebDelivery") as stream:
         await stream.event()
-        await submit(api, "Steps", 3)
-        wanted = await submit(api, "Delivery", {"to": "a"})
+        await submit(api, "WebSteps", 3)
+        wanted = await submit(api, "WebDelivery", {"to": "a"})
         seen = set()
         while wanted not in seen:
             name, _, data = await stream.event()
@@ -107,7 +107,7 @@ async def test_a_report_is_on_screen_within_three_hundred_milliseconds(api):
     lags = []
     async with api.open("/api/events") as stream:
         await stream.event()
-        job_id = await submit(api, "Steps", 20)
+        job_id = await submit(api, "WebSteps", 20)
         while True:
             name, _, data = await stream.event()
             if name == "progress" and data["job_id"] == job_id:
@@ -118,7 +118,7 @@ async def test_a_report_is_on_screen_within_three_hundred_milliseconds(api):
 
 
 async def test_streams_are_limited_and_given_back(api):
-    job_id = await submit(api, "Idle")
+    job_id = await submit(api, "WebIdle")
     path = f"/api/jobs/{job_id}/events"
     async with api.open(path) as one, api.open(path) as two, api.open("/api/events") as three:
         assert {one.status, two.status, three.status} == {200}
@@ -143,7 +143,7 @@ async def test_nobody_listens_when_nobody_reads(api):
     feed = api.engine._runtime.core._window.feed
     async with api.open("/api/events") as stream:
         await stream.event()
-        await submit(api, "Delivery", {"to": "a"})
+        await submit(api, "WebDelivery", {"to": "a"})
         await stream.event()
         assert feed.is_heard
     for _ in range(100):
@@ -154,7 +154,7 @@ async def test_nobody_listens_when_nobody_reads(api):
 
 
 def test_a_websocket_tells_the_same(api):
-    job_id = api.submit("Steps", 5)
+    job_id = api.submit("WebSteps", 5)
     with api.socket(f"/api/jobs/{job_id}/ws", subprotocols=subprotocols("viewer")) as socket:
         messages, closed = until_closed(socket)
     assert closed.code == 1000
@@ -162,13 +162,13 @@ def test_a_websocket_tells_the_same(api):
     assert [message["id"] for message in messages] == sorted(message["id"] for message in messages)
     with api.socket("/api/ws", subprotocols=subprotocols("viewer")) as socket:
         assert socket.receive_json()["event"] == "open"
-        job_id = api.submit("Delivery", {"to": "a"})
+        job_id = api.submit("WebDelivery", {"to": "a"})
         while (message := socket.receive_json())["event"] != "job" or message["data"]["job"]["id"] != job_id:
             pass
 
 
 def test_websockets_are_limited_and_given_back(api):
-    job_id = api.submit("Idle")
+    job_id = api.submit("WebIdle")
     path = f"/api/jobs/{job_id}/ws"
     with api.socket(path, subprotocols=subprotocols("viewer")), api.socket(path, subprotocols=subprotocols("viewer")):
         from starlette.testclient import WebSocketDenialResponse
