@@ -16,7 +16,7 @@ from koan_ray.registry import resolve
 from koan_ray.run import Persistence, RunSettings
 from koan_ray.web import presenting
 from koan_ray.web.problems import ProblemError, field_path, from_error
-from koan_ray.web.redaction import Redactor
+from koan_ray.web.redaction import Redactor, is_secret_name
 from koan_ray.web.routing import Table
 from koan_ray.web.schemas import (
     BulkAnswer,
@@ -64,14 +64,23 @@ _RETRYABLE = frozenset({JobStatus.FAILED, JobStatus.CANCELLED})
 
 
 @routes.get("/api/jobs", Role.VIEWER)
-async def list_jobs(api: Api, _who: Caller, query: Annotated[ListQuery, Query()]) -> JobPage:
+async def list_jobs(api: Api, who: Caller, query: Annotated[ListQuery, Query()]) -> JobPage:
     """Return a page of jobs, newest first unless ``order_by`` says otherwise. All filters must hold."""
     filters = query.model_dump(exclude_none=True, mode="python")
     if query.metadata is not None:
         filters["metadata"] = _metadata_filter(query.metadata)
     _check_limit(api, query.limit)
     page = await api.reader.page(_checked_times(filters))
-    return JobPage(items=[presenting.summary(job) for job in page.jobs], cursor=page.cursor)
+    jobs = page.jobs
+    if query.text is not None and not who.may(Role.READER):
+        # What an error says is not theirs to read, so it must not be theirs to guess either; pages may be short.
+        jobs = [job for job in jobs if _is_named(job, query.text.casefold())]
+    return JobPage(items=[presenting.summary(job) for job in jobs], cursor=page.cursor)
+
+
+def _is_named(job: JobRecord, sought: str) -> bool:
+    about = job.particulars
+    return any(sought in text.casefold() for text in (about.name, about.description, job.terms.kind) if text)
 
 
 @routes.get("/api/jobs/{job_id}", Role.VIEWER, problems=(404,))
@@ -186,6 +195,8 @@ def _plain_metadata(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name, value in metadata.items():
         if name.startswith("$") or "." in name or "\0" in name or not name.isprintable():
             raise _unusable(f"{where}.{name[:100]}", "expected a key without '.', NUL or a leading '$'")
+        if is_secret_name(name):
+            raise _unusable(f"{where}.{name[:100]}", "is the name of a secret, which nobody can look for")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise _unusable(f"{where}.{name[:100]}", "expected a whole number of at most 64 bits")
     if len(metadata) > 16:
@@ -285,6 +296,8 @@ async def _in_bulk(
     filters = _checked_times(ask.filters.model_dump(exclude_none=True), "body.filters")
     if ask.filters.metadata is not None:
         filters["metadata"] = _plain_metadata(ask.filters.metadata, "body.filters.metadata")
+    if ask.filters.text is not None and not who.may(Role.READER):
+        raise ProblemError(403, "the filter text looks into what errors say, which needs the role reader", slug="forbidden")
     wanted = eligible if ask.filters.status is None else eligible & set(ask.filters.status)
     limit = api.web.limits.bulk
     if not wanted:

@@ -101,11 +101,14 @@ def server(engine: Engine, settings: Settings, door: Door) -> Any:
     except ImportError:
         msg = "serving the API needs uvicorn: pip install 'koan-ray[web]'"
         raise ConfigurationError(msg) from None
+    from koan_ray.web.patience import prompt_protocol
+
     app = create_app(engine, settings=settings, tokens=door.tokens)
     config = uvicorn.Config(
         app,
         host=settings.web.host,
         port=settings.web.port,
+        http=prompt_protocol(),
         log_level="warning",
         access_log=False,
         proxy_headers=False,  # a caller's word for where it comes from is not taken

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
+from datetime import timedelta
 
 import pytest
 
@@ -123,6 +125,28 @@ async def test_a_body_that_grows_beyond_the_limit_is_cut_off_there(api, asked):
     assert len(taken) == 17  # the first one above 1 MiB
     assert asked == []
     assert Role.SUBMITTER  # the caller may submit; the size alone is what is wrong
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(api, asked, monkeypatch):
+    brief = api.app.state.koan.web.limits.model_copy(update={"body_timeout": timedelta(seconds=0.05)})
+    monkeypatch.setattr(api.app.state.koan.guard, "_limits", brief)
+    sent = []
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"authorization", b"Bearer admin-token-0123456789")]
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/api/jobs", "raw_path": b"/api/jobs", "query_string": b"", "root_path": "", "headers": headers,
+        "client": None, "server": None, "state": {},
+    }  # fmt: skip
+    await api.app(scope, receive, send)
+    assert sent[0]["status"] == 408
+    assert asked == []
 
 
 async def test_nobody_has_their_body_read(api):

@@ -66,6 +66,12 @@ def test_payloads_and_what_errors_say_are_hidden_from_viewers(api):
         assert "no such place" not in text
     assert "no such place" not in api.get("/api/jobs?text=no such place", "viewer").text
     assert "no such place" in api.get(f"/api/jobs/{job['id']}", "reader").text
+    # Nor can they find out by asking whether it is there.
+    assert api.get("/api/jobs?text=no such place", "viewer").json()["items"] == []
+    assert api.get("/api/jobs?text=webdeliv", "viewer").json()["items"] != []
+    assert api.get("/api/jobs?text=no such place", "reader").json()["items"] != []
+    assert_problem(api.post("/api/jobs/retry", {"filters": {"text": "no such"}}, "operator"), 403)
+    assert_problem(api.get("/api/jobs", params={"metadata": '{"api_token": "guess"}'}), 422)
 
 
 def test_pages_are_stable_while_jobs_come_in(api):
