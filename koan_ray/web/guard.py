@@ -173,8 +173,9 @@ class Guard:
             self._authorize(principal, route.role, route.path_format)
             if is_unsafe and principal is not None and principal.csrf is not None:
                 self._check_csrf(caller, principal)
-        wait_s = self._rates.wait_s(principal.name if principal is not None else f"public {route.path_format}")
-        if wait_s:
+        who = principal.name if principal is not None else f"public {route.path_format}"
+        # A probe that is turned away would have its process restarted; they cost next to nothing.
+        if route.path_format not in PROBES and (wait_s := self._rates.wait_s(who)):
             raise _too_fast(wait_s, self._limits.requests_per_second)
         unknown = [name for name in caller.query_params if name not in route.query_names]
         if unknown:

@@ -252,6 +252,7 @@ def test_who_asks_too_often_is_slowed_down(api, monkeypatch):
     assert answers[-1].headers["retry-after"] == "1"
     assert_problem(answers[-1], 429)
     assert api.get("/api/session", "reader").status_code == 200
+    assert {api.client.get("/healthz").status_code for _ in range(10)} == {200}
 
 
 def test_guessing_of_tokens_is_slowed_down(api, monkeypatch):
