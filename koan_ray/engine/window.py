@@ -37,8 +37,9 @@ class Figures(NamedTuple):
 
 
 def outlined(job: JobRecord) -> JobRecord:
-    """Return a record without its context and result."""
-    return job.evolve(context=NO_PAYLOAD, result=None if job.result is None else NO_PAYLOAD)
+    """Return a record without its context, result and checkpoint body."""
+    checkpoint = None if job.checkpoint is None else job.checkpoint._replace(body=NO_PAYLOAD)
+    return job.evolve(context=NO_PAYLOAD, result=None if job.result is None else NO_PAYLOAD, checkpoint=checkpoint)
 
 
 class Window:

@@ -74,7 +74,7 @@ _UNFINISHED: Final = tuple(status.value for status in JobStatus if not status.is
 _FINAL: Final = tuple(status.value for status in JobStatus if status.is_final)
 _RUNNING: Final = ExecutionStatus.RUNNING.value
 _OUTLINE: Final[Document] = dict.fromkeys(
-    ("context", "context_json", "context_blob", "result", "result_json", "result_blob"), 0
+    ("context", "context_json", "context_blob", "result", "result_json", "result_blob", "items.state", "items.state_json"), 0
 )  # what a list does not read
 
 
@@ -351,9 +351,9 @@ class MongoStore:
         return await self._query(query, None)
 
     async def outline(self, query: Query) -> Page:
-        """Return one page as `query` does, of records without context and result, which are not read: for lists.
+        """Return one page as `query` does, of records without context, result and checkpoint body: for lists.
 
-        ``b"null"`` stands in for a context, and there is no result.
+        ``b"null"`` stands in for context and body, and there is no result.
         """
         return await self._query(query, _OUTLINE)
 
@@ -377,6 +377,7 @@ class MongoStore:
                 async for document in documents:
                     if fields is not None:
                         document.setdefault("context", None)
+                        document.get("items", {}).setdefault("state", None)
                     record = await self._record_or_report(document, partition)
                     if record is not None and (not checks or query.matches(record)):
                         found.append(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Query, Request
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from koan_ray.jobs import Job
 
 routes = Table("jobs")
+_ITEM_CURSOR = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
 _MAX_TREE = 1_000  # jobs of one answer
 _MAX_CHILDREN = 200  # of one job in it
 _MAX_ANCESTORS = 100
@@ -124,10 +126,21 @@ async def list_executions(job_id: JobId, api: Api, who: Caller) -> Executions:
 
 
 @routes.get("/api/jobs/{job_id}/failed-items", Role.VIEWER, problems=(404,))
-async def list_failed_items(job_id: JobId, api: Api, _who: Caller, _page: Annotated[PageQuery, Query()]) -> FailedItems:
-    """Return a page of the items of a batch that are given up; 404 for a job that is no batch."""
-    await api.reader.job(job_id)
-    raise ProblemError(404, f"job {job_id}: has no items; only batches over items (FiniteJob) have", slug="no-items")
+async def list_failed_items(job_id: JobId, api: Api, who: Caller, page: Annotated[PageQuery, Query()]) -> FailedItems:
+    """Return a page of the items of a batch that are given up; 404 for a job that has told of no items."""
+    _check_limit(api, page.limit)
+    job = await api.reader.job(job_id)
+    if job.checkpoint is None:
+        text = f"job {job_id}: has told of no items; only batches over items (FiniteJob) do, at their first checkpoint"
+        raise ProblemError(404, text, slug="no-items")
+    place = _ITEM_CURSOR.fullmatch(page.cursor or "0.0")
+    if place is None:
+        raise _unusable("query.cursor", "expected the cursor of a page of failed items, unchanged")
+    rows, following = await api.reader.failed_items(job, int(place[1]), int(place[2]), page.limit)
+    redactor = Redactor()
+    presenting.payload(job, "context", redactor)
+    items = [presenting.failed_item(row, who, redactor) for row in rows]
+    return FailedItems(items=items, cursor=None if following is None else "{}.{}".format(*following))
 
 
 @routes.get("/api/jobs/{job_id}/children", Role.VIEWER, problems=(404,))

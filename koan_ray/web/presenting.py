@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from koan_ray.domain.durations import seconds
+from koan_ray.domain.records import ErrorInfo
 from koan_ray.domain.records import Progress as ProgressRecord
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.catalog import MEMORY
@@ -16,11 +17,11 @@ from koan_ray.registry import find
 from koan_ray.web.problems import ProblemError
 from koan_ray.web.reading import is_archived
 from koan_ray.web.redaction import Redactor, clean_schema, clean_text
-from koan_ray.web.schemas import JOB_ID, Execution, ItemCounts, JobDetail, JobError, JobSummary, Progress
+from koan_ray.web.schemas import JOB_ID, Execution, FailedItem, ItemCounts, JobDetail, JobError, JobSummary, Progress
 from koan_ray.web.security import Role
 
 if TYPE_CHECKING:
-    from koan_ray.domain.records import ErrorInfo, ExecutionRecord, JobRecord
+    from koan_ray.domain.records import ExecutionRecord, JobRecord
     from koan_ray.domain.retry import RetryPolicy
     from koan_ray.web.security import Principal
 
@@ -150,8 +151,10 @@ def sequence_of(job: JobRecord) -> int:
 
 def items_of(job: JobRecord) -> ItemCounts | None:
     """Return how far the items of a batch are; None for other jobs."""
-    counts = getattr(job, "items", None)
-    return None if counts is None else ItemCounts.model_validate(counts, from_attributes=True)
+    done = job.checkpoint
+    if done is None:
+        return None
+    return ItemCounts(total=done.total, processed=done.processed, failed=done.failed, skipped=done.skipped)
 
 
 def _share(status: JobStatus, progress: ProgressRecord | None) -> float:
@@ -225,6 +228,18 @@ def execution(record: ExecutionRecord, who: Principal, redactor: Redactor) -> Ex
         duration_s=took,
         error=error_of(record.error, who, redactor),
         metrics=redactor.value(metrics),
+    )
+
+
+def failed_item(row: dict[str, Any], who: Principal, redactor: Redactor) -> FailedItem:
+    """Return an item that is given up, as its batch has noted it down."""
+    error = ErrorInfo(str(row.get("error_type", "")), str(row.get("error_message", "")), str(row.get("stack_trace") or ""))
+    item = redactor.value(row.get("item"))
+    return FailedItem(
+        index=int(row.get("index", 0)),
+        item=item if who.may(Role.READER) else None,
+        error=error_of(error, who, redactor),
+        attempts=int(row.get("attempts", 0)),
     )
 
 

@@ -10,9 +10,12 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from pydantic_core import from_json
+
 from koan_ray import wiring
 from koan_ray.domain.archival import is_archive
 from koan_ray.domain.query import Page, Query, parse_query
+from koan_ray.domain.records import FAILED
 from koan_ray.domain.status import JobStatus, Reason
 from koan_ray.engine.catalog import MEMORY
 from koan_ray.engine.window import outlined
@@ -20,6 +23,7 @@ from koan_ray.errors import (
     ConfigurationError,
     JobNotFoundError,
     KoanRayError,
+    RecordCorruptError,
     RuntimeUnavailableError,
     StoreUnavailableError,
 )
@@ -269,6 +273,41 @@ class Reader:
             return []
         found = await (await kept_in.store()).executions(job.id)
         return [execution for execution in found if execution.reason is not Reason.RETURNED]
+
+    async def failed_items(
+        self, job: JobRecord, seq: int, offset: int, limit: int
+    ) -> tuple[list[Any], tuple[int, int] | None]:
+        """Return dead items of a batch, from entry ``offset`` of page ``seq`` on, and where the next begin; None at the end.
+
+        Raises:
+            RecordCorruptError: A page that counts is missing or cannot be read.
+        """
+        found: list[Any] = []
+        n_parts = job.checkpoint.n_parts(FAILED) if job.checkpoint is not None else 0
+        while seq < n_parts and len(found) < limit:
+            rows = await self._rows(job, seq)
+            taken = rows[offset : offset + limit - len(found)]
+            found += taken
+            offset += len(taken)
+            if offset >= len(rows):
+                seq, offset = seq + 1, 0
+        return found, (seq, offset) if seq < n_parts else None
+
+    async def _rows(self, job: JobRecord, seq: int) -> list[Any]:
+        """Return the entries of one page of a batch's dead items."""
+        residence = job.particulars.residence
+        if residence.source is None:
+            parts = await self._link.coordinator("parts", job.id, FAILED, seq - 1, 1)
+        else:
+            store = await self._sources[residence.source].store()
+            parts = await store.read_parts(residence.partition, job.id, FAILED, seq - 1, 1)
+        if not parts or parts[0].seq != seq:
+            raise RecordCorruptError(job.id, f"{FAILED}.{seq}", "is missing")
+        try:
+            rows = from_json(parts[0].body)
+        except ValueError as error:
+            raise RecordCorruptError(job.id, f"{FAILED}.{seq}", f"is no JSON: {error}") from None
+        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
     async def children(self, job_id: str, limit: int, cursor: str | None = None) -> Page:
         """Return a page of the children of a job, oldest first, in whatever partition they are."""

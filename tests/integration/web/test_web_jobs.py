@@ -189,6 +189,39 @@ def test_a_tree_is_shown_from_its_root(api):
     assert {node["job"]["parent_job_id"] for node in tree["root"]["children"]} == {root["id"]}
 
 
+def test_a_batch_shows_its_counts_and_its_dead_items_page_by_page(api):
+    import json
+
+    from koan_ray.domain.records import FAILED, Checkpoint, Part
+
+    job_id = api.submit("WebIdle")
+    until(lambda: api.get(f"/api/jobs/{job_id}/progress").json()["message"] == "waiting")
+    assert_problem(api.get(f"/api/jobs/{job_id}/failed-items"), 404)
+    runtime = api.engine._runtime
+    rows = [{"index": n, "item": {"to": f"h{n}", "password": "hunter2222"}, "error_type": "ValueError",
+             "error_message": f"no hunter2222 at {n}", "attempts": 3, "stack_trace": "trace"} for n in range(7)]  # fmt: skip
+    parts = [Part(job_id, FAILED, seq, json.dumps(rows[3 * seq : 3 * seq + 3]).encode(), 3) for seq in range(3)]
+    execution_id = runtime.core._live[job_id].execution_id
+    checkpoint = Checkpoint(1, b"{}", 100, 50, 2, 7, 0.0, failed_parts=3)
+    assert runtime._thread.run(runtime.core.checkpoint(job_id, execution_id, checkpoint, parts))
+    assert api.get(f"/api/jobs/{job_id}").json()["items"] == {"total": 100, "processed": 50, "failed": 7, "skipped": 2}
+    seen, cursor = [], None
+    while True:
+        page = api.get(
+            f"/api/jobs/{job_id}/failed-items", params={"limit": 2, **({"cursor": cursor} if cursor else {})}
+        ).json()
+        seen += page["items"]
+        if (cursor := page["cursor"]) is None:
+            break
+    assert [item["index"] for item in seen] == list(range(7))
+    assert seen[4]["item"] == {"to": "h4", "password": "[redacted]"}
+    assert seen[4]["error"] == {"type": "ValueError", "message": "no [redacted] at 4", "stack_trace": "trace"}
+    (hidden, *_) = api.get(f"/api/jobs/{job_id}/failed-items", "viewer").json()["items"]
+    assert (hidden["item"], hidden["error"]["message"], hidden["attempts"]) == (None, None, 3)
+    assert_problem(api.get(f"/api/jobs/{job_id}/failed-items?cursor=x"), 422)
+    api.post(f"/api/jobs/{job_id}/cancel")
+
+
 def test_kinds_are_told_with_their_schemas(api):
     kinds = {item["kind"]: item for item in api.get("/api/kinds", "viewer").json()["items"]}
     assert kinds["WebDelivery"]["context_schema"]["required"] == ["to"]
