@@ -16,7 +16,8 @@ from tests.servers import free_port
 TOKEN = "a-token-for-serve-0123456789"
 WEB = {"tokens": [{"name": "admin", "roles": "admin", "token": TOKEN}], "audit_file": ""}
 NAMESPACE = "test-web-serve"
-pytestmark = pytest.mark.ray
+# Importing Ray Serve warns of what it uses of pydantic.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
