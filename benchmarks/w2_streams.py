@@ -28,7 +28,7 @@ def run(quick: bool) -> list[Row]:
 
     import koan_ray as koan
 
-    n, rounds = (3_000, 3) if quick else (20_000, 7)
+    n, rounds = (20_000, 3) if quick else (20_000, 7)
 
     @koan.job
     def noop(x: int) -> int:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from koan_ray.ports import Clock
 
 _FORGET_AFTER_S = 60.0
+_FEED_LIMIT = 500  # jobs of one answer to those who watch all
 
 
 class States(NamedTuple):
@@ -63,7 +64,7 @@ class Broker:
         self._sessions: dict[str, _Session] = {}
         self._by_job: dict[str, set[_Session]] = {}
         self.n_forgotten = 0
-        self._feed: Feed[Progress] = Feed(clock, epoch)  # for those who watch all jobs
+        self._feed: Feed[Progress] = Feed(clock, epoch, _FEED_LIMIT)  # for those who watch all jobs
 
     async def push(self, states: Sequence[tuple[str, Progress]]) -> None:
         """Take note of newer states; older ones than known are ignored."""

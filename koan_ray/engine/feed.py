@@ -1,7 +1,7 @@
 """All changes of all jobs, for whoever shows lists that keep up: the newest state of each job since the listener asked last.
 
-Lossy by design: what changes twice between two calls is told once, and when more than `_LIMIT` jobs have changed all of them
-are dropped and counted, so that the listener knows to read its list anew. It has to, if one was dropped, and telling it the
+Lossy by design: what changes twice between two calls is told once, and when more than ``limit`` jobs have changed all of
+them are dropped and counted, so that the listener knows to read its list anew. It has to, if one was dropped, and telling it the
 rest would cost a busy engine more than it is worth. A listener that does not call for a minute is forgotten, and without
 listeners a change costs nothing but a look at `Feed.is_heard`.
 """
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from koan_ray.ports import Clock
 
-_LIMIT = 500  # jobs that a listener may be behind
 _MAX_LISTENERS = 64
 _FORGET_AFTER_S = 60.0
 
@@ -56,10 +55,11 @@ class Feed(Generic[T]):
     Args:
         clock: For parking and forgetting.
         epoch: Of whom it tells; a listener that knows another one has missed an unknown number of changes.
+        limit: Jobs that a listener may be behind.
     """
 
-    def __init__(self, clock: Clock, epoch: str) -> None:
-        self._clock, self._epoch = clock, epoch
+    def __init__(self, clock: Clock, epoch: str, limit: int) -> None:
+        self._clock, self._epoch, self._limit = clock, epoch, limit
         self._listeners: dict[str, _Listener[T]] = {}
 
     @property
@@ -78,7 +78,7 @@ class Feed(Generic[T]):
             for job_id, state in changes:
                 unseen[job_id] = state
                 unseen.move_to_end(job_id)
-            if len(unseen) > _LIMIT:
+            if len(unseen) > self._limit:
                 listener.n_lost = len(unseen)
                 unseen.clear()
             listener.wake()

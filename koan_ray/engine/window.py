@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from koan_ray.ports import Clock
 
 NO_PAYLOAD = b"null"
+_FEED_LIMIT = 100  # changes of one answer; more than that nobody reads, and hundreds of readers would have to be sent them
 _LOOKED_AT = 10_000  # live jobs, for the one that waits longest
 
 
@@ -58,7 +59,7 @@ class Window:
         epoch: str,
     ) -> None:  # fmt: skip
         self._live, self._catalog, self._kinds = live, catalog, kinds
-        self.feed: Feed[JobRecord | None] = Feed(clock, epoch)
+        self.feed: Feed[JobRecord | None] = Feed(clock, epoch, _FEED_LIMIT)
 
     def removed(self, job_id: str) -> None:
         """Tell listeners of a job that is gone."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _PARK_S: Final = 10.0
 _PACE_S: Final = 0.05  # between two answers: what changes meanwhile is told once
 _BUSY_PACE_S: Final = 0.5  # the same when there is more than anybody can read; whoever shows a list reads it anew then
-_BUSY: Final = 200  # changes of one answer
+_BUSY: Final = 50  # changes of one answer
 _RETRY_S: Final = 0.5
 _BATCHES: Final = 16  # that a reader may be behind
 

@@ -22,7 +22,7 @@ def clock():
 
 @pytest.fixture
 def feed(clock):
-    return Feed(clock, "e1")
+    return Feed(clock, "e1", 3)
 
 
 async def test_the_newest_state_of_each_job_is_told_once(feed):
@@ -57,8 +57,7 @@ async def test_a_newer_call_answers_the_older_one(feed):
     assert (await newer).changes == [("a", 1)]
 
 
-async def test_a_listener_that_does_not_keep_up_loses_everything_and_is_told(feed, monkeypatch):
-    monkeypatch.setattr(feeds, "_LIMIT", 3)
+async def test_a_listener_that_does_not_keep_up_loses_everything_and_is_told(feed):
     await feed.news("l", None, 0)
     feed.note([(str(n), n) for n in range(5)])
     feed.note([("2", 22)])
