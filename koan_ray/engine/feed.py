@@ -1,8 +1,8 @@
 """All changes of all jobs, for whoever shows lists that keep up: the newest state of each job since the listener asked last.
 
 Lossy by design: what changes twice between two calls is told once, and when more than ``limit`` jobs have changed all of
-them are dropped and counted, so that the listener knows to read its list anew. It has to, if one was dropped, and telling it the
-rest would cost a busy engine more than it is worth. A listener that does not call for a minute is forgotten, and without
+them are dropped and counted, so that the listener knows to read its list anew. It has to, if one was dropped, and telling it
+the rest would cost a busy engine more than it is worth. A listener that does not call for a minute is forgotten, and without
 listeners a change costs nothing but a look at `Feed.is_heard`.
 """
 
