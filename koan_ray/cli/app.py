@@ -103,6 +103,39 @@ def doctor(
 
 
 @app.command()
+def serve(
+    address: Annotated[str, typer.Option(help="Address of the Ray cluster, as in ray.init.")] = "auto",
+    local: Annotated[bool, typer.Option("--local", help="Run the engine in this process, without Ray.")] = False,
+    host: Annotated[str | None, typer.Option(help="Where to listen; [web] host by default.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="[web] port by default; 0 for a free one.")] = None,
+    module: Annotated[
+        list[str] | None, typer.Option(help="Import this module, so that its jobs can be started; repeatable.")
+    ] = None,
+    token_file: Annotated[str | None, typer.Option(help="A file with one token for everything, mode 600.")] = None,
+    generate_token: Annotated[
+        bool, typer.Option("--generate-token", help="Make a token and print it, also where others can reach the address.")
+    ] = False,
+) -> None:
+    """Serve the HTTP API and the dashboard, until Ctrl-C. Without a token in the settings one is made and printed.
+
+    Example: koan-ray serve --module my_project.jobs
+    """
+    from koan_ray.cli.serve import run
+
+    raise typer.Exit(
+        run(
+            address,
+            local=local,
+            host=host,
+            port=port,
+            modules=module or (),
+            token_file=token_file,
+            makes_token=generate_token,
+        )
+    )
+
+
+@app.command()
 def status(address: Address = "auto", namespace: Namespace = "koan", as_json: AsJson = False) -> None:
     """Show jobs, actors and limits of the engine on a cluster.
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from koan_ray.domain.records import JobRecord
     from koan_ray.engine.catalog import Catalog
     from koan_ray.engine.dispatcher import Dispatcher
+    from koan_ray.engine.feed import Feed
     from koan_ray.engine.kinds import Kinds
     from koan_ray.engine.waiters import Waiters
     from koan_ray.engine.writer import Writer
@@ -41,6 +42,7 @@ class LiveJobs:
 
     _catalog: Catalog
     _dispatcher: Dispatcher
+    feed: Feed[JobRecord | None] | None = None  # of all changes, for those who show lists
 
     def __init__(self, kinds: Kinds, waiters: Waiters, clock: Clock, log: Log | None) -> None:
         self.by_id: dict[str, JobRecord] = {}
@@ -151,6 +153,8 @@ class LiveJobs:
     def written(self, jobs: Sequence[JobRecord]) -> None:
         """A flush has written these: tell who waits, let go of what has ended, and let begin what is new."""
         live, waiters, lingering = self.by_id, self._waiters, self.lingering
+        if self.feed is not None and self.feed.is_heard:
+            self.feed.note([(job.id, job) for job in jobs])
         for job in jobs:
             if (now_is := live.get(job.id)) is not job:
                 # Due or routed while this was on its way: what came of it follows what is written now.
