@@ -74,16 +74,24 @@ def dev(
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster to join, as in ray.init; one is started here otherwise.")
     ] = None,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--module", help="A module that defines job classes to start from the page; may be repeated."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Where the page is; 8267, or any if that is taken.")
+    ] = None,
 ) -> None:
-    """Run an engine with documents for development, until Ctrl-C: Ray, coordinator and a document server in ./.koan.
+    """Run everything for development, until Ctrl-C: Ray, the engine, a document server in ./.koan, and the dashboard.
 
-    A URL for the source 'default' in the settings is used instead of the document server.
+    A URL for the source 'default' in the settings is used instead of the document server. Without --module the page offers
+    a few sample jobs.
 
-    Example: koan-ray dev
+    Example: koan-ray dev --module my_project.jobs
     """
     from koan_ray.cli.dev import run
 
-    raise typer.Exit(run(address))
+    raise typer.Exit(run(address, modules=tuple(modules or ()), port=port))
 
 
 @app.command()
