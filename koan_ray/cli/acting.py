@@ -16,6 +16,7 @@ from koan_ray.domain.durations import seconds
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import ConfigurationError, KoanRayError, UnknownKindError
 from koan_ray.jobs import Job
+from koan_ray.plain import job_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -161,7 +162,7 @@ def submit_job(
         code = follow([job], machine=False, silent=machine or quiet)
         job = job.refresh().get(timeout=TIMEOUT_S)
         if machine:
-            present.print_json(present.job_object(job, whole=True), indent=2)
+            present.print_json(job_object(job, whole=True), indent=2)
         elif not quiet:
             how_it_ended(job)
         return code
@@ -169,7 +170,7 @@ def submit_job(
 
 def _tell_submitted(job: Job[Any, Any], *, machine: bool, quiet: bool) -> None:
     if machine:
-        present.print_json(present.job_object(job, whole=True), indent=2)
+        present.print_json(job_object(job, whole=True), indent=2)
     else:
         typer.echo(job.id if quiet else f"{safe(job.kind)} {job.id} submitted")
 

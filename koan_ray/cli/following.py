@@ -20,6 +20,7 @@ from koan_ray.cli.safe import safe, safe_lines, shown
 from koan_ray.client import Jobs
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import JobNotFoundError
+from koan_ray.plain import job_object, view_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,7 +195,7 @@ class _Bars(_Silent):
 
 def how_it_ended(job: Job[Any, Any]) -> None:
     """Print a job's end: its result, or its error with the stack trace."""
-    view = present.view_of(job)
+    view = view_of(job)
     console = present.console()
     line = present.status_text(view)
     line.append(f"  {safe(view.kind)} {view.id}", style="default not bold")
@@ -263,9 +264,9 @@ def _tell_changes(*, machine: bool) -> None:
 
 def _tell_state(job: Job[Any, Any], *, machine: bool) -> None:
     if machine:
-        present.print_json(present.job_object(job))
+        present.print_json(job_object(job))
         return
-    view = present.view_of(job)
+    view = view_of(job)
     print(
         f"{safe(view.kind)} {view.id}  {view.status}  {present.share(view)}  {present.note(view).plain}".rstrip(), flush=True
     )

@@ -16,6 +16,7 @@ from koan_ray.cli.reach import TIMEOUT_S, reach
 from koan_ray.cli.safe import as_json, safe, safe_lines, shown
 from koan_ray.client import Jobs
 from koan_ray.errors import ConfigurationError, JobNotFoundError
+from koan_ray.plain import execution_object, job_object, view_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +81,7 @@ def _print_one(job: Job[Any, Any], *, quiet: bool) -> None:
     if quiet:
         print(job.id, flush=True)
     else:
-        present.print_json(present.job_object(job))
+        present.print_json(job_object(job))
 
 
 def show_job(where: Where, job_id: str, *, full: bool, machine: bool) -> None:
@@ -89,8 +90,8 @@ def show_job(where: Where, job_id: str, *, full: bool, machine: bool) -> None:
         job = Jobs.get(job_id).get(timeout=TIMEOUT_S).refresh().get(timeout=TIMEOUT_S)
         executions = Jobs.executions(job_id).get(timeout=TIMEOUT_S)
         if machine:
-            tried = [present.execution_object(one) for one in executions]
-            present.print_json({**present.job_object(job, whole=True), "executions": tried}, indent=2)
+            tried = [execution_object(one) for one in executions]
+            present.print_json({**job_object(job, whole=True), "executions": tried}, indent=2)
             return
         console = present.console()
         console.print(present.job_page(job, executions or None, console.width, full=full))
@@ -102,7 +103,7 @@ def show_executions(where: Where, job_id: str, *, trace: bool, machine: bool) ->
         executions = Jobs.executions(job_id).get(timeout=TIMEOUT_S)
         if machine:
             for one in executions:
-                present.print_json(present.execution_object(one))
+                present.print_json(execution_object(one))
             return
         console = present.console()
         if not executions:
@@ -168,11 +169,11 @@ def _grown(job: Job[Any, Any], limit: int) -> _Node:
 
 def _node_object(node: _Node) -> dict[str, Any]:
     children = [_node_object(child) for child in node.children]
-    return {**present.job_object(node.job), "children": children, "more": bool(node.children and node.children[-1].more)}
+    return {**job_object(node.job), "children": children, "more": bool(node.children and node.children[-1].more)}
 
 
 def _branch(node: _Node, above: Tree | None, sought: str) -> Tree:
-    view = present.view_of(node.job)
+    view = view_of(node.job)
     line = present.status_text(view)
     line.append(f"  {safe(view.kind)}", style="bold" if view.id == sought else "")
     for words, style in ((safe(view.name or ""), "italic"), (present.share(view), ""), (present.took(view), "dim")):

@@ -14,6 +14,7 @@ from koan_ray.cli import present
 from koan_ray.cli.safe import as_json, safe, safe_lines, shown
 from koan_ray.domain.records import ErrorInfo, JobView, Progress
 from koan_ray.jobs import Job
+from koan_ray.plain import job_object
 
 CORPUS = {
     "colour": "\x1b[31mred\x1b[0m",
@@ -88,7 +89,7 @@ def test_a_job_whose_every_word_is_hostile_is_drawn_harmlessly(text):
 
 @pytest.mark.parametrize("text", CORPUS.values(), ids=CORPUS)
 def test_json_is_printable_and_says_the_same(text):
-    written = as_json(present.job_object(hostile(text), whole=True))
+    written = as_json(job_object(hostile(text), whole=True))
     assert written.isascii()
     assert written.isprintable()
     assert json.loads(written)["name"] == text
