@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from koan_ray.cli.dashboard import dashboard
 from koan_ray.cli.exits import HELP, Group
 from koan_ray.cli.jobs import jobs
 from koan_ray.cli.safe import as_json as _json
@@ -22,6 +23,7 @@ app = typer.Typer(
 archive = typer.Typer(help="Move finished jobs to the archive, and back.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
 app.add_typer(archive, name="archive")
+app.add_typer(dashboard, name="dashboard")
 Address = Annotated[str, typer.Option(help="Address of the Ray cluster, as in ray.init.")]
 Namespace = Annotated[str, typer.Option(help="Namespace of the engine, as in engine.namespace.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
