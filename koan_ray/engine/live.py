@@ -169,10 +169,7 @@ class LiveJobs:
         """A flush has written these: tell who waits, let go of what has ended, and let begin what is new."""
         live, waiters, lingering = self.by_id, self._waiters, self.lingering
         if self._log is not None:
-            for job in jobs:
-                self._log.info(
-                    "job_written", job_id=job.id, status=job.status.value, rev=job.rev, term=job.term, guard="applied"
-                )
+            self._tell_written(self._log, jobs)
         for job in jobs:
             if (now_is := live.get(job.id)) is not job:
                 # Due or routed while this was on its way: what came of it follows what is written now.
@@ -200,6 +197,11 @@ class LiveJobs:
             if job.particulars.residence.source is not None:
                 waiters.recent.add(end_of(job))
         waiters.wake()
+
+    @staticmethod
+    def _tell_written(log: Log, jobs: Sequence[JobRecord]) -> None:
+        for job in jobs:
+            log.info("job_written", job_id=job.id, status=job.status.value, rev=job.rev, term=job.term, guard="applied")
 
     def unstored(self, job: JobRecord, size: int, limit: int) -> None:
         """No document can hold this state: refuse the submit, or fail the job for what it has added since."""
