@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -116,6 +118,41 @@ def test_every_measure_has_an_instrument_and_its_labels(collected, local_engine)
     for kind, values in zip(("counter", "gauge", "histogram"), read(), strict=True):
         for name, labels in values:
             assert (by_name[name].type, len(by_name[name].labels)) == (kind, len(labels))
+
+
+def test_every_transition_is_told_with_its_term_and_what_became_of_its_guard(caplog):
+    with caplog.at_level("INFO", "koan_ray"), koan.init(runtime="local", engine={"max_actors": 1}):
+        job = Fine.start(1).run().get(10)
+        job.wait().get(10)
+    told = [record for record in caplog.records if getattr(record, "koan_job_id", None) == job.id]
+    moves = [(each.status, each.rev, each.term) for each in told if each.message.startswith("job_moved")]
+    assert [status for status, _, _ in moves] == ["running", "completed"]
+    written = [(each.status, each.guard) for each in told if each.message.startswith("job_written")]
+    assert written[-1] == ("completed", "applied")
+    assert all(each.execution_id for each in told if each.message.startswith("job_moved"))
+
+
+SCRIPT = """
+import koan_ray as koan
+from koan_ray import telemetry
+
+@koan.job
+def one() -> int:
+    return 1
+
+telemetry.configure(console=True, metrics_interval_s=0.2)
+with koan.init(runtime="local", engine={"max_actors": 1}):
+    one.start().run().get(10).wait().get(10)
+    import time
+    time.sleep(1)
+"""
+
+
+def test_configure_sets_metrics_up_for_an_application_that_has_not():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True)
+    assert '"name": "koan.jobs_ended"' in done.stdout
+    assert '"name": "koan.run_seconds"' in done.stdout
+    assert '"kind": "one"' in done.stdout
 
 
 @pytest.mark.ray
