@@ -55,5 +55,5 @@ def shown(text: object, style: str = "") -> Text:
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    """Return a value as JSON of printable ASCII, safe on a terminal as it is."""
-    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
+    """Return a value as JSON of printable ASCII, safe on a terminal as it is; what JSON has no word for becomes text."""
+    return json.dumps(value, indent=indent, default=str).replace("\x7f", "\\u007f")
