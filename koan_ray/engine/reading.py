@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 
 
 class Shelf(NamedTuple):
-    """A source that is only read; what a `Catalog` needs of a tenure for that."""
+    """A source that is only read; what a `Catalog` needs of `Shards` and their tenures for that."""
 
     source: str
     store: DocumentStore
     audit: DocumentStore
     problem: None = None
+
+    def of(self, _job_id: str) -> Shelf:
+        """All shards are read alike."""
+        return self
 
 
 class Reader:
@@ -40,8 +44,8 @@ class Reader:
     """
 
     def __init__(self, shelves: Sequence[Shelf], nothing: JobStore) -> None:
-        tenures = cast("Any", {shelf.source: shelf for shelf in shelves})
-        self._catalog = Catalog(nothing, cast("Any", None), tenures, "", "")  # no writer: nothing is written
+        sources = cast("Any", {shelf.source: shelf for shelf in shelves})
+        self._catalog = Catalog(nothing, cast("Any", None), sources, "", "")  # no writer: nothing is written
 
     async def get(self, job_id: str) -> JobView:
         """Return a job as stored.
