@@ -18,6 +18,8 @@ MODULES = {
     "p8": "p8_million_queued",
     "p9": "p9_restart",
     "p10": "p10_startup",
+    "w1": "w1_job_list",
+    "w2": "w2_streams",
 }
 
 

@@ -42,6 +42,11 @@ class Engine:
         self.runtime, self.address = key
         self._runtime = runtime
 
+    @property
+    def session(self) -> Session:
+        """This process's view of the engine; for parts of koan_ray, such as the HTTP API."""
+        return self._runtime.session
+
     def status(self) -> Pending[dict[str, Any]]:
         """Return what the coordinator says of itself: jobs, actors, limits, counters."""
         return self._runtime.session.status()

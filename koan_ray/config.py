@@ -6,18 +6,21 @@ All problems are reported at once, each with its path, the value and where it ca
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 SCHEMES = ("memory://", "mongodb://", "mongodb+srv://", "sqlite:///", "postgresql://", "file:///")
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 _PREFIX = "KOAN_RAY_"
+_SECRET_PATHS = (("web", "tokens"), ("web", "session_key"))
+_GOOD_TOKEN = re.compile(r"[A-Za-z0-9._~-]{20,200}")
 
 
 def _duration(value: object) -> timedelta:
@@ -193,6 +198,82 @@ class EngineSection(_Section):
     max_tracked: Some = 100_000
 
 
+class TokenSettings(_Section):
+    """One bearer token of the HTTP API: who it stands for, and what that may do; what the roles mean: `koan_ray.web`.
+
+    Either ``token`` itself, or ``sha256``, its SHA-256 in hexadecimal, so that the file holds nothing that opens a door.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,64}$")]
+    roles: Annotated[
+        tuple[Literal["viewer", "reader", "submitter", "operator", "admin"], ...],
+        BeforeValidator(_several),
+        Field(min_length=1),
+    ]
+    token: SecretStr | None = None
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", repr=False)
+    expires_at: AwareDatetime | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.token is None) == (self.sha256 is None):
+            msg = "give either token or sha256, and not both"
+            raise ValueError(msg)
+        if self.token is not None and not _GOOD_TOKEN.fullmatch(self.token.get_secret_value()):
+            msg = "token: expected 20 to 200 of A-Z a-z 0-9 . _ ~ -; make one with `openssl rand -hex 32`"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of the token."""
+        if self.token is not None:
+            return hashlib.sha256(self.token.get_secret_value().encode()).digest()
+        return bytes.fromhex(self.sha256 or "")
+
+
+class WebLimits(_Section):
+    """What one process of the HTTP API takes at most, and what it does about more: `koan_ray.web`."""
+
+    body: Annotated[int, Field(ge=1024, le=64 * 1024**2)] = 1_048_576  # bytes of a request
+    body_timeout: Duration = timedelta(seconds=10)  # for a request to arrive
+    depth: Annotated[int, Field(ge=4, le=100)] = 32  # nesting of JSON
+    page: Annotated[int, Field(ge=1, le=1000)] = 500
+    bulk: Annotated[int, Field(ge=1, le=100_000)] = 10_000  # jobs of one cancel or retry by filter
+    requests_per_second: Annotated[float, Field(gt=0)] = 50.0  # of one token, in the long run
+    burst: Some = 200  # of one token, at once
+    streams: Some = 500  # server-sent events
+    websockets: Some = 100
+    queued: Some = 1_000_000  # jobs that are not final; above this the API takes no new ones
+    answer_timeout: Duration = timedelta(seconds=10)  # of coordinator, broker and sources
+
+
+class WebSettings(_Section):
+    """The HTTP API: where it listens, who may do what, and which job classes can be started through it."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8267
+    public_url: Annotated[str, Field(pattern=r"^(https?://[^/\s]+)?$")] = ""  # how browsers reach it, behind a proxy
+    allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
+    modules: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()  # imported at the start: they define job classes
+    tokens: tuple[TokenSettings, ...] = ()
+    session_lifetime: Duration = timedelta(hours=12)  # of a dashboard's cookie
+    session_key: SecretStr | None = Field(None, min_length=20)  # signs cookies; None: new at each start
+    audit_file: str = ".koan/audit.jsonl"  # "": the log only
+    audit_bytes: Annotated[int, Field(ge=65536)] = 16 * 1024**2  # of one file; four older ones are kept
+    limits: WebLimits = WebLimits()
+
+    @field_validator("tokens")
+    @classmethod
+    def _check_names(cls, tokens: tuple[TokenSettings, ...]) -> tuple[TokenSettings, ...]:
+        names = [token.name for token in tokens]
+        for name in names:
+            if names.count(name) > 1:
+                msg = f"two tokens are named {name!r}; each needs a name of its own, which the audit record tells"
+                raise ValueError(msg)
+        return tokens
+
+
 class Settings(BaseSettings):
     """Everything that can be set, by section.
 
@@ -217,6 +298,7 @@ class Settings(BaseSettings):
     memory: MemorySettings = MemorySettings()
     archival: ArchivalSettings = ArchivalSettings()
     engine: EngineSection = EngineSection()
+    web: WebSettings = WebSettings()
 
     def __init__(self, **sections: Any) -> None:
         try:
@@ -310,7 +392,8 @@ def _explain_one(item: dict[str, Any], sections: Mapping[str, Any]) -> str:
         return f"{name}: is no setting{_origin(path, sections)}; {hint}"
     message = str(item["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return _masked(f"{name}: {message}, got {item['input']!r:.200}{_origin(path, sections)}")
+    got = "a value that is not shown" if path[:2] in _SECRET_PATHS else f"{item['input']!r:.200}"
+    return _masked(f"{name}: {message}, got {got}{_origin(path, sections)}")
 
 
 def _origin(path: tuple[str, ...], sections: Mapping[str, Any]) -> str:
@@ -338,6 +421,8 @@ def _names_at(path: tuple[str, ...]) -> list[str]:
         return list(SourceSettings.model_fields)
     if path[:2] == ("archival", "policies"):
         return list(PolicySettings.model_fields)
+    if path[0] == "web" and len(path) > 1:
+        return list((TokenSettings if path[1] == "tokens" else WebLimits).model_fields)
     model = field.annotation if field is not None else None
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 

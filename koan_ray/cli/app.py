@@ -75,16 +75,24 @@ def dev(
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster to join, as in ray.init; one is started here otherwise.")
     ] = None,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--module", help="A module that defines job classes to start from the page; may be repeated."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Where the page is; 8267, or any if that is taken.")
+    ] = None,
 ) -> None:
-    """Run an engine with documents for development, until Ctrl-C: Ray, coordinator and a document server in ./.koan.
+    """Run everything for development, until Ctrl-C: Ray, the engine, a document server in ./.koan, and the dashboard.
 
-    A URL for the source 'default' in the settings is used instead of the document server.
+    A URL for the source 'default' in the settings is used instead of the document server. Without --module the page offers
+    a few sample jobs.
 
-    Example: koan-ray dev
+    Example: koan-ray dev --module my_project.jobs
     """
     from koan_ray.cli.dev import run
 
-    raise typer.Exit(run(address))
+    raise typer.Exit(run(address, modules=tuple(modules or ()), port=port))
 
 
 @app.command()
@@ -101,6 +109,39 @@ def doctor(
     from koan_ray.cli.doctor import run
 
     raise typer.Exit(run(source, machine=as_json))
+
+
+@app.command()
+def serve(
+    address: Annotated[str, typer.Option(help="Address of the Ray cluster, as in ray.init.")] = "auto",
+    local: Annotated[bool, typer.Option("--local", help="Run the engine in this process, without Ray.")] = False,
+    host: Annotated[str | None, typer.Option(help="Where to listen; [web] host by default.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="[web] port by default; 0 for a free one.")] = None,
+    module: Annotated[
+        list[str] | None, typer.Option(help="Import this module, so that its jobs can be started; repeatable.")
+    ] = None,
+    token_file: Annotated[str | None, typer.Option(help="A file with one token for everything, mode 600.")] = None,
+    generate_token: Annotated[
+        bool, typer.Option("--generate-token", help="Make a token and print it, also where others can reach the address.")
+    ] = False,
+) -> None:
+    """Serve the HTTP API and the dashboard, until Ctrl-C. Without a token in the settings one is made and printed.
+
+    Example: koan-ray serve --module my_project.jobs
+    """
+    from koan_ray.cli.serve import run
+
+    raise typer.Exit(
+        run(
+            address,
+            local=local,
+            host=host,
+            port=port,
+            modules=module or (),
+            token_file=token_file,
+            makes_token=generate_token,
+        )
+    )
 
 
 @app.command()

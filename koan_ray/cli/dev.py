@@ -6,8 +6,11 @@ import contextlib
 import logging
 import re
 import signal
+import socket
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,19 +18,20 @@ from rich.console import Console
 import koan_ray as koan
 from koan_ray.cli.documents import ENV_FILE, URL_VARIABLE, documents, why_not_open, write_env
 from koan_ray.config import load_settings
-from koan_ray.errors import KoanRayError
+from koan_ray.errors import ConfigurationError, KoanRayError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from koan_ray.cli.documents import Documents
-    from koan_ray.config import Settings
+    from koan_ray.config import Settings, WebSettings
 
 _LOOKS_EVERY_S = 0.5
+_ENDS_WITHIN_S = 10.0  # of the page's server
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 
 
-def run(address: str | None) -> int:
+def run(address: str | None, *, modules: Sequence[str] = (), port: int | None = None) -> int:
     """Run until a signal and return the exit code."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
     logging.getLogger("ray").setLevel(logging.WARNING)
@@ -36,14 +40,15 @@ def run(address: str | None) -> int:
     began = time.monotonic()
     with stopping.on_signals(), documents(settings) as where:
         console.print("Starting Ray and the engine (a few seconds) …")
-        with _engine(address, settings, where, stopping) as problem:
+        with _engine(address, settings, where, stopping) as (engine, problem):
             if problem is not None:
                 console.print(f"koan-ray: {problem}", style="red")
                 return 1
-            if not stopping.asked.is_set():
-                _explain(console, where, settings, time.monotonic() - began)
-            _watch(console, where, stopping)
-            console.print("\nStopping (a few seconds) …")
+            with _page(engine, settings, modules, port, stopping) as page:
+                if not stopping.asked.is_set():
+                    _explain(console, where, settings, page, time.monotonic() - began)
+                _watch(console, where, stopping)
+                console.print("\nStopping (a few seconds) …")
     console.print("Ended. What was kept is still there.")
     return 0
 
@@ -74,8 +79,10 @@ class _Stop:
 
 
 @contextlib.contextmanager
-def _engine(address: str | None, settings: Settings, where: Documents, stopping: _Stop) -> Iterator[str | None]:
-    """Start or join an engine; hand out what is wrong with it. One that was started here ends with us."""
+def _engine(
+    address: str | None, settings: Settings, where: Documents, stopping: _Stop
+) -> Iterator[tuple[koan.Engine, str | None]]:
+    """Start or join an engine; hand it out with what is wrong with it. One that was started here ends with us."""
     from koan_ray.runtime.ray import admin
 
     with contextlib.ExitStack() as stack:
@@ -87,7 +94,7 @@ def _engine(address: str | None, settings: Settings, where: Documents, stopping:
         if problem is None:
             write_env(_variables(where, admin.ray_address()))
             stack.callback(ENV_FILE.unlink, missing_ok=True)
-        yield problem and f"{problem}: {_shown(where.url)}"
+        yield engine, problem and f"{problem}: {_shown(where.url)}"
 
 
 def _end(engine: koan.Engine, namespace: str | None) -> None:
@@ -100,20 +107,64 @@ def _end(engine: koan.Engine, namespace: str | None) -> None:
     engine.shutdown()
 
 
+@contextlib.contextmanager
+def _page(
+    engine: koan.Engine, settings: Settings, modules: Sequence[str], port: int | None, stopping: _Stop
+) -> Iterator[str]:
+    """Serve API and dashboard on a thread; hand out where, or why not."""
+    try:
+        from koan_ray.web import serving
+    except ImportError:
+        yield "not installed: pip install 'koan-ray[web]'"
+        return
+    offered = (*settings.web.modules, *modules) or ("koan_ray.cli.samples",)
+    sys.path.insert(0, str(Path.cwd()))  # as for `python -m`
+    web = settings.web.model_copy(update={"modules": offered, "port": _free_port(settings.web, port)})
+    shown = engine.settings.model_copy(update={"web": web})
+    door = serving.Door(shown)
+    server = serving.server(engine, shown, door)
+    thread = threading.Thread(target=server.run, name="koan-page", daemon=True)
+    thread.start()
+    try:
+        while not (server.started or stopping.asked.wait(_LOOKS_EVERY_S / 10)):
+            if not thread.is_alive():
+                msg = f"web.port: nothing can listen at {web.host}:{web.port}; choose another with --port"
+                raise ConfigurationError(msg)
+        yield serving.url(shown) + (f"/#token={door.generated}" if door.generated is not None else "")
+    finally:
+        server.should_exit = True
+        thread.join(_ENDS_WITHIN_S)
+
+
+def _free_port(web: WebSettings, asked: int | None) -> int:
+    """Return the port that was asked for, else the usual one, or any where something else has that."""
+    port = web.port if asked is None else asked
+    with socket.socket(socket.AF_INET6 if ":" in web.host else socket.AF_INET) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((web.host, port))
+        except OSError:
+            if asked:
+                return port  # whoever asks for it is told by the server
+            trial.bind((web.host, 0))
+        return int(trial.getsockname()[1])
+
+
 def _variables(where: Documents, address: str) -> dict[str, str]:
     # A URL of the user's own stays where it is: it may hold a password.
     urls = {URL_VARIABLE: where.url} if where.server is not None else {}
     return {"RAY_ADDRESS": address, **urls}
 
 
-def _explain(console: Console, where: Documents, settings: Settings, took_s: float) -> None:
+def _explain(console: Console, where: Documents, settings: Settings, page: str, took_s: float) -> None:
     from koan_ray.runtime.ray import admin
 
     what = "document server in ./.koan/store" if where.server is not None else "as the settings say"
     dashboard = admin.dashboard_url() or "not started"
     namespace = settings.engine.namespace
     address = admin.ray_address()
-    console.print(f"Up after {took_s:.0f} s.\n", style="green")
+    console.print(f"Up after {took_s:.0f} s. Open\n", style="green")
+    console.print(f"  {page}\n", style="bold")
     console.print(f"  documents       {_shown(where.url)}  ({what})")
     console.print(f"  Ray             {address}")
     console.print(f"  Ray dashboard   {dashboard}")

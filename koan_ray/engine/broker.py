@@ -15,6 +15,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from koan_ray.domain.measures import Measures
+from koan_ray.engine.feed import Feed
 from koan_ray.engine.waiters import settle
 from koan_ray.errors import LimitExceededError
 
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from koan_ray.domain.records import Progress
+    from koan_ray.engine.feed import News
     from koan_ray.engine.settings import EngineSettings
     from koan_ray.ports import Clock
 
 _FORGET_AFTER_S = 60.0
+_FEED_LIMIT = 500  # jobs of one answer to those who watch all
 
 
 class States(NamedTuple):
@@ -64,9 +67,12 @@ class Broker:
         self.n_forgotten = 0
         self.n_replaced = 0  # states that a watcher has not seen, because a newer one came first
         self.n_evicted = 0  # sessions that did not call
+        self._feed: Feed[Progress] = Feed(clock, epoch, _FEED_LIMIT)  # for those who watch all jobs
 
     async def push(self, states: Sequence[tuple[str, Progress]]) -> None:
         """Take note of newer states; older ones than known are ignored."""
+        if self._feed.is_heard:
+            self._feed.note(states)
         for job_id, progress in states:
             known = self._latest.get(job_id)
             if known is not None and known.sequence >= progress.sequence:
@@ -112,6 +118,10 @@ class Broker:
         session.seen_at = self._clock.monotonic()
         unseen, session.unseen = session.unseen, {}
         return States(self.epoch, list(unseen.items()))
+
+    async def news(self, listener_id: str, epoch: str | None, park_s: float) -> News[Progress]:
+        """Return the newest state of every job that has one since this listener asked last; see `koan_ray.engine.feed`."""
+        return await self._feed.news(listener_id, epoch, park_s)
 
     async def latest(self, job_ids: Sequence[str]) -> list[tuple[str, Progress]]:
         """Return the latest known state of these jobs; nothing for a job that has none."""

@@ -41,6 +41,7 @@ from koan_ray.engine.submitting import Submitting
 from koan_ray.engine.takeover import Takeover
 from koan_ray.engine.tasks import Tasks
 from koan_ray.engine.waiters import Waiters
+from koan_ray.engine.window import Window
 from koan_ray.engine.writer import Writer
 from koan_ray.errors import (
     ConflictError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Mapping, Sequence
 
+    from koan_ray.engine.feed import News
     from koan_ray.engine.settings import EngineSettings
     from koan_ray.engine.tenure import Source, Tenure
     from koan_ray.ports import Clock, JobStore, Launcher, Log, Push, Random, TimerHandle
@@ -112,6 +114,8 @@ class Coordinator:
             settings.archival_policies, lambda: self._catalog.sources, lambda: self._catalog.default,
             self._live.__contains__, clock, self._log,
         )  # fmt: skip
+        self._window = Window(self._live, lambda: self._catalog, self._kinds.names, clock, epoch)
+        self._jobs.feed = self._window.feed
         self._sweeper: TimerHandle | None = None
         self._archiver: TimerHandle | None = None
         self.is_started = False
@@ -340,6 +344,7 @@ class Coordinator:
                 await self._catalog.remove(job)
                 self._waiters.recent.forget(job_id)
                 job = await self._catalog.get(job_id)
+        self._window.removed(job_id)
 
     # --- archive ---------------------------------------------------------------------------------------------------
 
@@ -444,6 +449,14 @@ class Coordinator:
         running = (self._live.get(active.job_id) for active in self._dispatcher.running())
         gauges.update(self._jobs.meters.roots(job for job in running if job is not None))
         return found
+
+    async def look(self, what: str, *args: Any) -> Any:
+        """Answer what a process that presents jobs asks; ``what`` is a method of `koan_ray.engine.window.Window`."""
+        return await getattr(self._window, what)(*args)
+
+    async def news(self, listener_id: str, epoch: str | None, park_s: float) -> News[JobRecord | None]:
+        """Return the jobs that have changed since this listener asked last; see `koan_ray.engine.feed`."""
+        return await self._window.news(listener_id, epoch, park_s)
 
     def pushed(self, push: Push) -> bool:
         """A job actor tells of bodies that went on after their batch was answered; false if it is none of ours."""

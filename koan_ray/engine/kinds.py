@@ -94,6 +94,10 @@ class Kinds:
             if not waiting:
                 del self._unroutable[job.terms.kind]
 
+    def names(self) -> list[str]:
+        """Return the kinds that can be run."""
+        return sorted(self._newest)
+
     def unroutable(self) -> dict[str, int]:
         """Return how many jobs wait for a class, by kind."""
         return {kind: len(ids) for kind, ids in self._unroutable.items()}

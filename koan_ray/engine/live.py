@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from koan_ray.domain.records import JobRecord
     from koan_ray.engine.catalog import Catalog
     from koan_ray.engine.dispatcher import Dispatcher
+    from koan_ray.engine.feed import Feed
     from koan_ray.engine.kinds import Kinds
     from koan_ray.engine.waiters import Waiters
     from koan_ray.engine.writer import Writer
@@ -43,6 +44,7 @@ class LiveJobs:
 
     _catalog: Catalog
     _dispatcher: Dispatcher
+    feed: Feed[JobRecord | None] | None = None  # of all changes, for those who show lists
 
     def __init__(self, kinds: Kinds, waiters: Waiters, clock: Clock, log: Log, *, tells_moves: bool) -> None:
         self.by_id: dict[str, JobRecord] = {}
@@ -168,8 +170,7 @@ class LiveJobs:
     def written(self, jobs: Sequence[JobRecord]) -> None:
         """A flush has written these: tell who waits, let go of what has ended, and let begin what is new."""
         live, waiters, lingering = self.by_id, self._waiters, self.lingering
-        if self._log is not None:
-            self._tell_written(self._log, jobs)
+        self._tell_written(jobs)
         for job in jobs:
             if (now_is := live.get(job.id)) is not job:
                 # Due or routed while this was on its way: what came of it follows what is written now.
@@ -198,10 +199,15 @@ class LiveJobs:
                 waiters.recent.add(end_of(job))
         waiters.wake()
 
-    @staticmethod
-    def _tell_written(log: Log, jobs: Sequence[JobRecord]) -> None:
-        for job in jobs:
-            log.info("job_written", job_id=job.id, status=job.status.value, rev=job.rev, term=job.term, guard="applied")
+    def _tell_written(self, jobs: Sequence[JobRecord]) -> None:
+        """Tell those who show lists, and the log."""
+        if self.feed is not None and self.feed.is_heard:
+            self.feed.note([(job.id, job) for job in jobs])
+        if self._log is not None:
+            for job in jobs:
+                self._log.info(
+                    "job_written", job_id=job.id, status=job.status.value, rev=job.rev, term=job.term, guard="applied"
+                )
 
     def unstored(self, job: JobRecord, size: int, limit: int) -> None:
         """No document can hold this state: refuse the submit, or fail the job for what it has added since."""

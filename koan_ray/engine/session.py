@@ -627,8 +627,12 @@ class Session:
 
     def watch(self, job: Job[Any, Any], deliver: Callable[[JobProgressUpdate | BaseException], None]) -> Callable[[], None]:
         """Call ``deliver`` with the job's progress until its end; returns what ends it sooner."""
+        return self.watch_id(job.id, deliver)
+
+    def watch_id(self, job_id: str, deliver: Callable[[JobProgressUpdate | BaseException], None]) -> Callable[[], None]:
+        """As `watch`, for a job of which the id is known."""
         self._check_open()
-        return self._watching.watch(job.id, deliver)
+        return self._watching.watch(job_id, deliver)
 
     def _present(self, view: JobView, job_type: type[Job[Any, Any]] | None) -> Job[Any, Any]:
         known: type[Job[Any, Any]] = job_type or find(view.kind) or Job

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from koan_ray.domain.query import Page, Query
@@ -31,7 +32,8 @@ class MemoryStore:
     """The default store.
 
     Cost: get and apply are dictionary operations. A query looks at every record, in slices that leave the loop free,
-    except for children (``parent_job_id``), which have an index.
+    except for children (``parent_job_id``), which have an index, and for the newest jobs, which were kept last: the walk
+    back ends as soon as no earlier record can be newer than what was found.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class MemoryStore:
         self._max_part_bytes = max_part_bytes
         self._parts: dict[str, dict[str, dict[int, Part]]] = {}  # by job, stream and number
         self._part_bytes = 0
+        # How much later than a job one with an earlier ``created_at`` was kept at most: bounds what a walk may overlook.
+        self._newest_at, self._lateness_s = 0.0, 0.0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -74,8 +78,13 @@ class MemoryStore:
             jobs[job.id] = job
             for execution in executions:
                 self._keep(execution)
-            if stored is None and job.particulars.parent_job_id is not None:
-                self._children.setdefault(job.particulars.parent_job_id, set()).add(job.id)
+            if stored is None:
+                if job.created_at >= self._newest_at:
+                    self._newest_at = job.created_at
+                elif self._newest_at - job.created_at > self._lateness_s:
+                    self._lateness_s = self._newest_at - job.created_at
+                if job.particulars.parent_job_id is not None:
+                    self._children.setdefault(job.particulars.parent_job_id, set()).add(job.id)
             if job.completed_at is not None and (stored is None or not stored.status.is_final):
                 self._finished[job.status].append((job.completed_at, job.id))
                 self._n_finished += 1
@@ -105,10 +114,13 @@ class MemoryStore:
         found: list[tuple[tuple[float, str], JobRecord]] = []
         keep = query.limit + 1
         pick = heapq.nlargest if query.descending else heapq.nsmallest
-        async for batch in self._scan(query):
+        newest_first = query.descending and query.order_by == "created_at" and query.parent_job_id is None
+        async for batch, oldest_at in self._scan_back(query) if newest_first else self._scan_all(query):
             found += [(query.sort_key(job), job) for job in batch if query.is_after_cursor(job)]
-            if len(found) > 4 * keep:
+            if len(found) > 4 * keep or (oldest_at is not None and len(found) >= keep):
                 found = pick(keep, found, key=lambda pair: pair[0])
+            if oldest_at is not None and len(found) >= keep and oldest_at + self._lateness_s < found[-1][0][0]:
+                break
         page = [job for _, job in pick(keep, found, key=lambda pair: pair[0])]
         more = len(page) > query.limit
         page = page[: query.limit]
@@ -186,6 +198,34 @@ class MemoryStore:
     def _forget_parts(self, job_id: str) -> None:
         streams = self._parts.pop(job_id, {})
         self._part_bytes -= sum(len(part.body) for kept in streams.values() for part in kept.values())
+
+    def n_settled(self) -> dict[JobStatus, int]:
+        """Return about how many jobs of each final status there are: removed ones are counted until they expire."""
+        return {status: len(queue) for status, queue in self._finished.items()}
+
+    def last_settled(self, limit: int) -> list[JobRecord]:
+        """Return the jobs that ended last, newest end first, at most ``limit``. Cost: proportional to that."""
+        ends = [end for queue in self._finished.values() for end in islice(reversed(queue), limit)]
+        jobs = (self._jobs.get(job_id) for _, job_id in heapq.nlargest(limit, ends))
+        return [job for job in jobs if job is not None]
+
+    async def _scan_all(self, query: Query) -> AsyncIterator[tuple[list[JobRecord], None]]:
+        async for batch in self._scan(query):
+            yield batch, None
+
+    async def _scan_back(self, query: Query) -> AsyncIterator[tuple[list[JobRecord], float]]:
+        """Yield matches from what was kept last to what was kept first, with the creation of the last one looked at."""
+        ids = list(islice(reversed(self._jobs), _SLICE))
+        first, is_whole = set(ids), len(ids) < _SLICE
+        start = 0
+        while ids[start : start + _SLICE]:
+            records = [job for job_id in ids[start : start + _SLICE] if (job := self._jobs.get(job_id)) is not None]
+            if records:
+                yield [job for job in records if query.matches(job)], records[-1].created_at
+            await asyncio.sleep(0)
+            start += _SLICE
+            if not is_whole:  # few get here: a copy of all keys
+                ids, is_whole, start = [job_id for job_id in reversed(self._jobs) if job_id not in first], True, 0
 
     async def _scan(self, query: Query) -> AsyncIterator[list[JobRecord]]:
         parent_id = query.parent_job_id

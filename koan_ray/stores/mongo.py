@@ -73,6 +73,9 @@ _STATUSES: Final = frozenset(status.value for status in JobStatus)
 _UNFINISHED: Final = tuple(status.value for status in JobStatus if not status.is_final)
 _FINAL: Final = tuple(status.value for status in JobStatus if status.is_final)
 _RUNNING: Final = ExecutionStatus.RUNNING.value
+_OUTLINE: Final[Document] = dict.fromkeys(
+    ("context", "context_json", "context_blob", "result", "result_json", "result_blob", "items.state", "items.state_json"), 0
+)  # what a list does not read
 
 
 class MongoStore:
@@ -345,23 +348,36 @@ class MongoStore:
 
     async def query(self, query: Query) -> Page:
         """Return one page; ``partition="*"`` asks for all partitions, None for all but the archives."""
+        return await self._query(query, None)
+
+    async def outline(self, query: Query) -> Page:
+        """Return one page as `query` does, of records without context, result and checkpoint body: for lists.
+
+        ``b"null"`` stands in for context and body, and there is no result.
+        """
+        return await self._query(query, _OUTLINE)
+
+    async def _query(self, query: Query, fields: Document | None) -> Page:
         with self._errors("answering a query"):
             found = []
             for partition in await self._asked_for(query):
-                found += await self._page(query, partition)
+                found += await self._page(query, partition, fields)
             found.sort(key=query.sort_key, reverse=query.descending)
             more = len(found) > query.limit
             found = found[: query.limit]
             return Page(found, query.cursor_after(found[-1]) if more else None)
 
-    async def _page(self, query: Query, partition: str) -> list[JobRecord]:
+    async def _page(self, query: Query, partition: str, fields: Document | None) -> list[JobRecord]:
         """Return up to one record more than a page of one partition."""
         found: list[JobRecord] = []
         checks = mongo_filters.needs_check(query)
         for step in mongo_filters.steps(query):
             wanted = 0 if checks else query.limit + 1 - len(found)
-            async with contextlib.aclosing(self._walk(partition, step, wanted)) as documents:
+            async with contextlib.aclosing(self._walk(partition, step, wanted, fields)) as documents:
                 async for document in documents:
+                    if fields is not None:
+                        document.setdefault("context", None)
+                        document.get("items", {}).setdefault("state", None)
                     record = await self._record_or_report(document, partition)
                     if record is not None and (not checks or query.matches(record)):
                         found.append(record)
@@ -369,14 +385,16 @@ class MongoStore:
                         return found
         return found
 
-    async def _walk(self, partition: str, step: mongo_filters.Step, limit: int) -> AsyncGenerator[Document]:
-        """Find documents in the order of an index, up to ``limit``; 0: all."""
+    async def _walk(
+        self, partition: str, step: mongo_filters.Step, limit: int, fields: Document | None = None
+    ) -> AsyncGenerator[Document]:
+        """Find documents in the order of an index, up to ``limit``; 0: all. ``fields``: what of them."""
         jobs = self._jobs(partition)
         if not self._open_connection().follows_hints and mongo_windows.suits(step):
-            async for document in mongo_windows.find(jobs, step, limit, _READ_MS, self._newest[partition]):
+            async for document in mongo_windows.find(jobs, step, limit, _READ_MS, self._newest[partition], fields):
                 yield document
             return
-        cursor = jobs.find(step.filter, sort=step.sort, limit=limit, max_time_ms=_READ_MS, **self._along(step.hint))
+        cursor = jobs.find(step.filter, fields, sort=step.sort, limit=limit, max_time_ms=_READ_MS, **self._along(step.hint))
         async for document in cursor:
             yield document
 
@@ -384,15 +402,29 @@ class MongoStore:
         with self._errors("counting jobs"):
             return sum([await self._count(query, partition) for partition in await self._asked_for(query)])
 
-    async def _count(self, query: Query, partition: str) -> int:
+    async def count_up_to(self, query: Query, at_most: int) -> int:
+        """Return how many records match, and ``at_most`` where there are more: the index is walked no further."""
+        with self._errors("counting jobs"):
+            n = 0
+            for partition in await self._asked_for(query):
+                if n < at_most:
+                    n += await self._count(query, partition, at_most - n)
+            return n
+
+    async def _count(self, query: Query, partition: str, at_most: int | None = None) -> int:
         sought, hint = mongo_filters.filter_of(query), mongo_filters.index_of(query)
         jobs = self._jobs(partition)
         if not mongo_filters.needs_check(query):
-            return int(await jobs.count_documents(sought, maxTimeMS=_READ_MS, **self._along(hint)))
+            limit = {} if at_most is None else {"limit": at_most}
+            return int(await jobs.count_documents(sought, maxTimeMS=_READ_MS, **limit, **self._along(hint)))
         n = 0
-        async for document in jobs.find(sought, max_time_ms=_READ_MS, **self._along(hint)):
+        cursor = jobs.find(sought, max_time_ms=_READ_MS, **self._along(hint))
+        async for document in cursor:
             record = await self._record_or_report(document, partition)
             n += record is not None and query.matches(record)
+            if n == at_most:
+                await cursor.close()
+                break
         return n
 
     async def _asked_for(self, query: Query) -> list[str]:

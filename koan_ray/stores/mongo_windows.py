@@ -29,8 +29,10 @@ def suits(step: Step) -> bool:
     return step.hint in _INDEXES.get(name, ()) and "$eq" not in step.filter.get(name, {})
 
 
-async def find(jobs: Any, step: Step, limit: int, max_time_ms: int, newest: dict[str, datetime]) -> AsyncIterator[Document]:
-    """Find what `step` asks for, in its order, up to ``limit`` documents; 0: all.
+async def find(
+    jobs: Any, step: Step, limit: int, max_time_ms: int, newest: dict[str, datetime], fields: Document | None = None
+) -> AsyncIterator[Document]:
+    """Find what `step` asks for, in its order, up to ``limit`` documents; 0: all. ``fields``: what of them.
 
     ``newest``: by field, where the newest of these jobs were found before; it is brought up to date.
     """
@@ -46,7 +48,7 @@ async def find(jobs: Any, step: Step, limit: int, max_time_ms: int, newest: dict
         window = _window(bounds, edge, far, direction)
         asked_at = time.monotonic()
         left = limit - found if limit else 0
-        async for document in jobs.find(_with(step, window), sort=step.sort, limit=left, max_time_ms=max_time_ms):
+        async for document in jobs.find(_with(step, window), fields, sort=step.sort, limit=left, max_time_ms=max_time_ms):
             if not found and direction < 0:
                 newest[name] = max(document[name], newest.get(name, document[name]))
             yield document

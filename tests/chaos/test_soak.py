@@ -109,6 +109,7 @@ def test_soak(nodes, own_server, ledger, history):
     began = time.monotonic()
     with koan.init(engine=engine, sources={"default": {"url": url + "&serverSelectionTimeoutMS=2000"}}):
         trouble = Trouble(own_server, nodes, ledger, rng)
+        watched = []
 
         def submit(seed):
             mine, n = random.Random(f"{SEED}.{seed}"), 0
@@ -117,6 +118,8 @@ def test_soak(nodes, own_server, ledger, history):
                            "fails": mine.random() < 0.1}  # fmt: skip
                 builder = Effectful.start(context).persist(partition=mine.choice([None, "hot"])).audit()
                 job = history.submit(builder.delayed(1) if mine.random() < 0.1 else builder, timeout=90)
+                if job is not None and mine.random() < 0.2:
+                    watched.append(job.on_progress(lambda _update: None))  # without anybody who watches there is no broker
                 if job is not None and mine.random() < 0.1:
                     with contextlib.suppress(koan.KoanRayError, TimeoutError):
                         job.cancel("by chance").get(30)
@@ -136,6 +139,8 @@ def test_soak(nodes, own_server, ledger, history):
         for submitter in submitters:
             submitter.join(100)
         history.wait_for_all(120)
+        for subscription in watched:
+            subscription.close()
         unsettled(url)
         settled_after = time.monotonic() - began - took
         end_namespace(NAMESPACE)

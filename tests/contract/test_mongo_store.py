@@ -343,6 +343,34 @@ class TestMongo(DocumentStoreContract):
         for text, n in (("A+B (C)", 1), (".*", 1), ("größe", 1), ("a.b", 0), ("^a", 0), ("$", 0), ("|", 0)):
             assert await store.count(parse_query({"text": text})) == n, text
 
+    async def test_an_outline_is_the_query_without_payloads(self, store):
+        big = b'"' + b"x" * 300_000 + b'"'  # kept outside of its document
+        records = [job(at=AT + n, name=f"n{n}", context=big, result=big, metadata={"k": n}) for n in range(5)]
+        records.append(job(at=AT + 9, context=b'{"a": 1}'))
+        await store.apply([Change(record, 0) for record in records])
+        for filters in ({"limit": 3}, {"order_by": "created_at", "limit": 6}, {"metadata": {"k": 2}}, {"name": "n4"}):
+            query = parse_query(filters)
+            page, outline = await store.query(query), await store.outline(query)
+            assert [record.id for record in outline.jobs] == [record.id for record in page.jobs]
+            assert outline.cursor == page.cursor
+            assert {(record.context, record.result) for record in outline.jobs} == {(b"null", None)}
+            for found, expected in zip(outline.jobs, page.jobs, strict=True):
+                assert_same(found, expected.evolve(context=b"null", result=None))
+
+    async def test_counting_stops_at_its_limit(self, store):
+        await store.apply([Change(job(metadata={"k": n % 2, "list": [n % 2]}), 0) for n in range(30)])
+        await store.apply([Change(audited(partition="other"), 0) for _ in range(5)])
+        for filters, n in (
+            ({}, 35),
+            ({"metadata": {"k": 1}}, 15),
+            ({"metadata": {"list": [1]}}, 15),
+            ({"partition": ""}, 30),
+        ):
+            query = parse_query(filters)
+            assert await store.count(query) == n
+            for at_most in (1, 10, n, n + 1, 1000):
+                assert await store.count_up_to(query, at_most) == min(n, at_most)
+
     # --- indexes -----------------------------------------------------------------------------------------------------
 
     async def test_every_query_walks_an_index(self, mongo_url, store):
@@ -467,6 +495,9 @@ async def exercise(store):
     await store.claim([1, 2], 5)
     await store.get_copy("nothing", "")
     await everything(store.scan(""))
+    for filters in ({}, {"status": "queued"}, {"completed_after": AT}, {"parent_job_id": "p"}, {"text": "a"}):
+        await store.outline(parse_query(filters))
+        await store.count_up_to(parse_query(filters), 100)
     await store.statuses(["nothing"], "")
     await store.executions_in(["nothing"], "")
     await store.write_parts("", [part("a job", n, stream=stream) for n in range(3) for stream in STREAMS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import httpx2
 import psutil
 import pytest
 
@@ -124,6 +126,20 @@ if __name__ == "__main__":
 """
 
 
+def check_page(told: str) -> None:
+    """What is printed leads to a page that starts a sample job."""
+    page, token = re.search(r"(http://127\.0\.0\.1:\d+)/#token=(\S+)", told).groups()
+    with httpx2.Client(base_url=page, headers={"Authorization": f"Bearer {token}"}, timeout=20) as caller:
+        assert "<html" in caller.get("/").text
+        job = {"kind": "sample.unlucky", "context": {"failures": 0}, "persist": True}
+        started = caller.post("/api/jobs", json=job)
+        assert started.status_code == 201, started.text
+        until = time.monotonic() + 30
+        while caller.get(f"/api/jobs/{started.json()['id']}").json()["status"] != "completed":
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_dev_runs_everything_and_ends_everything(tmp_path, sources):
@@ -134,11 +150,12 @@ def test_dev_runs_everything_and_ends_everything(tmp_path, sources):
         told = lines_until(dev.stdout, "Ctrl-C ends all of it")
         for text in ("mongodb://127.0.0.1:", "document server in ./.koan/store", "namespace 'koan'", ". .koan/env"):
             assert text in told
+        check_page(told)
         script = ["sh", "-c", '. .koan/env && exec "$0" script.py', sys.executable]
         done = subprocess.run(script, capture_output=True, text=True, timeout=90, env=environment, check=False)
-        assert "result 42 1" in done.stdout, done.stdout + done.stderr
+        assert "result 42 2" in done.stdout, done.stdout + done.stderr
         checked = run("doctor")
-        assert checked.stdout == "1 jobs read; nothing is wrong\n", checked.stdout + checked.stderr
+        assert checked.stdout == "2 jobs read; nothing is wrong\n", checked.stdout + checked.stderr
         refused = run("demo", "--runtime", "local", "--path", str(sources))
         assert refused.returncode == 4
         assert "another engine works on these documents" in refused.stderr

@@ -76,6 +76,11 @@ class CoordinatorActor:
         """Return ends of jobs."""
         return self._call("wait", request)
 
+    @ray.method(concurrency_group="wait")
+    def news(self, request: bytes) -> bytes:
+        """Return the jobs that have changed."""
+        return self._call("news", request)
+
     @ray.method(concurrency_group="report")
     def note(self, request: bytes) -> bytes:
         """Take note of what a job actor says."""
@@ -146,6 +151,11 @@ class BrokerActor:
     def poll(self, request: bytes) -> bytes:
         """Return states that a session has not seen."""
         return self._call("poll", request)
+
+    @ray.method(concurrency_group="poll")
+    def news(self, request: bytes) -> bytes:
+        """Return the states of all jobs that have changed."""
+        return self._call("news", request)
 
     def ask(self, method: str, request: bytes) -> bytes:
         """Call any other method of the broker."""
