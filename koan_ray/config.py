@@ -94,11 +94,13 @@ class SourceSettings(_Section):
 
 
 class JobsSettings(_Section):
-    """Where ``.persist()`` without arguments keeps jobs."""
+    """Where ``.persist()`` without arguments keeps jobs, and the modules that define job classes."""
 
     default_source: str = "default"
     default_partition: Annotated[str, Field(pattern=r"^([a-z0-9_-]{1,64})?$")] = ""
     audit_source: str = ""
+    # Imported by commands that start jobs by kind; not by the engine, which is sent the classes.
+    modules: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
 
 
 class MemorySettings(_Section):

@@ -137,6 +137,17 @@ class Definition:
             raise InvalidContextError(self.kind, [(_WHOLE, f"cannot be written as JSON: {error}")]) from None
         return encoded
 
+    def parse_context(self, written: bytes) -> Any:
+        """Return a context that somebody wrote as JSON, as the declared type.
+
+        Raises:
+            InvalidContextError: It is no JSON, or does not fit; with the paths of the fields.
+        """
+        try:
+            return self.context_adapter.validate_json(written)
+        except ValidationError as error:
+            raise InvalidContextError(self.kind, _problems(error)) from None
+
     def decode_context(self, encoded: bytes) -> Any:
         """Return a context as the declared type.
 

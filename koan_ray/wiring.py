@@ -15,6 +15,7 @@ from koan_ray.domain.lease import shard_name
 from koan_ray.engine.broker import Broker
 from koan_ray.engine.coordinator import Coordinator
 from koan_ray.engine.doctor import Doctor, Patient
+from koan_ray.engine.reading import Reader, Shelf
 from koan_ray.engine.settings import EngineSettings
 from koan_ray.engine.tenure import Source
 from koan_ray.errors import ConfigurationError, RecordCorruptError
@@ -155,17 +156,37 @@ async def doctor(settings: EngineSettings, only: str | None = None) -> AsyncIter
         ConfigurationError: There is no such source, or none at all; or it cannot be used as configured.
         StoreUnavailableError: A source does not answer.
     """
+    urls, asked = _asked(settings, only)
+    async with contextlib.AsyncExitStack() as stack:
+        patients = [await _patient(stack, name, urls, settings.audit_source or name) for name in asked]
+        clock = LoopClock(asyncio.get_running_loop())
+        shard, ttl_s = shard_name(0), settings.lease_ttl_s
+        yield Doctor(patients, shard=shard, ttl_s=ttl_s, max_crashes=settings.max_crashes, clock=clock)
+
+
+def _asked(settings: EngineSettings, only: str | None) -> tuple[dict[str, str], list[str]]:
+    """Return the URLs of all sources that keep documents, and the names of those that are asked for."""
     urls = {name: url for name, url in settings.sources if not url.startswith("memory://")}
     asked = list(urls) if only is None else [only]
     if not asked or not urls.keys() >= set(asked):
         named = f"there is no source {only!r}" if only is not None else "no source keeps documents"
         msg = f"sources: {named} (known: {', '.join(urls) or 'none'}); set sources.default.url, for example in koan.toml"
         raise ConfigurationError(msg)
+    return urls, asked
+
+
+@contextlib.asynccontextmanager
+async def reader(settings: EngineSettings) -> AsyncIterator[Reader]:
+    """Open all sources for reading, and hand out what reads them.
+
+    Raises:
+        ConfigurationError: No source keeps documents, or one cannot be used as configured.
+        StoreUnavailableError: A source does not answer.
+    """
+    urls, asked = _asked(settings, None)
     async with contextlib.AsyncExitStack() as stack:
         patients = [await _patient(stack, name, urls, settings.audit_source or name) for name in asked]
-        clock = LoopClock(asyncio.get_running_loop())
-        shard, ttl_s = shard_name(0), settings.lease_ttl_s
-        yield Doctor(patients, shard=shard, ttl_s=ttl_s, max_crashes=settings.max_crashes, clock=clock)
+        yield Reader([Shelf(patient.name, patient.store, patient.audit) for patient in patients], MemoryStore())
 
 
 async def _patient(stack: contextlib.AsyncExitStack, name: str, urls: dict[str, str], audit: str) -> Patient:

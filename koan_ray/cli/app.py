@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Annotated, Any
 
 import typer
 
+from koan_ray.cli.dashboard import dashboard
+from koan_ray.cli.exits import HELP, Group
+from koan_ray.cli.jobs import jobs
+from koan_ray.cli.safe import as_json as _json
+from koan_ray.cli.safe import safe
+
 app = typer.Typer(
     name="koan-ray",
-    help="Durable, observable jobs on Ray.",
+    cls=Group,
+    help=f"Durable, observable jobs on Ray.\n\n{HELP}",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 archive = typer.Typer(help="Move finished jobs to the archive, and back.", no_args_is_help=True)
+app.add_typer(jobs, name="jobs")
 app.add_typer(archive, name="archive")
+app.add_typer(dashboard, name="dashboard")
 Address = Annotated[str, typer.Option(help="Address of the Ray cluster, as in ray.init.")]
 Namespace = Annotated[str, typer.Option(help="Namespace of the engine, as in engine.namespace.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
-    """Run the command line; a problem of ours becomes one line and exit code 1."""
-    from koan_ray.errors import KoanRayError
-
-    try:
-        app()
-    except KoanRayError as error:
-        typer.echo(f"koan-ray: {error}", err=True)
-        sys.exit(1)
+    """Run the command line."""
+    app()
 
 
 def _version(wanted: bool) -> None:
@@ -107,7 +108,7 @@ def doctor(
     """
     from koan_ray.cli.doctor import run
 
-    raise typer.Exit(run(source, as_json=as_json))
+    raise typer.Exit(run(source, machine=as_json))
 
 
 @app.command()
@@ -153,7 +154,7 @@ def status(address: Address = "auto", namespace: Namespace = "koan", as_json: As
 
     found = ask(address, namespace)
     if as_json:
-        typer.echo(json.dumps(found, default=str, indent=2))
+        typer.echo(_json(found, indent=2))
         return
     _print_status(found)
 
@@ -189,7 +190,7 @@ def archive_run(
 
     counts = ask(address, namespace, dry_run=dry_run)
     if as_json:
-        typer.echo(json.dumps(counts, indent=2))
+        typer.echo(_json(counts, indent=2))
         return
     for name, count in counts.items():
         rest = ", ".join(f"{n:,} {what}" for what, n in count.items() if n and what not in ("due", "moved"))
@@ -208,7 +209,7 @@ def archive_restore(
     from koan_ray.runtime.ray.admin import restore
 
     found = restore(address, namespace, job_id)
-    typer.echo(f"{found.kind} {found.id} ({found.status}) is out of the archive")
+    typer.echo(f"{safe(found.kind)} {found.id} ({found.status}) is out of the archive")
 
 
 def table_names(table: Any) -> list[str]:

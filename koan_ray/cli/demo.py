@@ -20,6 +20,7 @@ from rich.text import Text
 import koan_ray as koan
 from koan_ray.cli.census import Announce, Census, CensusContext, Counts, default_roots, total
 from koan_ray.cli.documents import Documents, address_of_dev, documents, no_interrupts, why_not_open
+from koan_ray.cli.safe import safe
 from koan_ray.config import load_settings
 from koan_ray.domain.ids import new_id
 
@@ -224,7 +225,7 @@ class _Screen:
             self._progress.remove_task(self._bars.pop(job_id))
         for job_id, job in running.items():
             if job_id not in self._bars:
-                self._bars[job_id] = self._progress.add_task(_plain(job.context.name)[:28].ljust(28), total=1.0)
+                self._bars[job_id] = self._progress.add_task(safe(job.context.name)[:28].ljust(28), total=1.0)
             self._progress.update(self._bars[job_id], completed=job.progress)
 
     def _query(self, **filters: Any) -> koan.JobPage[Job[Any, Any]]:
@@ -237,7 +238,7 @@ class _Screen:
             line.append(f"{counts[status]} {status.value}  ", style=style)
         waiting = self._query(kind="Announce")
         if waiting and not waiting[0].status.is_final and waiting[0].last_error:
-            line.append(f"Announce waits to be tried again ({_plain(waiting[0].last_error)[:60]})", style="yellow")
+            line.append(f"Announce waits to be tried again ({safe(waiting[0].last_error)[:60]})", style="yellow")
         return Group(self._progress, line)
 
 
@@ -259,7 +260,7 @@ def _report(console: Console, job: Job[Any, Any], counted: list[Counts], took_s:
     for counts in sorted(rows, key=lambda counts: -counts.lines)[:_ROWS]:
         mean = counts.complexity / max(1, counts.functions)
         values = (counts.files, counts.lines, counts.functions, counts.classes)
-        table.add_row(Text(_plain(counts.name)), *(f"{value:,}" for value in values), f"{mean:.1f}")
+        table.add_row(Text(safe(counts.name)), *(f"{value:,}" for value in values), f"{mean:.1f}")
     console.print(table)
     sums = total(counted)
     worst = max(counts.most_complex for counts in counted)
@@ -267,14 +268,14 @@ def _report(console: Console, job: Job[Any, Any], counted: list[Counts], took_s:
         f"{sums['files']:,} files, {sums['lines']:,} lines, {sums['functions']:,} functions, {sums['classes']:,} classes "
         f"in {job.duration.total_seconds() if job.duration else took_s:.1f} s of work; {took_s:.1f} s in all."
     )
-    console.print(Text(f"Most complex function: {_plain(worst[1])} ({worst[0]}) in {_plain(_short(worst[2]))}"))
+    console.print(Text(f"Most complex function: {safe(worst[1])} ({worst[0]}) in {safe(_short(worst[2]))}"))
     broken = [item for counts in counted for item in counts.broken]
     if broken:
         table = Table(title=f"{len(broken)} files are not Python; each is a failed job", title_justify="left")
         table.add_column("file", overflow="ellipsis", no_wrap=True, min_width=30, max_width=44)
         table.add_column("why", overflow="ellipsis", no_wrap=True, max_width=60)
         for path, why in broken[:_ROWS]:
-            table.add_row(Text(_plain(_short(path))), Text(_plain(why)))
+            table.add_row(Text(safe(_short(path))), Text(safe(why)))
         if len(broken) > _ROWS:
             table.add_row("…", f"and {len(broken) - _ROWS} more: koan.Jobs.query(kind='ParseFile', status='failed')")
         console.print(table)
@@ -303,7 +304,7 @@ def _show_retries(console: Console, job: Job[Any, Any]) -> None:
     table.add_column("process", no_wrap=True)
     for execution in announced[0].executions().get():
         took = f"{execution.duration.total_seconds() * 1000:.0f} ms" if execution.duration else ""
-        error = Text(_plain(f"{execution.error_type}: {execution.error_message}" if execution.error_type else ""))
+        error = Text(safe(f"{execution.error_type}: {execution.error_message}" if execution.error_type else ""))
         values = (str(execution.attempt_number), execution.status.value, execution.reason or "")
         table.add_row(*values, error, took, str(execution.metrics.get("pid", "")))
     console.print(table)
@@ -322,8 +323,3 @@ def _show_dashboard(console: Console, runtime: str) -> None:
 
 def _short(path: str) -> str:
     return "/".join(path.split("/")[-2:])
-
-
-def _plain(text: str) -> str:
-    """Return text without what could steer a terminal."""
-    return "".join(char if char.isprintable() else "�" for char in text)

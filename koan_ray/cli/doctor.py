@@ -4,40 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from koan_ray import wiring
-from koan_ray.cli.documents import documents
+from koan_ray.cli.reach import document_settings
+from koan_ray.cli.safe import as_json, safe
 from koan_ray.config import load_settings
-from koan_ray.stores.embedded import DEFAULT_DIRECTORY
 
 if TYPE_CHECKING:
     from koan_ray.engine.doctor import Finding
     from koan_ray.engine.settings import EngineSettings
 
 
-def run(source: str | None, *, as_json: bool) -> int:
+def run(source: str | None, *, machine: bool) -> int:
     """Look at everything and return the exit code."""
     settings = load_settings()
     with contextlib.ExitStack() as stack:
-        numbers = wiring.engine_settings(settings)
-        if source in (None, "default") and (DEFAULT_DIRECTORY / "data").exists():
-            url = stack.enter_context(documents(settings)).url
-            numbers = replace(numbers, sources=tuple({**dict(numbers.sources), "default": url}.items()))
-        return asyncio.run(_look(numbers, source, as_json=as_json))
+        numbers = document_settings(stack, settings, source)
+        return asyncio.run(_look(numbers, source, machine=machine))
 
 
-async def _look(settings: EngineSettings, source: str | None, *, as_json: bool) -> int:
+async def _look(settings: EngineSettings, source: str | None, *, machine: bool) -> int:
     n_found = 0
     async with wiring.doctor(settings, source) as doctor:
         async for found in doctor.findings():
             n_found += 1
-            print(_as_json(found) if as_json else _as_text(found), flush=True)
-        if as_json:
-            print(json.dumps({"jobs": doctor.n_jobs, "problems": n_found}))
+            print(_as_json(found) if machine else _as_text(found), flush=True)
+        if machine:
+            print(as_json({"jobs": doctor.n_jobs, "problems": n_found}))
         else:
             print(f"{doctor.n_jobs:,} jobs read; {f'{n_found:,} problems' if n_found else 'nothing is wrong'}")
     sys.stdout.flush()
@@ -46,11 +41,11 @@ async def _look(settings: EngineSettings, source: str | None, *, as_json: bool) 
 
 def _as_json(found: Finding) -> str:
     invariant, job_id, what = found.violation
-    return json.dumps(
+    return as_json(
         {"source": found.source, "partition": found.partition, "invariant": invariant, "id": job_id, "what": what}
     )
 
 
 def _as_text(found: Finding) -> str:
     where = f"source {found.source}" + (f", partition {found.partition}" if found.partition else "")
-    return "".join(char if char.isprintable() else "�" for char in f"{found.violation}  ({where})")
+    return safe(f"{found.violation}  ({where})")

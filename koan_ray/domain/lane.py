@@ -63,6 +63,10 @@ class Lane:
             self._forget(-self._depths[0])
         return False
 
+    def heads(self) -> list[str]:
+        """Return the job that is next at each depth; it may have left the queue by another way."""
+        return [queue[0] for queue in self._by_depth.values() if queue]
+
     def push(self, job_id: str, depth: int) -> None:
         """Add a job at the tail of its depth."""
         self._at(depth).append(job_id)

@@ -39,6 +39,9 @@ does not matter whether it is late, doubled or from a process that was thought d
 Waiting never deadlocks: a body that waits for other jobs gives its place in its actor to them, deeper jobs go first, and
 the CPU of an actor in which every body waits is lent to an actor of another spec.
 
+What is measured are plain numbers (`meters`), counted where things happen and read on a timer by whoever exports them:
+`koan_ray.telemetry.metrics` and `koan_ray.runtime.ray.metrics`. No metrics library is called while jobs move.
+
 Rejected: one actor call for each job (slower than plain Ray tasks); queues in pending Ray calls (24 KB each); Ray's own
 retries and restarts for job actors (retry has one owner); coroutines that sleep until a retry is due (a due time in a heap
 survives, a coroutine does not).

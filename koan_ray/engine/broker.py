@@ -14,6 +14,7 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
+from koan_ray.domain.measures import Measures
 from koan_ray.engine.feed import Feed
 from koan_ray.engine.waiters import settle
 from koan_ray.errors import LimitExceededError
@@ -64,6 +65,8 @@ class Broker:
         self._sessions: dict[str, _Session] = {}
         self._by_job: dict[str, set[_Session]] = {}
         self.n_forgotten = 0
+        self.n_replaced = 0  # states that a watcher has not seen, because a newer one came first
+        self.n_evicted = 0  # sessions that did not call
         self._feed: Feed[Progress] = Feed(clock, epoch, _FEED_LIMIT)  # for those who watch all jobs
 
     async def push(self, states: Sequence[tuple[str, Progress]]) -> None:
@@ -77,6 +80,7 @@ class Broker:
             self._latest[job_id] = progress
             self._latest.move_to_end(job_id)
             for session in self._by_job.get(job_id, ()):
+                self.n_replaced += job_id in session.unseen
                 session.unseen[job_id] = progress
                 session.wake()
         while len(self._latest) > self._max_tracked:
@@ -123,6 +127,11 @@ class Broker:
         """Return the latest known state of these jobs; nothing for a job that has none."""
         return [(job_id, self._latest[job_id]) for job_id in job_ids if job_id in self._latest]
 
+    async def measure(self) -> Measures:
+        """Return the counters of this broker."""
+        dropped, evicted = self.n_forgotten + self.n_replaced, self.n_evicted
+        return Measures({("progress_dropped", ()): dropped, ("readers_evicted", ()): evicted}, {}, {})
+
     def _session(self, session_id: str, n_more: int) -> _Session:
         now = self._clock.monotonic()
         session = self._sessions.get(session_id)
@@ -155,3 +164,4 @@ class Broker:
                 for job_id in list(session.watched):
                     self._unwatch(session, job_id)
                 del self._sessions[session_id]
+                self.n_evicted += 1

@@ -22,6 +22,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from koan_ray.domain.measures import MAX_KINDS, Measures
 from koan_ray.domain.query import parse_query
 from koan_ray.domain.records import Checkpoint, JobRecord, JobView, Part, Particulars, Terms, end_of, view
 from koan_ray.domain.status import JobStatus, Reason
@@ -91,9 +92,9 @@ class Coordinator:
         self._tasks = Tasks()
         self._kinds = Kinds(launcher.keep_code if sources else lambda _terms, _code: None)
         self._waiters = Waiters(clock, max_sessions=settings.max_sessions, max_watched=settings.max_watched)
-        self._jobs = LiveJobs(self._kinds, self._waiters, clock, self._log if tells_moves else None)
+        self._jobs = LiveJobs(self._kinds, self._waiters, clock, self._log, tells_moves=tells_moves)
         self._live = self._jobs.by_id
-        self._memory_writer = Writer(store, clock, self._jobs.written, self._jobs.fenced)
+        self._memory_writer = Writer(store, clock, self._jobs.written, self._jobs.fenced, meters=self._jobs.meters)
         self._catalog = Catalog(store, self._memory_writer, {}, settings.default_source, settings.default_partition)
         self._checkpoints = Checkpoints(self._jobs, self._catalog, clock)
         self._settling = Settling(
@@ -164,6 +165,7 @@ class Coordinator:
         return Shards(
             source, n_shards=settings.shards, holder=source.holder or self.epoch,
             ttl_s=settings.lease_ttl_s, clock=self._clock, host=self._takeover, log=self._log,
+            meters=self._jobs.meters,
         )  # fmt: skip
 
     def _tenures(self) -> list[Tenure]:
@@ -424,6 +426,29 @@ class Coordinator:
             "unroutable": self._kinds.unroutable(),
             **self._dispatcher.snapshot(),
         }
+
+    async def measure(self) -> Measures:
+        """Return what is measured, and begin to collect durations anew; for whoever exports it. See `Meters.read`."""
+        found = self._jobs.meters.read()
+        mine = self._dispatcher.counters
+        for name, n in (("claims_returned", mine["returned"]), ("actors_started", mine["actors_started"]),
+                        ("actors_lost", mine["actors_lost"]),
+                        ("fenced_reports", self.counters["fenced"] + mine["reports_refused"])):  # fmt: skip
+            found.counters[name, ()] = n
+        gauges = found.gauges
+        gauges.update(self._dispatcher.levels())
+        live = self._kinds.live()
+        gauges.update({("jobs_live", (kind,)): n for kind, n in sorted(live.items())[:MAX_KINDS]})
+        gauges.update({("unroutable", (kind,)): n for kind, n in sorted(self._kinds.unroutable().items())[:MAX_KINDS]})
+        gauges["outbox_backlog", ()] = self._memory_writer.n_dirty
+        for tenure in self._tenures():
+            gauges["outbox_backlog", ()] += tenure.writer.n_dirty
+            if (age_s := tenure.beat_age_s) is not None:  # the oldest of the source's shards
+                key = ("beat_age_seconds", (tenure.source,))
+                gauges[key] = max(age_s, gauges.get(key, 0.0))
+        running = (self._live.get(active.job_id) for active in self._dispatcher.running())
+        gauges.update(self._jobs.meters.roots(job for job in running if job is not None))
+        return found
 
     async def look(self, what: str, *args: Any) -> Any:
         """Answer what a process that presents jobs asks; ``what`` is a method of `koan_ray.engine.window.Window`."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
 from koan_ray.domain.ids import new_id
@@ -34,6 +35,7 @@ from koan_ray.ports import OrderBatch, Report
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from koan_ray.domain.measures import Key
     from koan_ray.domain.records import ActorSpec, ExecutionRecord, JobRecord, Progress, Terms
     from koan_ray.engine.claims import Group
     from koan_ray.engine.settings import EngineSettings
@@ -130,6 +132,7 @@ class Dispatcher:
         self._is_open = False
         self._housekeeping: TimerHandle | None = None
         self._kept_house_at = clock.monotonic()
+        self.lag_s = 0.0  # how late the last housekeeping was
         self.counters = {"dispatched": 0, "returned": 0, "actors_started": 0, "actors_lost": 0, "actors_killed": 0,
                          "actors_recycled": 0, "actors_adopted": 0, "reports_refused": 0}  # fmt: skip
 
@@ -212,6 +215,20 @@ class Dispatcher:
             ],
             "counters": dict(self.counters),
         }  # fmt: skip
+
+    def levels(self) -> dict[Key, float]:
+        """Return the gauges of queues and actors. Cost: by lanes and actors, not by jobs."""
+        heads = [self._jobs.queued(job_id) for lane in self._lanes.values() for job_id in lane.heads()]
+        since = min((job.queued_at for job in heads if job is not None and job.queued_at is not None), default=None)
+        found: dict[Key, float] = {
+            ("queue_depth", ("queued",)): sum(map(len, self._lanes.values())),
+            ("queue_depth", ("waiting",)): len(self._due),
+            ("queue_depth", ("running",)): len(self._active),
+            ("oldest_queued_seconds", ()): 0.0 if since is None else max(0.0, self._clock.now() - since),
+            ("loop_lag_seconds", ()): self.lag_s,
+        }
+        states = Counter(actor.state.name.lower() for actor in self._pool)
+        return found | {("actors", (state.name.lower(),)): states[state.name.lower()] for state in ActorState}
 
     def adopt(
         self,
@@ -724,7 +741,7 @@ class Dispatcher:
     def _forgive_own_absence(self, now: float) -> None:
         """Take no actor for stuck because this process was: what they said meanwhile has yet to be read."""
         absent_s = now - self._kept_house_at - _HOUSEKEEPING_S
-        self._kept_house_at = now
+        self._kept_house_at, self.lag_s = now, max(0.0, absent_s)
         if absent_s > _HOUSEKEEPING_S:
             for actor in self._pool:
                 actor.heard_at += absent_s

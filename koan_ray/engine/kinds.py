@@ -102,6 +102,14 @@ class Kinds:
         """Return how many jobs wait for a class, by kind."""
         return {kind: len(ids) for kind, ids in self._unroutable.items()}
 
+    def live(self) -> dict[str, int]:
+        """Return how many live jobs there are, by kind."""
+        found: Counter[str] = Counter()
+        for terms_id, n in self._n_live.items():
+            if n > 0 and (terms := self._terms.get(terms_id)) is not None:
+                found[terms.kind] += n
+        return found
+
     @property
     def n_live(self) -> int:
         """Live jobs by all terms."""

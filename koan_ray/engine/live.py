@@ -14,6 +14,7 @@ from koan_ray.domain import transitions
 from koan_ray.domain.records import ErrorInfo, ExecutionRecord, end_of
 from koan_ray.domain.status import ExecutionStatus, FailureKind, JobStatus, ParentPolicy, Reason
 from koan_ray.engine.lingering import Lingering
+from koan_ray.engine.meters import Meters
 from koan_ray.errors import LimitExceededError
 from koan_ray.killpoints import killpoint
 
@@ -37,21 +38,25 @@ class LiveJobs:
         kinds: The job classes; told which of them are in use.
         waiters: Who is told of ends.
         clock: Time.
-        log: Told of every single move of a job; None to tell nobody.
+        log: Where a fenced write is told.
+        tells_moves: Tell it of every single move of a job as well.
     """
 
     _catalog: Catalog
     _dispatcher: Dispatcher
     feed: Feed[JobRecord | None] | None = None  # of all changes, for those who show lists
 
-    def __init__(self, kinds: Kinds, waiters: Waiters, clock: Clock, log: Log | None) -> None:
+    def __init__(self, kinds: Kinds, waiters: Waiters, clock: Clock, log: Log, *, tells_moves: bool) -> None:
         self.by_id: dict[str, JobRecord] = {}
         self.children: dict[str, set[str]] = {}  # live children by parent
         self.counters: Counter[str] = Counter()
+        self.meters = Meters()
         self.duplicates: dict[str, JobRecord] = {}  # refused inserts, by id, until their submit is answered
         self.unstorable: dict[str, LimitExceededError] = {}  # inserts that no document can hold, as long as that
         self.lingering = Lingering(clock)
-        self._kinds, self._waiters, self._clock, self._log = kinds, waiters, clock, log
+        self._kinds, self._waiters, self._clock = kinds, waiters, clock
+        self._warn = log
+        self._log = log if tells_moves else None
 
     def attach(self, catalog: Catalog, dispatcher: Dispatcher) -> None:
         """Name the places where jobs are kept, and who runs them; both know us, so they come later."""
@@ -117,10 +122,22 @@ class LiveJobs:
             self.close_children(after)
         self._catalog.writer_of(job_id, after.particulars.residence).stage(after, execution)
         if self._log is not None:
+            self.tell_move(after, execution.id if execution is not None else None)
+
+    def tell_move(self, after: JobRecord, execution_id: str | None) -> None:
+        """Tell the log where a job went. ``rev`` is what the write expects to find; `written` tells of its guard."""
+        if self._log is not None:
             self._log.info(
-                "job_moved", job_id=job_id, kind=after.terms.kind, status=after.status.value, reason=after.reason,
-                attempt=after.attempts, execution_id=execution.id if execution is not None else None, rev=after.rev,
+                "job_moved", job_id=after.id, kind=after.terms.kind, status=after.status.value, reason=after.reason,
+                attempt=after.attempts, execution_id=execution_id, rev=after.rev, term=after.term,
             )  # fmt: skip
+
+    def tell_fenced(self, job_id: str, execution_id: str) -> None:
+        """Count a report for an execution that is not current, and tell the log."""
+        self.counters["fenced"] += 1
+        if self._log is not None:
+            guard = "execution is not current"
+            self._log.info("report_fenced", job_id=job_id, execution_id=execution_id, guard=guard)
 
     def writer_of(self, job: JobRecord) -> Writer:
         """Return what writes this job."""
@@ -153,8 +170,7 @@ class LiveJobs:
     def written(self, jobs: Sequence[JobRecord]) -> None:
         """A flush has written these: tell who waits, let go of what has ended, and let begin what is new."""
         live, waiters, lingering = self.by_id, self._waiters, self.lingering
-        if self.feed is not None and self.feed.is_heard:
-            self.feed.note([(job.id, job) for job in jobs])
+        self._tell_written(jobs)
         for job in jobs:
             if (now_is := live.get(job.id)) is not job:
                 # Due or routed while this was on its way: what came of it follows what is written now.
@@ -169,6 +185,7 @@ class LiveJobs:
             del live[job.id]
             self._kinds.ended(job)
             self.counters[job.status] += 1
+            self.meters.of(job.terms.kind).ends[job.status] += 1
             parent_id = job.particulars.parent_job_id
             if parent_id is not None and (siblings := self.children.get(parent_id)) is not None:
                 siblings.discard(job.id)
@@ -181,6 +198,16 @@ class LiveJobs:
             if job.particulars.residence.source is not None:
                 waiters.recent.add(end_of(job))
         waiters.wake()
+
+    def _tell_written(self, jobs: Sequence[JobRecord]) -> None:
+        """Tell those who show lists, and the log."""
+        if self.feed is not None and self.feed.is_heard:
+            self.feed.note([(job.id, job) for job in jobs])
+        if self._log is not None:
+            for job in jobs:
+                self._log.info(
+                    "job_written", job_id=job.id, status=job.status.value, rev=job.rev, term=job.term, guard="applied"
+                )
 
     def unstored(self, job: JobRecord, size: int, limit: int) -> None:
         """No document can hold this state: refuse the submit, or fail the job for what it has added since."""
@@ -214,6 +241,11 @@ class LiveJobs:
     def fenced(self, job: JobRecord) -> None:
         """Another writer has this job now: stop touching it, and let its waiters ask again."""
         self.counters["fenced_writes"] += 1
+        self.meters.count("fenced_writes", job.status.value)
+        self._warn.warning(
+            "write_fenced", job_id=job.id, execution_id=job.execution_id, status=job.status.value, rev=job.rev,
+            term=job.term, guard="refused",
+        )  # fmt: skip
         self.by_id.pop(job.id, None)
 
     def refused(self, job: JobRecord) -> None:

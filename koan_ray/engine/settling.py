@@ -71,6 +71,7 @@ class Settling:
         self._live[job.id] = running
         writer = self._jobs.writer_of(job)
         (writer.stage if job.is_claimed_ahead else writer.stage_behind)(running, execution)
+        self._jobs.tell_move(running, execution_id)
         order = Order(
             execution_id, job.id, job.terms.id, job.context, running.attempts, job.ordinal, job.created_at,
             job.queued_at or now, job.particulars, job.error, job.checkpoint,
@@ -252,7 +253,7 @@ class Settling:
     def _current(self, active: Active) -> JobRecord | None:
         job = self._live.get(active.job_id)
         if job is None or job.execution_id != active.execution.id:
-            self._jobs.counters["fenced"] += 1
+            self._jobs.tell_fenced(active.job_id, active.execution.id)
             return None
         return job
 
@@ -263,10 +264,12 @@ class Settling:
         self._jobs.counters["crashes"] += 1
         if job.crashes + 1 >= self._max_crashes and job.cancel_requested_at is None:
             doomed = job.evolve(crashes=job.crashes + 1)
+            self._jobs.meters.lost(job.terms.kind, error, is_poison=True)
             message = f"the process died {doomed.crashes} times while it ran this job; the last time: {error.message}"
             poison = ErrorInfo(error.type, message[:2000])
             after = transitions.failed(doomed, FailureKind.POISON, poison, at=now)
         else:
+            self._jobs.meters.lost(job.terms.kind, error, is_poison=False)
             after = transitions.lost(job, error, at=now)
         self._settle(execution, actor, after, ExecutionStatus.FAILED, Reason.LOST, report=report, error=error, first=True)
 
@@ -288,6 +291,11 @@ class Settling:
         if report is not None:
             execution.started_at = report.began_at
             now, error, metrics = report.began_at + report.duration_s, error or report.error, report.metrics
+            began_at, queued_at = report.began_at, after.queued_at
+            waited_s = began_at - queued_at if execution.attempt == 1 and queued_at is not None else None
+            self._jobs.meters.settled(after.terms.kind, reason, report.duration_s, waited_s)
+        elif reason is not Reason.RETURNED:
+            self._jobs.meters.of(after.terms.kind).reasons[reason] += 1
         if actor is not None and actor.info is not None:
             metrics = (*metrics, ("actor", actor.name), ("where", actor.info))
         closed = execution.close(status=status, reason=reason, at=now, error=error, metrics=metrics)

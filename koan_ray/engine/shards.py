@@ -16,6 +16,7 @@ from koan_ray.engine.tenure import Tenure, TenureState
 from koan_ray.errors import KoanRayError, StoreError
 
 if TYPE_CHECKING:
+    from koan_ray.engine.meters import Meters
     from koan_ray.engine.tenure import Host, Source
     from koan_ray.ports import Clock, Log
 
@@ -31,11 +32,13 @@ class Shards:
         clock: Time and timers.
         host: The coordinator.
         log: Where changes of state are told.
+        meters: Where takeovers and flushes are counted.
     """
 
     def __init__(
-        self, source: Source, *, n_shards: int, holder: str, ttl_s: float, clock: Clock, host: Host, log: Log
-    ) -> None:
+        self, source: Source, *, n_shards: int, holder: str, ttl_s: float, clock: Clock, host: Host, log: Log,
+        meters: Meters | None = None,
+    ) -> None:  # fmt: skip
         self.source, self.store = source.name, source.store
         self.audit = source.audit or source.store
         self.opening = asyncio.Lock()  # held while what was read is adopted and dispatched
@@ -45,6 +48,7 @@ class Shards:
             tenure = Tenure(
                 source, shard=shard_name(number), slots=slots_of(number, n_shards), holder=holder, ttl_s=ttl_s,
                 clock=clock, host=host, log=log, lead=self.tenures[0] if number else None,
+                meters=meters,
             )  # fmt: skip
             self.tenures.append(tenure)
 

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from koan_ray.domain.lease import BEATS_PER_TTL, MAX_SHARDS, STANDS_DOWN_AFTER, Observation, shard_name
 from koan_ray.domain.status import JobStatus
+from koan_ray.engine.meters import Meters
 from koan_ray.engine.writer import Writer, pause
 from koan_ray.errors import ConfigurationError, StaleLeaseError, StoreError, StoreUnavailableError
 from koan_ray.killpoints import killpoint
@@ -122,12 +123,14 @@ class Tenure:
         host: The coordinator.
         log: Where changes of state are told.
         lead: The tenure of the source's first shard; None for that itself.
+        meters: Where takeovers and flushes are counted.
     """
 
     def __init__(
         self, source: Source, *, shard: str, slots: Sequence[int], holder: str, ttl_s: float, clock: Clock, host: Host,
-        log: Log, lead: Tenure | None = None,
+        log: Log, lead: Tenure | None = None, meters: Meters | None = None,
     ) -> None:  # fmt: skip
+        self.meters = meters or Meters()
         self.source, self.store, self.slots = source.name, source.store, slots
         self.audit = source.audit or source.store
         self.state = TenureState.OPENING
@@ -165,6 +168,11 @@ class Tenure:
     def problem(self) -> BaseException | None:
         """Why it is not active, as last seen."""
         return self._problem if self._problem is not None or self._lead is None else self._lead.problem
+
+    @property
+    def beat_age_s(self) -> float | None:
+        """How long ago the last acknowledged beat was sent; None without a lease."""
+        return self._clock.monotonic() - self._beat_at if self.lease is not None else None
 
     @property
     def may_act(self) -> bool:
@@ -329,11 +337,20 @@ class Tenure:
             # Unknown: it may be ours. Only what a read says counts.
             found = await self.store.read_lease(self.shard)
             taken = found if found is not None and found.holder == self._holder else None
+            self.meters.count("outcome_unknown", "take_lease", "was_written" if taken is not None else "refused")
         if taken is not None:
             killpoint("lease.after_take")
             self._beat_at = sent_at
+            self.meters.count("takeovers", self._why_free(lease))
             self._log.info("lease_taken", term=taken.term, after=lease.holder if lease is not None else None)
         return taken
+
+    def _why_free(self, lease: Lease | None) -> str:
+        if lease is None:
+            return "first"
+        if lease.holder in ("", self._holder):
+            return "released" if lease.holder == "" else "own"
+        return "dead" if self._is_dead(lease.holder) else "lapsed"
 
     async def _serve(self, lease: Lease) -> None:
         self.replaced.clear()
@@ -453,7 +470,11 @@ class Tenure:
         if job.rev == 1:
             self._host.refused(job)
             return
-        self._log.warning("write_fenced", job_id=job.id, rev=job.rev, term=job.term)
+        self.meters.count("fenced_writes", job.status.value)
+        self._log.warning(
+            "write_fenced", job_id=job.id, execution_id=job.execution_id, status=job.status.value, rev=job.rev,
+            term=job.term, guard="refused",
+        )  # fmt: skip
         self._note_replaced()
 
     def _note_replaced(self) -> None:
@@ -461,7 +482,9 @@ class Tenure:
         self._woken.set()
 
     def _new_writer(self, term: int) -> Writer:
-        return Writer(_Guarded(self), self._clock, self._host.written, self.fenced, term=term)
+        return Writer(
+            _Guarded(self), self._clock, self._host.written, self.fenced, term=term, meters=self.meters, source=self.source
+        )
 
     # --- the beat ------------------------------------------------------------------------------------------------------
 

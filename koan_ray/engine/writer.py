@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
+from koan_ray.engine.meters import Meters
 from koan_ray.errors import StaleLeaseError, StoreError
 from koan_ray.ports import Change
 
@@ -49,6 +50,8 @@ class Writer:
         on_written: Called after a flush with the records it wrote, in the order they were staged.
         on_fenced: Called with a record that a newer writer has replaced; that writer owns the shard now.
         term: Of the lease that these writes are made under.
+        meters: Where flushes are measured.
+        source: Their label there.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class Writer:
         on_fenced: Callable[[JobRecord], None] | None = None,
         *,
         term: int = 1,
+        meters: Meters | None = None,
+        source: str = "memory",
     ) -> None:
         self._store, self._clock, self._term = store, clock, term
         self._on_written, self._on_fenced = on_written, on_fenced
@@ -71,6 +76,7 @@ class Writer:
         self._behind_since: float | None = None  # when the oldest state was staged that may wait
         self._behind_s = _WRITE_BEHIND_S
         self._abandoned: BaseException | None = None
+        self._meters, self._source = meters or Meters(), source
 
     @property
     def n_dirty(self) -> int:
@@ -167,7 +173,9 @@ class Writer:
                 self._in_flight, self._acks = self._acks, []
                 self._behind_since, began = None, self._clock.monotonic()
                 written = await self._flush()
-                self._behind_s = min(max(_WRITE_BEHIND_S, self._clock.monotonic() - began), _MAX_BEHIND_S)
+                took_s = self._clock.monotonic() - began
+                self._meters.took("flush_seconds", took_s, self._source)
+                self._behind_s = min(max(_WRITE_BEHIND_S, took_s), _MAX_BEHIND_S)
                 self._on_written(written)
                 acks, self._in_flight = self._in_flight, []
                 for ack in acks:
@@ -207,7 +215,12 @@ class Writer:
                 ours = [change for change in refused if await self._is_ours(change)]
                 if ours:  # the first try wrote the job, and perhaps not its executions
                     await self._store.file_executions(ours)
-                return [change for change in refused if change not in ours]
+                fenced = [change for change in refused if change not in ours]
+                for resolution, n in (("was_written", len(ours)), ("refused", len(fenced)),
+                                      ("repeated", len(changes) - len(refused))):  # fmt: skip
+                    if n:
+                        self._meters.count("outcome_unknown", "flush", resolution, n=n)
+                return fenced
             except StoreError:
                 continue
 

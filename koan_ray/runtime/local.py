@@ -7,6 +7,7 @@ are counted against the machine's CPUs.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import threading
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from koan_ray import wiring
+from koan_ray.domain.measures import Measures
 from koan_ray.engine.agent import Agent
 from koan_ray.engine.session import Session
 from koan_ray.errors import RuntimeUnavailableError
@@ -21,7 +23,7 @@ from koan_ray.ports import ActorInfo, BatchReply, LoopClock
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import LocalCode
 from koan_ray.runtime.loop import LoopThread
-from koan_ray.telemetry import traces
+from koan_ray.telemetry import metrics, traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from koan_ray.ports import ActorEvents, OrderBatch, Push, Survey
 
 
+_MEASURE_S = 5.0
 _CLOSE_S = 10.0  # for the last flush, when the engine is shut down
 
 
@@ -55,6 +58,7 @@ class LocalRuntime:
         self._is_stopped = False
         self.session = Session(self, inline_limit=settings.inline_limit, ship=self.code.ship, trace=traces.current)
         self._thread.run(self.core.start())
+        self._stop_measuring = metrics.offer(self._measure)
         if settings.keeps_documents:
             self.session.introduce_kinds()
 
@@ -92,9 +96,20 @@ class LocalRuntime:
         """Bring states to the broker; see `Uplink`."""
         self.broker("push", (states,), lambda _answer, _error: None)
 
+    def _measure(self) -> Measures:
+        """Read coordinator and broker; nothing while the engine is too busy to answer or has ended."""
+        if self._is_stopped:
+            return Measures({}, {}, {})
+        try:
+            both = [self._thread.run(core.measure(), timeout=_MEASURE_S) for core in (self.core, self.broker_core)]
+        except (TimeoutError, asyncio.CancelledError):
+            return Measures({}, {}, {})
+        return metrics.merged(both)
+
     def stop(self) -> None:
         """End coordinator, broker and agents. Bodies that run are asked to stop and given up."""
         if not self._is_stopped:
+            self._stop_measuring()
             with contextlib.suppress(TimeoutError):
                 self._thread.run(self.core.close(), timeout=_CLOSE_S)
             self._launcher.stop()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import httpx2
 import psutil
@@ -59,7 +60,13 @@ def test_help_names_the_commands_and_is_quick():
     began = time.perf_counter()
     done = run("--help")
     assert time.perf_counter() - began < 2
-    assert all(name in done.stdout for name in ("demo", "dev", "doctor", "status", "down"))
+    assert all(name in done.stdout for name in ("demo", "dev", "doctor", "jobs", "status", "down"))
+    assert all(
+        name in run("jobs", "--help").stdout for name in ("list", "show", "tree", "watch", "submit", "cancel", "retry")
+    )
+    code = "import sys, koan_ray.cli.app; print([m for m in ('ray', 'pydantic', 'asyncio', 'pymongo') if m in sys.modules])"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert imported == "[]\n"
     assert run("--version").stdout == f"koan-ray {koan.__version__}\n"
 
 
@@ -150,7 +157,7 @@ def test_dev_runs_everything_and_ends_everything(tmp_path, sources):
         checked = run("doctor")
         assert checked.stdout == "2 jobs read; nothing is wrong\n", checked.stdout + checked.stderr
         refused = run("demo", "--runtime", "local", "--path", str(sources))
-        assert refused.returncode == 1
+        assert refused.returncode == 4
         assert "another engine works on these documents" in refused.stderr
         joined = run("demo", "--path", str(sources), "--limit", "5")
         assert "Joining the engine" in joined.stdout, joined.stdout + joined.stderr
@@ -171,6 +178,91 @@ def test_dev_runs_everything_and_ends_everything(tmp_path, sources):
     assert run("doctor").returncode == 0
 
 
+def test_a_shell_completes_statuses_and_kinds(tmp_path):
+    (tmp_path / "my_jobs.py").write_text(MODULE)
+    (tmp_path / "koan.toml").write_text('[jobs]\nmodules = ["my_jobs"]\n')
+
+    def completed(line: str) -> list[str]:
+        script = str(Path(sys.executable).with_name("koan-ray"))
+        completion = {"_KOAN_RAY_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+        done = subprocess.run([script], capture_output=True, text=True, env={**os.environ, **completion}, check=False)
+        return done.stdout.split()
+
+    assert completed("koan-ray jobs list --status c") == ["created", "completed", "cancelled"]
+    assert completed("koan-ray jobs submit ") == ["double", "slow"]
+    assert completed("koan-ray jobs list --kind d") == ["double"]
+    assert "executions" in completed("koan-ray jobs ")
+
+
+MODULE = """
+import time
+import koan_ray as koan
+
+@koan.job(kind="double")
+def double(n: int, progress: koan.JobProgress) -> int:
+    progress.report(0.5, "doubling")
+    return 2 * n
+
+@koan.job(kind="slow")
+def slow(n: int, progress: koan.JobProgress) -> int:
+    for step in range(10 * n):
+        progress.report(step, 10 * n, "step")
+        time.sleep(0.1)
+    return n
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_jobs_are_started_watched_and_found_on_a_cluster(cluster, tmp_path):
+    (tmp_path / "my_jobs.py").write_text(MODULE)
+    (tmp_path / "koan.toml").write_text('[engine]\nnamespace = "test-jobs-command"\n[jobs]\nmodules = ["my_jobs"]\n')
+    environment = {"RAY_ADDRESS": cluster, "COLUMNS": "100"}
+    nobody = run("jobs", "list", **environment)
+    assert (nobody.returncode, "no engine in namespace 'test-jobs-command'" in nobody.stderr) == (4, True)
+    try:
+        with koan.init(engine={"namespace": "test-jobs-command", "max_actors": 2}):
+            done = run("jobs", "submit", "double", "-c", "21", "--wait", "--json", **environment)
+            found = json.loads(done.stdout)
+            assert (found["status"], found["result"], found["attempts"]) == ("completed", 42, 1), done.stderr
+            slow = run("jobs", "submit", "my_jobs:slow", "-c", "60", "--quiet", **environment).stdout.strip()
+            watching = subprocess.Popen(
+                [*COMMAND, "jobs", "watch", slow], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+            )
+            told = lines_until(watching.stderr, "step")
+            assert f"slow {slow}  running  " in told
+            watching.send_signal(signal.SIGINT)
+            assert "1 job goes on" in watching.communicate(timeout=30)[1]
+            assert watching.returncode == 130
+            assert "running" in run("jobs", "list", "--status", "running", **environment).stdout
+            assert run("jobs", "cancel", slow, **environment).returncode == 0
+            assert run("jobs", "watch", slow, **environment).returncode == 1
+            shown = json.loads(run("jobs", "show", "--json", slow, **environment).stdout)
+            assert (shown["status"], shown["executions"][0]["status"]) == ("cancelled", "cancelled")
+    finally:
+        end_namespace("test-jobs-command")
+
+
+def test_without_an_engine_stored_jobs_are_read_from_their_documents(tmp_path, sources):
+    """Nothing runs at the address; the document server of this directory is started to be read."""
+    assert run("demo", "--runtime", "local", "--path", str(sources)).returncode == 0
+    nowhere = {"RAY_ADDRESS": "127.0.0.1:1", "COLUMNS": "100"}
+    listed = run("jobs", "list", "--json", "--kind", "Census", **nowhere)
+    (census,) = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert (census["status"], census["name"]) == ("completed", "census")
+    assert "no engine was found" in listed.stderr
+    assert "this is read from the documents" in listed.stderr
+    assert run("jobs", "list", "--count", "--documents").stdout == "5\n"
+    tree = run("jobs", "tree", census["id"], "--documents", COLUMNS="100")
+    assert "PackageCensus" in tree.stdout
+    assert tree.stderr == ""
+    failed = run("jobs", "list", "--quiet", "--status", "failed", "--documents").stdout.split()
+    assert "SyntaxError" in run("jobs", "executions", "--trace", failed[0], "--documents").stdout
+    assert "SyntaxError" in run("jobs", "show", failed[0], "--documents").stdout
+    assert run("jobs", "show", "0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10", "--documents").returncode == 3
+    assert run("jobs", "retry", failed[0], **nowhere).returncode == 4
+
+
 @pytest.mark.ray
 def test_the_demo_runs_on_ray_and_the_engine_can_be_looked_at_and_ended(cluster, sources):
     done = run("demo", "--path", str(sources), RAY_ADDRESS=cluster, COLUMNS="140")
@@ -183,7 +275,7 @@ def test_the_demo_runs_on_ray_and_the_engine_can_be_looked_at_and_ended(cluster,
         assert found["jobs"]["failed"] >= 2
         assert "ended the engine in namespace 'koan'" in run("down", "--address", cluster).stdout
         gone = run("status", "--address", cluster)
-        assert gone.returncode == 1
+        assert gone.returncode == 4
         assert "no engine in namespace 'koan'" in gone.stderr
     finally:
         end_namespace("koan")
@@ -191,10 +283,10 @@ def test_the_demo_runs_on_ray_and_the_engine_can_be_looked_at_and_ended(cluster,
 
 def test_a_wrong_address_or_option_is_told_in_one_line():
     done = run("status", "--address", "127.0.0.1:1")
-    assert done.returncode == 1
+    assert done.returncode == 4
     assert done.stderr.startswith("koan-ray: no Ray at '127.0.0.1:1'")
     assert len(done.stderr.strip().splitlines()) == 1
     assert run("demo", "--runtime", "moon").returncode == 2
     nothing = run("doctor")
-    assert nothing.returncode == 1
+    assert nothing.returncode == 2
     assert nothing.stderr.startswith("koan-ray: sources: no source keeps documents")

@@ -28,12 +28,14 @@ from koan_ray.runtime.code import Shipping
 from koan_ray.runtime.loop import LoopThread
 from koan_ray.runtime.ray import options
 from koan_ray.runtime.ray.launcher import RayLauncher
+from koan_ray.runtime.ray.metrics import RayMetrics
 from koan_ray.runtime.ray.transport import RayTransport
-from koan_ray.telemetry import logs, traces
+from koan_ray.telemetry import configure_from_environment, logs, traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from koan_ray.domain.measures import Measures
     from koan_ray.domain.records import ActorSpec, Progress
     from koan_ray.engine.coordinator import Coordinator
     from koan_ray.engine.settings import EngineSettings
@@ -53,6 +55,7 @@ class CoordinatorActor:
         self._core = wiring.coordinator(settings, launcher, clock)
         self._settings = settings
         self._when_started = _starting_first(self._core)
+        _measure(lambda: self._thread.run(self._core.measure()), namespace, "coordinator")
 
     def _call(self, method: str, request: bytes) -> bytes:
         answer = self._thread.run(self._when_started(method, pickle.loads(request)))  # noqa: S301 - from this cluster
@@ -133,6 +136,7 @@ class BrokerActor:
     def __init__(self, settings: EngineSettings) -> None:
         self._thread = LoopThread("koan-broker")
         self._core = wiring.broker(settings, LoopClock(self._thread.loop))
+        _measure(lambda: self._thread.run(self._core.measure()), settings.namespace, "broker")
 
     def _call(self, method: str, request: bytes) -> bytes:
         answer = self._thread.run(getattr(self._core, method)(*pickle.loads(request)))  # noqa: S301 - from this cluster
@@ -255,6 +259,12 @@ class _Uplink:
 def _leave(why: str) -> None:
     logs.get_logger().warning("job_actor_orphaned", reason=why)
     os._exit(0)
+
+
+def _measure(read: Callable[[], Measures], namespace: str, who: str) -> None:
+    """Publish the readings of this actor for as long as its process lives."""
+    configure_from_environment(f"koan_ray.{who}")
+    RayMetrics(read, namespace).start()
 
 
 def _tune_collector() -> None:

@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
+from koan_ray.engine.session import Session
 from koan_ray.errors import RuntimeUnavailableError
+from koan_ray.runtime.code import Shipping
 from koan_ray.runtime.ray import options
+from koan_ray.runtime.ray.actors import BrokerActor
 from koan_ray.runtime.ray.driver import knock, start_ray
 from koan_ray.runtime.ray.translate import to_ours
+from koan_ray.runtime.ray.transport import RayTransport
+from koan_ray.telemetry import traces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from koan_ray.config import Settings
     from koan_ray.domain.records import JobView
+    from koan_ray.engine.settings import EngineSettings
 
 _TIMEOUT_S = 30.0
 
@@ -62,6 +68,38 @@ def status(address: str, namespace: str) -> dict[str, Any]:
     coordinator = _find(address, namespace)
     answer = ray.get(coordinator.ask.remote("status", pickle.dumps(())), timeout=_TIMEOUT_S)
     return cast("dict[str, Any]", pickle.loads(answer))  # noqa: S301 - from the cluster that we run on
+
+
+@contextlib.contextmanager
+def session(address: str, namespace: str) -> Iterator[Session]:
+    """Connect to the engine of a cluster as it is; none is started, whatever the settings here say.
+
+    Raises:
+        RuntimeUnavailableError: As `status`.
+    """
+    was_connected = ray.is_initialized()
+    connected: Session | None = None
+    transport = RayTransport(lambda whom: _actor(whom, namespace, in_force))
+    try:
+        coordinator = _find(address, namespace)
+        in_force: EngineSettings = ray.get(coordinator.warm.remote(), timeout=_TIMEOUT_S)
+        connected = Session(transport, inline_limit=in_force.inline_limit, ship=Shipping().ship, trace=traces.current)
+        yield connected
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        raise to_ours(error, "session") from None
+    finally:
+        if connected is not None:
+            connected.close("the command has ended")
+        transport.close()
+        if not was_connected and ray.is_initialized():
+            ray.shutdown()
+
+
+def _actor(whom: str, namespace: str, settings: EngineSettings) -> Any:
+    if whom == "coordinator":
+        return ray.get_actor(options.COORDINATOR_NAME, namespace=namespace)
+    shell = options.shell(BrokerActor, options.BROKER_GROUPS)  # nobody may have watched anything yet
+    return shell.options(**options.BROKER, namespace=namespace).remote(settings)
 
 
 def archive(address: str, namespace: str, *, dry_run: bool) -> dict[str, dict[str, int]]:
