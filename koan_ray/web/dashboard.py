@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
@@ -46,8 +46,12 @@ class Dashboard:
             )
         if path == "api" or path.startswith("api/") or scope["method"] not in ("GET", "HEAD") or "\0" in path:
             raise ProblemError(404, "there is no such route; /openapi.json lists those that there are", slug="no-such-route")
-        # The page has addresses of its own, such as /jobs/…; files have a dot in their names.
+        # Files have a dot in their names.
         is_page = "." not in path.rpartition("/")[2]
+        if is_page and path and (self._directory / "index.html").is_file():
+            # The page names its places behind a '#': so it works wherever the app is mounted, without knowing where.
+            await RedirectResponse(f"{scope.get('root_path', '')}/", 307)(scope, receive, send)
+            return
         if not (self._directory / "index.html").is_file() and is_page:
             await HTMLResponse(_PLACEHOLDER, headers={"Cache-Control": "no-cache"})(scope, receive, send)
             return
