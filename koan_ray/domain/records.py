@@ -40,10 +40,13 @@ class ActorSpec(NamedTuple):
     runtime_env: str | None = None
     concurrency: int = 1
     dedicated: bool = False
+    lead: bool = False  # for jobs that have chunks of items done by other actors: holds nothing, counts for nothing
 
     @property
     def label(self) -> str:
         """A short name for dashboards and logs, such as ``cpu=1 gpu=0.5``."""
+        if self.lead:
+            return "lead"
         parts = [f"cpu={self.num_cpus:g}"]
         parts += [f"gpu={self.num_gpus:g}"] if self.num_gpus else []
         parts += [f"{name}={amount:g}" for name, amount in self.custom]
@@ -63,6 +66,7 @@ class Terms(NamedTuple):
     spec: ActorSpec
     isolation: Isolation = Isolation.POOLED
     when_parent_ends: ParentPolicy = ParentPolicy.CANCEL
+    part: bool = False  # a chunk of another job's items: seen by nobody, stored nowhere, never run twice
 
 
 def identified(terms: Terms) -> Terms:

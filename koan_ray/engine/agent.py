@@ -288,7 +288,8 @@ class Agent:
     def _is_loaded_plain(self, live: _Live) -> bool:
         terms = self._terms[live.order.terms_id]
         job_type = self._types.get(terms.code_id)
-        return job_type is not None and not job_type.definition.is_async and terms.isolation is not Isolation.PROCESS
+        is_plain = job_type is not None and not job_type.definition.runs_on_loop(terms)
+        return is_plain and terms.isolation is not Isolation.PROCESS
 
     def _answer(self, number: int) -> BatchReply | None:
         with self._lock:
@@ -381,7 +382,7 @@ class Agent:
         terms = self._terms[live.order.terms_id]
         job_type = self._types.get(terms.code_id)
         # One that is not loaded yet is loaded on a body thread: an import may take seconds.
-        return job_type is not None and job_type.definition.is_async and terms.isolation is not Isolation.PROCESS
+        return job_type is not None and job_type.definition.runs_on_loop(terms) and terms.isolation is not Isolation.PROCESS
 
     def _next(self, live: _Live, report: Report, *, on_loop: bool, only: _Box | None = None) -> _Live | None:
         """File a report and return the next order for the same runner, which keeps its place; None: the place is free.

@@ -24,11 +24,13 @@ from koan_ray.domain import transitions
 from koan_ray.domain.lease import slots_of
 from koan_ray.domain.query import parse_query
 from koan_ray.domain.records import (
+    Checkpoint,
     End,
     ErrorInfo,
     ExecutionRecord,
     JobRecord,
     JobView,
+    Part,
     Particulars,
     Progress,
     Terms,
@@ -268,14 +270,16 @@ class Coordinator:
             raise LimitExceededError(
                 "jobs queued or running", len(self._live) + len(rows), self._settings.max_queued, "engine.max_queued"
             )
-        particulars = [await self._placed(about) for about in particulars]
         terms = [self._kinds.terms(terms_id) for terms_id in terms_ids]
+        if not all(item.part for item in terms):
+            particulars = [await self._placed(about) for about in particulars]
         now = self._clock.now()
         refused: dict[int, KoanRayError] = {}
         for place, raw in enumerate(rows):
             row = Row(*raw)
             job_terms, about = terms[row.terms], particulars[row.particulars]
-            if row.job_id in self._live or about.parent_job_id is not None or about.retry_of is not None:
+            has_ties = about.parent_job_id is not None or about.retry_of is not None
+            if row.job_id in self._live or (has_ties and not job_terms.part):
                 error = await self._examine(row, job_terms, about)
                 if isinstance(error, KoanRayError):
                     refused[place] = error
@@ -283,7 +287,7 @@ class Coordinator:
                     continue
             self._accept(row, job_terms, about, now)
         may_linger = watcher is not None and len(rows) == 1 and not refused and particulars[0].residence.source is None
-        if may_linger and (end := await self._linger(rows[0][0])) is not None:
+        if may_linger and not terms[0].part and (end := await self._linger(rows[0][0])) is not None:
             return Accepted(self.epoch, now, refused, [], ended=(end,))
         is_watched = watcher is not None and self._watch_early(watcher, [row[0] for row in rows])
         for residence in {about.residence for about in particulars}:
@@ -366,7 +370,7 @@ class Coordinator:
             job.due_at, job.reason = now + row.delay_s, Reason.DELAY
         if about.residence.source is None:
             self._enqueue(job)
-        self._catalog.writer_of(about.residence).stage(job)
+        self._stage(job)
         if parent_id is not None and self._is_closing(parent_id) and terms.when_parent_ends is ParentPolicy.CANCEL:
             self._move(transitions.cancelled(job, at=now, reason="its parent has ended or is being cancelled"))
             self._dispatcher.dequeued(terms.spec, was_waiting=row.delay_s > 0)
@@ -467,6 +471,36 @@ class Coordinator:
                         self._waiters.ended(end_of(stored))
             self._waiters.wake()
             await pause(self._clock, _ELSEWHERE_S)
+
+    # --- items -----------------------------------------------------------------------------------------------------
+
+    async def checkpoint(self, job_id: str, execution_id: str, checkpoint: Checkpoint, parts: Sequence[Part]) -> bool:
+        """Keep how far a job over items is; false if this is not its current execution."""
+        job = self.current(job_id, execution_id)
+        if job is None:
+            return False
+        await self._catalog.memory.write_parts("", parts)
+        job = self.current(job_id, execution_id)
+        if job is None:
+            return False
+        numbers = {
+            stream: max([p.seq + 1 for p in parts if p.stream == stream], default=0) for stream in ("values", "failed")
+        }
+        was = job.checkpoint
+        after = job.evolve(
+            checkpoint=checkpoint._replace(
+                value_parts=max(numbers["values"], was.value_parts if was else 0),
+                failed_parts=max(numbers["failed"], was.failed_parts if was else 0),
+            )
+        )
+        self._live[job_id] = after
+        self._stage(after)
+        await self._writer_of(after).flushed()
+        return True
+
+    async def parts(self, job_id: str, stream: str, after: int, limit: int) -> list[Part]:
+        """Return what the items of a job have produced."""
+        return await self._catalog.memory.read_parts("", job_id, stream, after, limit)
 
     # --- cancel, retry, remove -------------------------------------------------------------------------------------
 
@@ -632,6 +666,10 @@ class Coordinator:
             **self._dispatcher.snapshot(),
         }
 
+    async def width(self) -> int:
+        """Return how many job actors may run bodies at a time."""
+        return self._dispatcher.width()
+
     def pushed(self, push: Push) -> bool:
         """A job actor tells of bodies that went on after their batch was answered; false if it is none of ours."""
         return self._dispatcher.pushed(push)
@@ -663,10 +701,11 @@ class Coordinator:
         running = transitions.dispatched(job, execution_id, at=now)
         execution = ExecutionRecord(execution_id, job.id, running.attempts, now)
         self._live[job.id] = running
-        self._writer_of(job).stage_behind(running, execution)
+        if not job.terms.part:
+            self._writer_of(job).stage_behind(running, execution)
         order = Order(
             execution_id, job.id, job.terms.id, job.context, running.attempts, job.ordinal, job.created_at,
-            job.queued_at or now, job.particulars, job.error,
+            job.queued_at or now, job.particulars, job.error, job.checkpoint,
         )  # fmt: skip
         return execution, order
 
@@ -758,7 +797,8 @@ class Coordinator:
         if job is not None and (job.progress is None or progress.sequence > job.progress.sequence):
             after = job.evolve(progress=progress, last_modified=self._clock.now())
             self._live[job.id] = after
-            self._writer_of(job).stage_behind(after)
+            if not job.terms.part:
+                self._writer_of(job).stage_behind(after)
 
     def when_stored(self, reports: Sequence[Report], then: Callable[[], None]) -> None:
         """Call ``then`` when what became of these reports is written."""
@@ -817,7 +857,9 @@ class Coordinator:
     ) -> None:
         now = self._clock.now()
         self.counters["crashes"] += 1
-        if job.crashes + 1 >= self._settings.max_crashes and job.cancel_requested_at is None:
+        if job.terms.part:  # whether and how its items are tried again is for the job to say that they belong to
+            after = transitions.failed(job, FailureKind.POISON, ErrorInfo("ProcessLost", error.message), at=now)
+        elif job.crashes + 1 >= self._settings.max_crashes and job.cancel_requested_at is None:
             doomed = job.evolve(crashes=job.crashes + 1)
             message = f"the process died {doomed.crashes} times while it ran this job; the last time: {error.message}"
             poison = ErrorInfo(error.type, message[:2000])
@@ -855,6 +897,8 @@ class Coordinator:
         self._live[job_id] = after
         if after.status is JobStatus.QUEUED:
             self._enqueue(after, first=first)
+            if after.terms.spec.lead and job_id in self._children:
+                self._close_parts(after)
         elif job_id in self._children:
             self._close_children(after)
         self._stage(after, execution)
@@ -868,7 +912,16 @@ class Coordinator:
         return self._catalog.writer_of(job.particulars.residence)
 
     def _stage(self, job: JobRecord, execution: ExecutionRecord | None = None) -> None:
-        self._writer_of(job).stage(job, execution)
+        if not job.terms.part:
+            self._writer_of(job).stage(job, execution)
+        elif job.status.is_final:  # nothing is written of a chunk, so its end can be told at once
+            self.written([job])
+
+    def _close_parts(self, lead: JobRecord) -> None:
+        """The execution that sent these chunks is over, and nobody is left to take their outcomes."""
+        for child_id in list(self._children.get(lead.id, ())):
+            if (child := self._live.get(child_id)) and child.terms.part:
+                self._cancel(child, "the job that they belong to begins again")
 
     def _close_children(self, parent: JobRecord) -> None:
         for child_id in list(self._children.get(parent.id, ())):
@@ -892,7 +945,7 @@ class Coordinator:
                 continue
             del live[job.id]
             self._kinds.ended(job)
-            self.counters[job.status] += 1
+            self.counters["chunks" if job.terms.part else job.status] += 1
             parent_id = job.particulars.parent_job_id
             if parent_id is not None and (siblings := self._children.get(parent_id)) is not None:
                 siblings.discard(job.id)

@@ -43,6 +43,7 @@ _CROWDED_TTL_S = 1.0  # an idle actor makes room after this when others wait for
 _CHILD_PROCESS_SLACK_S = 3.0  # the actor kills its own child; we step in only when it does not
 _HURRY_SLACK_S = 0.010  # on its way to the actor and back
 _DELAYED_S = 5.0  # an actor that takes longer to start does not keep others from starting
+_MAX_LEADING = 4  # actors that lead jobs over items, where the engine has no more actors than that; each leads several
 _STARVING_S = 1.0  # a lane without an actor takes one from a busy spec after this
 
 
@@ -238,6 +239,10 @@ class Dispatcher:
     def running(self) -> list[Active]:
         """Return all executions that actors have."""
         return list(self._active.values())
+
+    def width(self) -> int:
+        """Return how many actors may run bodies at a time."""
+        return self._limit()
 
     def has(self, execution_id: str) -> bool:
         """Tell whether an actor of ours has this execution."""
@@ -477,10 +482,13 @@ class Dispatcher:
         retiring = sum(actor.state is ActorState.RETIRING for actor in same)
         wanted = busy + retiring + math.ceil(len(lane) / lane.spec.concurrency)
         while len(same) < wanted:
-            if self._pool.n_counted_for(lane.spec) >= self._limit():
+            if lane.spec.lead:
+                if self._pool.n_leading() >= max(_MAX_LEADING, self._limit()) and not lane.deepest:
+                    return
+            elif self._pool.n_counted_for(lane.spec) >= self._limit():
                 self._make_room(lane.spec)
                 return
-            lent = self._pool.n_placed() >= self._limit()
+            lent = not lane.spec.lead and self._pool.n_placed() >= self._limit()
             self._n_started += 1
             name = f"koan_ray.job/{self._epoch}/{self._n_started}"
             actor = Actor(name, lane.spec, at=self._clock.monotonic(), lent=lent)
@@ -496,11 +504,11 @@ class Dispatcher:
 
     def _yield_to_starving(self, lane: Lane, actors: list[Actor]) -> list[Actor]:
         """Give up one actor of a busy lane when another lane has had none for a while and there is no room for it."""
-        if len(self._lanes) == 1 or any(actor.state is ActorState.RETIRING for actor in self._pool):
+        if len(self._lanes) == 1 or lane.spec.lead or any(actor.state is ActorState.RETIRING for actor in self._pool):
             return actors  # one at a time: the place of the one that is ending comes first
         now = self._clock.monotonic()
         for other in self._lanes.values():
-            if other is lane:
+            if other is lane or other.spec.lead:
                 continue
             if not len(other) or any(True for _ in self._pool.of(other.spec)):
                 other.waiting_since = None

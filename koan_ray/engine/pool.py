@@ -161,18 +161,24 @@ class Pool:
 
         An actor that can take nothing of this spec and in which every body waits for other jobs does not count: its CPU is
         lent to the new one, so that a parent can wait for a child with other needs however small the pool is. Nor does one
-        that waits for the cluster: it holds nothing, and might wait for ever.
+        that waits for the cluster: it holds nothing, and might wait for ever. Those that lead jobs over items never do.
         """
         return sum(
             (actor.spec == spec and actor.state is not ActorState.RETIRING) or not (actor.is_parked_only or actor.is_delayed)
             for actor in self._actors.values()
+            if not actor.spec.lead
         )
+
+    def n_leading(self) -> int:
+        """Actors that lead jobs over items."""
+        return sum(actor.spec.lead for actor in self._actors.values())
 
     def n_placed(self) -> int:
         """Actors that hold, or are about to hold, what their spec says."""
-        return sum(not actor.is_delayed for actor in self._actors.values())
+        return sum(not (actor.is_delayed or actor.spec.lead) for actor in self._actors.values())
 
     def idle_of_another_spec(self, spec: ActorSpec) -> Actor | None:
         """Return the actor of another spec that has been idle longest."""
-        idle = [a for a in self._actors.values() if a.spec != spec and a.is_idle and a.state is ActorState.READY]
+        others = (a for a in self._actors.values() if a.spec != spec and not a.spec.lead)
+        idle = [a for a in others if a.is_idle and a.state is ActorState.READY]
         return min(idle, key=lambda actor: actor.quiet_since, default=None)
