@@ -184,9 +184,13 @@ class Jobs:
         return ambient.engine().cancel(job_id, reason)
 
     @staticmethod
-    def retry(job_id: str) -> Pending[Job[Any, Any]]:
-        """Run a failed or cancelled job anew, as a new job."""
-        return ambient.engine().retry(job_id)
+    def retry(job_id: str, *, resume: bool = False) -> Pending[Job[Any, Any]]:
+        """Run a failed or cancelled job anew, as a new job.
+
+        ``resume``: a job over items goes on where the old one stopped, with what its items have produced so far;
+        `ConflictError` if it has no checkpoint.
+        """
+        return ambient.engine().retry(job_id, resume=resume)
 
     @staticmethod
     def remove(job_id: str) -> Pending[None]:

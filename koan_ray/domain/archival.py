@@ -20,7 +20,7 @@ from koan_ray.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from koan_ray.domain.records import ExecutionRecord, JobRecord
+    from koan_ray.domain.records import ExecutionRecord, JobRecord, Part
 
 ARCHIVE: Final = "archive"  # the partition that finished jobs move to unless told otherwise
 RETENTION_S: Final = 30 * 86_400.0
@@ -143,6 +143,8 @@ def age_key(job: JobRecord) -> tuple[float, str]:
 def fingerprint(job: JobRecord, executions: Iterable[ExecutionRecord]) -> str:
     """Return a hash of everything that a reader can see of a job and its executions, wherever they are kept.
 
+    Its parts are not in it: there may be too many; they are compared one by one (`same_part`).
+
     Left out is the engine's bookkeeping: ``rev``, ``term``, ``last_modified`` and the residence. JSON counts by its value:
     a store may give back other spaces, or keys in another order.
     """
@@ -151,11 +153,22 @@ def fingerprint(job: JobRecord, executions: Iterable[ExecutionRecord]) -> str:
     parts = [
         seen, _json(job.context), _json(job.result), about.metadata, about.traceparent, about.retry_of,
         about.residence.audit, terms.kind, repr(terms[3:]), job.due_at, job.cancel_requested_at, job.crashes, job.ordinal,
-        job.execution_id, job.last_execution_id,
+        job.execution_id, job.last_execution_id, _checkpoint(job),
         sorted((_seen(execution) for execution in executions), key=lambda row: row[0]),
     ]  # fmt: skip
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=repr)
     return blake2b(canonical.encode(errors="surrogatepass"), digest_size=32).hexdigest()
+
+
+def _checkpoint(job: JobRecord) -> list[Any]:
+    return [] if job.checkpoint is None else [job.checkpoint._replace(body=b""), _json(job.checkpoint.body)]
+
+
+def same_part(one: Part, other: Part) -> bool:
+    """Tell whether two parts say the same; which execution wrote them is the engine's bookkeeping."""
+    if one.body != other.body and _json(one.body) != _json(other.body):
+        return False
+    return one._replace(body=b"", fence=0) == other._replace(body=b"", fence=0)
 
 
 def _seen(execution: ExecutionRecord) -> tuple[Any, ...]:

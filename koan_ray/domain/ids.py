@@ -30,6 +30,13 @@ def child_id(parent_id: str, key: str) -> str:
     return str(uuid.UUID(int=value))
 
 
+def made_at(job_id: str) -> float:
+    """Return when an id was made, in epoch seconds, by the clock of whoever made it; 0.0 for what is no UUIDv7."""
+    if not is_id(job_id) or (made := uuid.UUID(job_id)).version != 7:
+        return 0.0
+    return (made.int >> 80) / 1000
+
+
 def is_id(value: object) -> bool:
     """Tell whether ``value`` is the text form of a UUID."""
     if not isinstance(value, str) or len(value) != 36:

@@ -1,8 +1,8 @@
 """What must be true of stored jobs, read off their documents; for ``koan-ray doctor`` and the tests of faults.
 
 The numbers are those of the reliability rules: I4 one outcome for each execution, I5 closed executions at rest, I6 a
-completed job's last execution succeeded, I7 nothing runs without an owner, I8 budgets, I9 a cancelled job stays so, I13
-children of a job that has ended, I14 a job is in one place.
+completed job's last execution succeeded, I7 nothing runs without an owner, I8 budgets, I9 a cancelled job stays so, I12
+items are accounted for, I13 children of a job that has ended, I14 a job is in one place.
 """
 
 from __future__ import annotations
@@ -93,6 +93,10 @@ def _check_state(job: JobRecord, max_crashes: int | None, overdue_before: float 
         yield Violation("I6", job.id, "is completed and has no result")
     if job.status is JobStatus.QUEUED and job.cancel_requested_at is not None:
         yield Violation("I9", job.id, "is queued although its cancellation was asked for")
+    if (done := job.checkpoint) is not None and done.total is not None:
+        n_done = done.processed + done.skipped + done.failed
+        if n_done > done.total:
+            yield Violation("I12", job.id, f"counts {n_done} items that have ended, and there are {done.total}")
     is_overdue = overdue_before is not None and job.last_modified < overdue_before
     if job.status is JobStatus.RUNNING and is_overdue:
         yield Violation("I7", job.id, "is running and nobody has touched it for long")

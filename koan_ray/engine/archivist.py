@@ -4,6 +4,9 @@ A move is four steps, and a crash after any of them leaves the job in at least o
 
     read the source ──► write the copy ──► read it back and compare ──► delete the source, guarded by its rev
 
+Of a job over items, the parts that its checkpoint counts are copied page by page before the job itself, compared with it,
+and deleted after it, so that whoever finds a job finds its parts.
+
 The next pass begins each move from the start: a copy that is there and equal is not written again. Everything is read by
 majority. Executions go with their job; where `jobs.audit_source` keeps them in a source of their own, they stay there, and
 are found from wherever the job is. An interrupted delete can leave executions behind without their job; they are equal to
@@ -20,9 +23,9 @@ from collections import Counter
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from koan_ray.domain.archival import age_key, due, fingerprint, is_archive
+from koan_ray.domain.archival import age_key, due, fingerprint, is_archive, same_part
 from koan_ray.domain.query import Query
-from koan_ray.domain.records import Residence
+from koan_ray.domain.records import STREAMS, Residence
 from koan_ray.engine.tenure import TenureState
 from koan_ray.engine.writer import pause
 from koan_ray.errors import ConflictError, JobNotFoundError, RecordCorruptError, StoreUnavailableError
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from koan_ray.domain.archival import ArchivalPolicy
-    from koan_ray.domain.records import ExecutionRecord, JobRecord
+    from koan_ray.domain.records import ExecutionRecord, JobRecord, Part
     from koan_ray.domain.status import JobStatus
     from koan_ray.engine.tenure import Tenure
     from koan_ray.ports import Clock, Log
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 _TRIES = 3
 _RETRY_S = 5.0
 _PAGE = 500
+_PARTS = 50  # of a job that are read at a time
 _BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0)
 
 
@@ -244,10 +248,11 @@ class Archivist:
         record, executions = _named(found[0], source), found[1]
         copy = dress(record, source, target)
         wanted = fingerprint(copy, _carried(executions, source, target))
-        if not await self._has_equal(target, copy, wanted):
+        if not await self._has_equal(source, target, copy, wanted):
             _check_ours(source, target)
+            await _copy_parts(source, target, copy)
             await target.tenure.store.put_copy(copy, _carried(executions, source, target), target.partition)
-            if not await self._has_equal(target, copy, wanted):
+            if not await self._has_equal(source, target, copy, wanted):
                 return None
         _check_ours(source, target)
         if await source.tenure.store.delete_if(record, source.partition):
@@ -258,17 +263,20 @@ class Archivist:
     async def _finish(self, job: JobRecord, source: _Place, target: _Place) -> _Outcome:
         """The source is gone: deleted by an earlier try whose answer was lost, or removed by somebody."""
         if await target.tenure.store.get_copy(job.id, target.partition) is None:
+            await target.tenure.store.delete_if(job, target.partition)  # parts that were copied before it was removed
             return _Outcome.GONE
-        await source.tenure.store.delete_if(job, source.partition)  # executions that an interrupted delete left
+        await source.tenure.store.delete_if(job, source.partition)  # executions and parts that an interrupted delete left
         return _Outcome.MOVED
 
-    async def _has_equal(self, target: _Place, copy: JobRecord, wanted: str) -> bool:
+    async def _has_equal(self, source: _Place, target: _Place, copy: JobRecord, wanted: str) -> bool:
         """Tell whether the target holds a copy that no reader can tell from the source, and no older one than asked for."""
         try:
             found = await target.tenure.store.get_copy(copy.id, target.partition)
         except RecordCorruptError:
             return False
-        return found is not None and found[0].rev >= copy.rev and fingerprint(*found) == wanted
+        if found is None or found[0].rev < copy.rev or fingerprint(*found) != wanted:
+            return False
+        return await _has_equal_parts(source, target, copy)
 
     # --- back --------------------------------------------------------------------------------------------------------
 
@@ -383,6 +391,46 @@ def _carried(executions: Sequence[ExecutionRecord], source: _Place, target: _Pla
         msg = f"{source} keeps executions with their jobs and {target} does not; archive within {source.tenure.source!r}"
         raise ConflictError(msg)
     return executions
+
+
+async def _pages(place: _Place, job: JobRecord, stream: str) -> AsyncIterator[list[Part]]:
+    """Iterate over the parts of a stream that count.
+
+    Raises:
+        RecordCorruptError: One is missing.
+    """
+    after, n_counted = -1, job.checkpoint.n_parts(stream) if job.checkpoint is not None else 0
+    while after < n_counted - 1:
+        page = await place.tenure.store.read_parts(
+            place.partition, job.id, stream, after, min(_PARTS, n_counted - after - 1)
+        )
+        if [part.seq for part in page] != list(range(after + 1, after + 1 + len(page))) or not page:
+            raise RecordCorruptError(job.id, f"parts.{stream}.{after + 1}", f"is missing in {place}")
+        after = page[-1].seq
+        yield page
+
+
+async def _copy_parts(source: _Place, target: _Place, job: JobRecord) -> None:
+    for stream in STREAMS:
+        async for page in _pages(source, job, stream):
+            _check_ours(source, target)
+            await target.tenure.store.write_parts(target.partition, page)
+
+
+async def _has_equal_parts(source: _Place, target: _Place, job: JobRecord) -> bool:
+    """Tell whether the target has all parts that count as the source has them; holds two pages at a time."""
+    for stream in STREAMS:
+        async for ours in _pages(source, job, stream):
+            theirs: list[Part] = []
+            while len(theirs) < len(ours):
+                after, n_left = ours[len(theirs)].seq - 1, len(ours) - len(theirs)
+                page = await target.tenure.store.read_parts(target.partition, job.id, stream, after, n_left)
+                if not page:
+                    return False
+                theirs += page
+            if not all(same_part(one, other) for one, other in zip(ours, theirs, strict=True)):
+                return False
+    return True
 
 
 def _check_ours(*places: _Place) -> None:

@@ -50,6 +50,10 @@ class Catalog:
             return self._memory_writer
         return self.tenures[residence.source].writer
 
+    def store_of(self, residence: Residence) -> JobStore:
+        """Return the store of the place that a job belongs to."""
+        return self.memory if residence.source is None else self.tenures[residence.source].store
+
     def tenure_of(self, residence: Residence) -> Tenure | None:
         """Return the tenure of a job's source; None for memory."""
         return None if residence.source is None else self.tenures[residence.source]

@@ -41,6 +41,7 @@ from koan_ray.domain.retry import Advice, decide
 from koan_ray.domain.status import ExecutionStatus, FailureKind, JobStatus, ParentPolicy, Reason
 from koan_ray.engine.archivist import Archivist
 from koan_ray.engine.catalog import Catalog
+from koan_ray.engine.checkpoints import Checkpoints
 from koan_ray.engine.dispatcher import Dispatcher
 from koan_ray.engine.kinds import Kinds
 from koan_ray.engine.recovery import Recovery
@@ -84,6 +85,7 @@ class Row(NamedTuple):
     context: bytes
     created_at: float
     delay_s: float = 0.0
+    checkpoint: Checkpoint | None = None  # of a retry that goes on where the old job stopped
 
 
 class Submission(NamedTuple):
@@ -155,6 +157,7 @@ class Coordinator:
         self._memory_writer = Writer(store, clock, self.written, self._fenced)
         self._sources = sources
         self._catalog = Catalog(store, self._memory_writer, {}, settings.default_source, settings.default_partition)
+        self._checkpoints = Checkpoints(self, self._catalog, clock)
         self._waiters = Waiters(clock, max_sessions=settings.max_sessions, max_watched=settings.max_watched)
         self._dispatcher = Dispatcher(self, launcher, clock, settings, epoch)
         self._launcher = launcher
@@ -359,7 +362,7 @@ class Coordinator:
         return True
 
     def _accept(self, row: Row, terms: Terms, about: Particulars, now: float) -> None:
-        job = JobRecord(row.job_id, terms, about, row.context, row.created_at)
+        job = JobRecord(row.job_id, terms, about, row.context, row.created_at, checkpoint=row.checkpoint)
         job.status, job.queued_at, job.last_modified = JobStatus.QUEUED, now, now  # T1, as `transitions.queued`
         self._kinds.begun(terms.id)
         self._live[row.job_id] = job
@@ -472,36 +475,6 @@ class Coordinator:
             self._waiters.wake()
             await pause(self._clock, _ELSEWHERE_S)
 
-    # --- items -----------------------------------------------------------------------------------------------------
-
-    async def checkpoint(self, job_id: str, execution_id: str, checkpoint: Checkpoint, parts: Sequence[Part]) -> bool:
-        """Keep how far a job over items is; false if this is not its current execution."""
-        job = self.current(job_id, execution_id)
-        if job is None:
-            return False
-        await self._catalog.memory.write_parts("", parts)
-        job = self.current(job_id, execution_id)
-        if job is None:
-            return False
-        numbers = {
-            stream: max([p.seq + 1 for p in parts if p.stream == stream], default=0) for stream in ("values", "failed")
-        }
-        was = job.checkpoint
-        after = job.evolve(
-            checkpoint=checkpoint._replace(
-                value_parts=max(numbers["values"], was.value_parts if was else 0),
-                failed_parts=max(numbers["failed"], was.failed_parts if was else 0),
-            )
-        )
-        self._live[job_id] = after
-        self._stage(after)
-        await self._writer_of(after).flushed()
-        return True
-
-    async def parts(self, job_id: str, stream: str, after: int, limit: int) -> list[Part]:
-        """Return what the items of a job have produced."""
-        return await self._catalog.memory.read_parts("", job_id, stream, after, limit)
-
     # --- cancel, retry, remove -------------------------------------------------------------------------------------
 
     async def cancel(self, job_id: str, reason: str | None = None) -> JobStatus:
@@ -541,12 +514,14 @@ class Coordinator:
             if job.execution_id is not None:
                 self._dispatcher.stop(job.execution_id, "cancelled")
 
-    async def retry(self, job_id: str, as_id: str) -> JobView:
+    async def retry(self, job_id: str, as_id: str, resume: bool = False) -> JobView:  # noqa: FBT001, FBT002 - the wire has places only
         """Run a failed or cancelled job anew, as the new job ``as_id`` that names the old one. May be repeated.
+
+        ``resume``: the new job goes on from a copy of the old one's checkpoint and parts; for jobs over items.
 
         Raises:
             JobNotFoundError: There is no such job.
-            ConflictError: It is not failed or cancelled, or its class is no longer known here.
+            ConflictError: It is not failed or cancelled, its class is no longer known here, or it has no checkpoint.
         """
         old = self._live.get(job_id) or await self._catalog.get(job_id)
         if old is None:
@@ -554,18 +529,73 @@ class Coordinator:
         if old.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
             msg = f"job {job_id}: is {old.status}; only a failed or cancelled job can be run again"
             raise ConflictError(msg)
+        terms, about, row = self._again(old, as_id)
+        if not resume:
+            return await self._run_again(terms, about, row)
+        async with self._checkpoints.copied(old, as_id, about.residence) as checkpoint:
+            return await self._run_again(terms, about, row._replace(checkpoint=checkpoint))
+
+    async def retry_failed_items(self, job_id: str, as_id: str) -> JobView:
+        """Run the dead items of a job over items that has ended, as the new job ``as_id``. May be repeated.
+
+        Raises:
+            JobNotFoundError: There is no such job.
+            ConflictError: It has not ended, has no dead items, or its class is no longer known here.
+        """
+        old = await self.look(job_id)
+        if old is None:
+            raise JobNotFoundError(job_id)
+        n_failed = old.checkpoint.failed if old.checkpoint is not None else 0
+        if not old.status.is_final or not n_failed:
+            is_so = "has no failed items" if old.status.is_final else f"is {old.status}; wait for its end or cancel it"
+            msg = f"job {job_id}: {is_so}; its failed items cannot be run again"
+            raise ConflictError(msg)
+        only_failed = Checkpoint(0, json.dumps({"failed_of": job_id}).encode(), n_failed, 0, 0, 0, self._clock.now())
+        terms, about, row = self._again(old, as_id)
+        return await self._run_again(terms, about, row._replace(checkpoint=only_failed))
+
+    def _again(self, old: JobRecord, as_id: str) -> tuple[Terms, Particulars, Row]:
+        """Return what a new job is made of that does what ``old`` did."""
         routed = self._kinds.routed(old)
         if routed is None:
-            msg = f"job {job_id}: its class {old.terms.kind!r} is not known here; import its module where you use the engine"
+            msg = f"job {old.id}: its class {old.terms.kind!r} is not known here; import its module where you use the engine"
             raise ConflictError(msg)
-        residence = self._catalog.home(old.particulars.residence)
-        about = old.particulars._replace(retry_of=job_id, parent_job_id=None, depth=0, residence=residence)
-        now = self._clock.now()
-        row = Row(as_id, 0, 0, old.context, now)
-        answer = await self.submit(Submission([routed.terms.id], [about], [row], [], {}))
+        residence = self._catalog.place(self._catalog.home(old.particulars.residence))
+        about = old.particulars._replace(retry_of=old.id, parent_job_id=None, depth=0, residence=residence)
+        return routed.terms, about, Row(as_id, 0, 0, old.context, self._clock.now())
+
+    async def _run_again(self, terms: Terms, about: Particulars, row: Row) -> JobView:
+        answer = await self.submit(Submission([terms.id], [about], [row], [], {}))
         for error in answer.refused.values():
             raise error
-        return await self.get(as_id)
+        return await self.get(row.job_id)
+
+    # --- checkpoints of jobs over items ------------------------------------------------------------------------------
+
+    async def checkpoint(self, job_id: str, execution_id: str, checkpoint: Checkpoint, parts: Sequence[Part]) -> bool:
+        """Store how far an execution has come, and what it has produced; false if it shall stop. `Checkpoints.keep`."""
+        return await self._checkpoints.keep(job_id, execution_id, Checkpoint(*checkpoint), [Part(*part) for part in parts])
+
+    async def resume_state(self, job_id: str, execution_id: str) -> Checkpoint | None:
+        """Return where an execution goes on from; see `Checkpoints.resume_state`."""
+        return await self._checkpoints.resume_state(job_id, execution_id)
+
+    async def parts(self, job_id: str, stream: str, after: int = -1, limit: int = 50) -> list[Part]:
+        """Return what a job over items has produced, page by page; see `Checkpoints.parts`."""
+        return await self._checkpoints.parts(job_id, stream, after, limit)
+
+    async def look(self, job_id: str) -> JobRecord | None:
+        """Return a job as it is now, wherever it is."""
+        return self._live.get(job_id) or await self._catalog.get(job_id)
+
+    def is_live(self, job_id: str) -> bool:
+        """Tell whether a job is unfinished and ours."""
+        return job_id in self._live
+
+    def checkpointed(self, job: JobRecord) -> None:
+        """Make this the job's state, and write it with the next flush."""
+        self._live[job.id] = job
+        self._stage(job)
 
     async def remove(self, job_id: str) -> None:
         """Delete a job that has ended, with its executions. Removing what is not there changes nothing.
@@ -662,6 +692,7 @@ class Coordinator:
                 for name, tenure in self._catalog.tenures.items()
             },
             "archival": {"enabled": self._settings.archives, **self._archivist.snapshot()},
+            "checkpoints": dict(self._checkpoints.counters),
             "unroutable": self._kinds.unroutable(),
             **self._dispatcher.snapshot(),
         }
@@ -1059,6 +1090,7 @@ class Coordinator:
     def unheld(self, job: JobRecord, execution: ExecutionRecord) -> None:
         """Nobody runs or holds this execution: count a crash, and run the job again or give it up as poison."""
         lost = ErrorInfo("ProcessLost", "its coordinator and its job actor are gone")
+        job = self.current(job.id, execution.id) or job  # a checkpoint may have come since it was read
         self._lose(job, execution, None, lost, None)
 
     def given_back(self, job: JobRecord, execution: ExecutionRecord) -> None:

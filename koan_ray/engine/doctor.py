@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from koan_ray.domain.ids import made_at
 from koan_ray.domain.invariants import Violation, check_job, check_placement
+from koan_ray.domain.records import STREAMS
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.writer import pause
 from koan_ray.errors import RecordCorruptError
@@ -29,6 +31,7 @@ _LOOK_AGAIN_S: Final = 1.0  # a flush takes a few milliseconds
 _OVERDUE_TTLS: Final = 4.0  # times ttl: within 1.5 a lease lapses, and the next holder then takes a while to recover
 _WATCH_TTLS: Final = 1.5  # as long as another coordinator would watch a beat
 _LOOKS: Final = 6
+_YOUNG_S: Final = 3600.0  # parts may be there for so long before the job that they are being copied for
 
 
 class Patient(NamedTuple):
@@ -95,6 +98,27 @@ class Doctor:
                     yield Finding(place.patient.name, place.partition, found)
             for found in _taken(place.patient.unreadable):
                 yield Finding(place.patient.name, place.partition, found)
+            async for job_ids in place.patient.store.jobs_with_parts(place.partition):
+                for job_id in await self._ownerless(place, job_ids):
+                    what = "has left parts behind, and is nowhere"
+                    yield Finding(place.patient.name, place.partition, Violation("I12", job_id, what))
+
+    async def _ownerless(self, place: _Place, job_ids: Sequence[str]) -> list[str]:
+        """Return those of these jobs that are nowhere, though parts of them are in a place; looks twice."""
+        old_enough = self._clock.now() - _YOUNG_S
+        suspected = await self._nowhere([job_id for job_id in job_ids if made_at(job_id) < old_enough])
+        if not suspected:
+            return []
+        await pause(self._clock, _LOOK_AGAIN_S)
+        still = await self._nowhere(suspected)
+        return [job_id for job_id in still if any([await _has_part(place, job_id, stream, 0) for stream in STREAMS])]
+
+    async def _nowhere(self, job_ids: Sequence[str]) -> list[str]:
+        left = set(job_ids)
+        for place in self._places:
+            if left:
+                left -= (await place.patient.store.statuses(sorted(left), place.partition)).keys()
+        return sorted(left)
 
     async def _examine(self, place: _Place, batch: Sequence[JobRecord]) -> list[Violation]:
         suspected = await self._violations(place, batch)
@@ -121,6 +145,7 @@ class Doctor:
                 max_crashes=self._max_crashes,
                 overdue_before=await self._overdue_before(place, job),
             )
+            found += await _check_parts(place, job)
             if elsewhere := copies.get(job.id):
                 found += self._check_copies(place, job, elsewhere)
         return found
@@ -185,6 +210,25 @@ async def _executions_of(place: _Place, jobs: Sequence[JobRecord]) -> dict[str, 
         for execution in await place.patient.audit.executions_in(audited, place.partition):
             found[execution.job_id].append(execution)
     return found
+
+
+async def _check_parts(place: _Place, job: JobRecord) -> list[Violation]:
+    """Look for the last part of each stream that the job's checkpoint counts; they are written in their order."""
+    found = []
+    for stream in STREAMS:
+        n_counted = job.checkpoint.n_parts(stream) if job.checkpoint is not None else 0
+        if n_counted and not await _has_part(place, job.id, stream, n_counted - 1):
+            found.append(Violation("I12", job.id, f"counts {n_counted} parts of {stream!r}, and the last is missing"))
+    return found
+
+
+async def _has_part(place: _Place, job_id: str, stream: str, seq: int) -> bool:
+    """Tell whether a part, or one after it, is there; of one that cannot be read the source's list of these tells."""
+    try:
+        return bool(await place.patient.store.read_parts(place.partition, job_id, stream, seq - 1, 1))
+    except RecordCorruptError as error:
+        place.patient.unreadable.append(error)
+        return True
 
 
 async def _reread(place: _Place, job_id: str) -> JobRecord | None:

@@ -449,8 +449,8 @@ class Lead:
     async def _write(self) -> None:
         snapshot = self._unwritten = self._unwritten or self._snapshot()
         try:
-            was_taken = await self._session.ask(
-                "checkpoint", self._order.job_id, self._order.execution_id, snapshot.checkpoint, snapshot.parts
+            was_taken = await self._session.checkpoint(
+                self._order.job_id, self._order.execution_id, snapshot.checkpoint, snapshot.parts
             )
         except LimitExceededError:  # of the engine's memory: what is here stays here
             self._keeps_parts = False
@@ -566,7 +566,7 @@ class Lead:
     def _arrays(self) -> Iterator[list[Any]]:
         n_parts, after = self._n_parts[VALUES], -1
         while after + 1 < n_parts:
-            page = self._session.ask("parts", self._order.job_id, VALUES, after, _PAGE).get()
+            page = self._session.parts(self._order.job_id, VALUES, after, _PAGE).get()
             if not page:
                 raise RecordCorruptError(self._order.job_id, "values", f"part {after + 1} of {n_parts} is missing")
             for part in page:
@@ -582,7 +582,7 @@ class Lead:
         """Learn which items of another job are to be done again."""
         found: list[int] = []
         after = -1
-        while page := await self._session.ask("parts", job_id, FAILED, after, _PAGE):
+        while page := await self._session.parts(job_id, FAILED, after, _PAGE):
             for part in page:
                 found += [row["index"] for row in json.loads(part.body)]
             after = page[-1].seq

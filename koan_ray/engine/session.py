@@ -28,6 +28,7 @@ from koan_ray.errors import (
     JobNotFoundError,
     PayloadTooLargeError,
     RuntimeUnavailableError,
+    StoreUnavailableError,
 )
 from koan_ray.finite import DeadItem
 from koan_ray.jobs import Job, JobExecution
@@ -37,9 +38,9 @@ from koan_ray.registry import everything, find, on_register
 from koan_ray.run import RunSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from koan_ray.domain.records import End, Part, Progress
+    from koan_ray.domain.records import Checkpoint, End, Part, Progress
     from koan_ray.engine.coordinator import Accepted, Ends, ExecutionView
     from koan_ray.ports import Transport
     from koan_ray.progress import JobProgressUpdate
@@ -49,6 +50,8 @@ _CHUNK = 1000  # rows of one submission
 _MAX_CHUNKS = 4  # of one start_many on their way
 _MAX_WAITS = 2
 _PARK_S = 20.0
+_CHECKPOINT_S = 120.0  # a checkpoint is asked to be stored for so long
+_CHECKPOINT_AGAIN_S = 0.5
 _MAX_UNASKED = 1000
 _MAX_EARLY = 10_000
 _GATHER_KINDS_S = 0.2
@@ -237,7 +240,7 @@ class Session:
 
     def retry_failed_items(self, job_id: str) -> Pending[Any]:
         """Run the dead items of a job over items as a new job."""
-        return self._ask("retry", (_checked(job_id), new_id(), "failed"), lambda view: self._present(view, None))
+        return self._ask("retry_failed_items", (_checked(job_id), new_id()), lambda view: self._present(view, None))
 
     def _next_submits(self) -> list[_Submit]:
         if not self._submits or self._n_submits >= _MAX_SUBMITS:
@@ -643,9 +646,42 @@ class Session:
         """Return how many jobs match."""
         return self._ask("count", (dict(filters),), int)
 
-    def retry(self, job_id: str) -> Pending[Any]:
-        """Run a failed or cancelled job anew."""
-        return self._ask("retry", (_checked(job_id), new_id()), lambda view: self._present(view, None))
+    def retry(self, job_id: str, *, resume: bool = False) -> Pending[Any]:
+        """Run a failed or cancelled job anew; with ``resume`` from a copy of its checkpoint."""
+        return self._ask("retry", (_checked(job_id), new_id(), resume), lambda view: self._present(view, None))
+
+    # --- checkpoints of jobs over items ------------------------------------------------------------------------------
+
+    def checkpoint(self, job_id: str, execution_id: str, checkpoint: Checkpoint, parts: Sequence[Part]) -> Pending[bool]:
+        """Store a checkpoint and the parts that it counts; resolves to False if this execution shall stop.
+
+        Made again while there is no coordinator, or no source that can be written, for up to two minutes.
+        """
+        pending: Pending[bool] = Pending()
+        give_up_at = time.monotonic() + _CHECKPOINT_S
+
+        def answered(kept: Any, error: BaseException | None) -> None:
+            is_away = isinstance(error, (RuntimeUnavailableError, StoreUnavailableError))
+            if is_away and self._closed is None and time.monotonic() < give_up_at:
+                self.later(_CHECKPOINT_AGAIN_S, ask)
+            elif error is not None:
+                pending.fail(error)
+            else:
+                pending.resolve(bool(kept))
+
+        def ask() -> None:
+            self._call(pending, "checkpoint", (job_id, execution_id, tuple(checkpoint), list(map(tuple, parts))), answered)
+
+        ask()
+        return pending
+
+    def resume_state(self, job_id: str, execution_id: str) -> Pending[Checkpoint | None]:
+        """Return the checkpoint that an execution goes on from, None for the beginning."""
+        return self._ask("resume_state", (job_id, execution_id), lambda found: found)
+
+    def parts(self, job_id: str, stream: str, after: int = -1, limit: int = 50) -> Pending[list[Part]]:
+        """Return the parts of a job's stream that follow number ``after``, in order; empty only at the end."""
+        return self._ask("parts", (_checked(job_id), stream, after, limit), lambda found: found)
 
     def archive(self, *, dry_run: bool) -> Pending[dict[str, dict[str, int]]]:
         """Apply the archival policies now."""
@@ -834,7 +870,7 @@ def _tell(wait: _Wait, outcome: End | BaseException) -> None:
         job._view = job._view._replace(  # noqa: SLF001 - one package
             status=end.status, reason=end.reason, result=end.result, error=end.error, queued_at=end.queued_at,
             started_at=end.started_at, completed_at=end.completed_at, last_modified=end.last_modified,
-            attempts=end.attempts, progress=end.progress, cancel_requested=end.cancel_requested,
+            attempts=end.attempts, progress=end.progress, cancel_requested=end.cancel_requested, items=end.items,
         )  # fmt: skip
         if wait.pending is not None:
             _conclude(wait.pending, job)

@@ -493,7 +493,7 @@ def _decode_metrics(fields: _Fields) -> tuple[tuple[str, Any], ...]:
 
 
 def part_id(job_id: str, stream: str, seq: int) -> str:
-    """Return the key of a part: one for each number, so that none is there twice, and in the order of the numbers."""
+    """Return the key of a part: one for each number, so that none is there twice."""
     return f"{job_id}/{stream}/{seq:010d}"
 
 

@@ -4,7 +4,8 @@ Uses single-document writes with a guard, bulk writes, sorted and filtered finds
 scripts. Everything acknowledged is on a majority of the servers and in their journals, and every read that decides
 something is a majority read.
 
-Each partition has a collection of jobs and one of executions (``jobs.<partition>``); the leases have one for all. The shape
+Each partition has a collection of jobs, one of executions and one of parts (``jobs.<partition>``); the leases have one for
+all. The shape
 of the documents is told in `koan_ray.stores.codec`, the indexes in `koan_ray.stores.mongo_schema`.
 
 What is refused and what is not. A guarded update that meets another ``rev`` changes nothing and is reported, as is an insert
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bson import encode as to_bson
 from gridfs.errors import FileExists, NoFile
-from pymongo import DeleteMany, InsertOne, ReplaceOne, ReturnDocument, UpdateOne, errors
+from pymongo import DeleteMany, DeleteOne, InsertOne, ReplaceOne, ReturnDocument, UpdateOne, errors
 
 from koan_ray.domain.archival import is_archive
 from koan_ray.domain.lease import SLOTS, Lease
@@ -37,10 +38,12 @@ from koan_ray.stores.codec import (
     blobs_of,
     decode_execution,
     decode_job,
+    decode_part,
     encode_closing,
     encode_execution,
     encode_job,
     encode_opening,
+    encode_part,
     encode_update,
     first_date_from,
     to_date,
@@ -52,13 +55,15 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from koan_ray.domain.query import Query
-    from koan_ray.domain.records import ExecutionRecord, JobRecord
+    from koan_ray.domain.records import ExecutionRecord, JobRecord, Part
     from koan_ray.ports import Change
     from koan_ray.stores.mongo_driver import DriverName
 
 ALL_PARTITIONS: Final = "*"
 _BATCH: Final = 500
 _BATCH_BYTES: Final = 16 * 1024 * 1024  # of contexts and results, in one batch of a scan
+_PAGE_BYTES: Final = 8 * 1024 * 1024  # of parts in one answer
+_KEYS: Final = 2000  # entries of an index that are looked at together
 _READ_MS: Final = 8_000  # the server gives up on a read after this long
 _SCAN_MS: Final = 120_000  # and on one of the scans at a start
 _MAX_DOCUMENT: Final = 16 * 1024 * 1024
@@ -160,6 +165,9 @@ class MongoStore:
 
     def _executions(self, partition: str) -> Any:
         return self._db[mongo_schema.collection_name(mongo_schema.EXECUTIONS, partition)]
+
+    def _items(self, partition: str) -> Any:
+        return self._db[mongo_schema.collection_name(mongo_schema.ITEMS, partition)]
 
     async def _ensure(self, partition: str) -> None:
         """Make sure of a partition's collections before the first write to it."""
@@ -408,6 +416,7 @@ class MongoStore:
                     was_there = True
                     await self._delete_blobs(partition, document)
                 await self._executions(partition).delete_many({"job_id": job_id})
+                await self._items(partition).delete_many({"job_id": job_id})
             return was_there
 
     async def expire(self, now: float) -> int:
@@ -593,6 +602,77 @@ class MongoStore:
                 n_changed += await self._write_executions(partition, executions)
         return n_changed
 
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    async def write_parts(self, partition: str, parts: Sequence[Part]) -> None:
+        """Replace those with no higher fence; see `JobStore.write_parts`. One round trip, unless a later writer was here."""
+        if not parts:
+            return
+        await self._ensure(partition)
+        with self._errors(f"writing {len(parts)} parts"):
+            await self._write_parts(partition, parts)
+
+    async def _write_parts(self, partition: str, parts: Sequence[Part]) -> None:
+        documents = [encode_part(part) for part in parts]
+        operations = [
+            ReplaceOne({"_id": document["_id"], "fence": {"$lte": document["fence"]}}, document, upsert=True)
+            for document in documents
+        ]
+        try:
+            await self._items(partition).bulk_write(operations, ordered=False)
+        except errors.BulkWriteError as error:
+            duplicates, too_large = refused_operations(error)
+            if is_unknown_outcome(error) or too_large:
+                raise
+            # There with a higher fence, or put there by another writer at this moment: then ours may be the later one.
+            keys = [documents[place]["_id"] for place in duplicates]
+            found = self._items(partition).find({"_id": {"$in": keys}}, {"fence": 1}, hint="_id_", max_time_ms=_READ_MS)
+            fences = {document["_id"]: document["fence"] async for document in found}
+            again = [parts[n] for n in duplicates if fences.get(documents[n]["_id"], 0) <= parts[n].fence]
+            if again:
+                await self._write_parts(partition, again)
+
+    async def read_parts(self, partition: str, job_id: str, stream: str, after: int = -1, limit: int = 50) -> list[Part]:
+        found: list[Part] = []
+        size = 0
+        with self._errors(f"reading parts of job {job_id}"):
+            cursor = self._items(partition).find(
+                _parts_from(job_id, stream, after + 1), sort=[("seq", 1)], limit=limit, max_time_ms=_READ_MS
+            )
+            async for document in cursor:
+                part = decode_part(document)
+                size += len(part.body)
+                if found and size > _PAGE_BYTES:
+                    await cursor.close()
+                    break
+                found.append(part)
+        return found
+
+    async def drop_parts(self, partition: str, job_id: str, stream: str, from_seq: int, *, below: int) -> None:
+        with self._errors(f"dropping parts of job {job_id}"):
+            # By key: for a filter that says more than an index does, some servers read the whole collection.
+            found = self._items(partition).find(_parts_from(job_id, stream, from_seq), {"fence": 1}, max_time_ms=_READ_MS)
+            keys = [document["_id"] async for document in found if document["fence"] < below]
+            if keys:
+                dropped = [DeleteOne({"_id": key, "fence": {"$lt": below}}) for key in keys]
+                await self._items(partition).bulk_write(dropped, ordered=False)
+
+    async def jobs_with_parts(self, partition: str) -> AsyncIterator[list[str]]:
+        """Walk the index, which tells the job; what follows of a job that was seen is skipped."""
+        by_job = [("job_id", 1)]
+        with self._errors(f"looking for the parts of partition {partition!r}"):
+            after = ""
+            while True:
+                cursor = self._items(partition).find(
+                    {"job_id": {"$gt": after}}, {"job_id": 1}, sort=by_job, limit=_KEYS, max_time_ms=_SCAN_MS
+                )
+                ids = list(dict.fromkeys([str(document["job_id"]) async for document in cursor]))
+                for start in range(0, len(ids), _BATCH):
+                    yield ids[start : start + _BATCH]
+                if not ids:
+                    return
+                after = ids[-1]
+
     # --- looking at everything ---------------------------------------------------------------------------------------
 
     async def scan(self, partition: str) -> AsyncIterator[list[JobRecord]]:
@@ -695,6 +775,7 @@ class MongoStore:
             if document is None and await jobs.find_one({"_id": job.id}, {"_id": 1}) is not None:
                 return False
             await self._executions(partition).delete_many({"job_id": job.id})
+            await self._items(partition).delete_many({"job_id": job.id})
             await self._delete_blobs(partition, document or encode_job(job, self._inline_limit))
             return document is not None
 
@@ -747,6 +828,11 @@ def _following(sought: Document, place: tuple[datetime, str] | None) -> Document
     at, job_id = place
     following = [{"completed_at": {"$gt": at}}, {"completed_at": at, "_id": {"$gt": job_id}}]
     return {**sought, "completed_at": {**sought["completed_at"], "$gte": at}, "$or": following}
+
+
+def _parts_from(job_id: str, stream: str, seq: int) -> Document:
+    """Return the filter for parts from a number on; without a hint, for which some servers walk the whole index."""
+    return {"job_id": job_id, "stream": stream, "seq": {"$gte": seq}}
 
 
 def _oldest_first(executions: Iterable[ExecutionRecord]) -> list[ExecutionRecord]:

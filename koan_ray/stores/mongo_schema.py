@@ -1,8 +1,9 @@
 """Which collections and indexes there are, and making sure of them.
 
-Each index makes every write dearer, so there are five for jobs and two for executions; `koan_ray.stores.mongo_filters` says
-which query walks which. The sparse ones hold only documents that have the field. None of them is unique but the primary
-key, which every server has: it is what keeps a job from being there twice.
+Each index makes every write dearer, so there are five for jobs, two for executions and one for parts;
+`koan_ray.stores.mongo_filters` says which query walks which. The sparse ones hold only documents that have the field. None
+of them is unique but the primary key, which every server has: it is what keeps a job from being there twice, and the key of
+a part is made of job, stream and number (`koan_ray.stores.codec.part_id`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 JOBS: Final = "jobs"
 EXECUTIONS: Final = "executions"
+ITEMS: Final = "items"
 LEASES: Final = "leases"
 META: Final = "meta"
 BLOBS: Final = "blobs"
@@ -46,6 +48,7 @@ EXECUTION_INDEXES: Final = (
     Index("job", (("job_id", 1),)),
     Index("open", (("open", 1),), sparse=True),
 )
+ITEM_INDEXES: Final = (Index("part", (("job_id", 1), ("stream", 1), ("seq", 1))),)
 
 
 def collection_name(kind: str, partition: str) -> str:
@@ -74,7 +77,7 @@ async def ensure_partition(connection: Connection, partition: str) -> None:
     Raises:
         ConfigurationError: An index is in the way or cannot be made, or documents would be deleted by age.
     """
-    for kind, wanted in ((JOBS, JOB_INDEXES), (EXECUTIONS, EXECUTION_INDEXES)):
+    for kind, wanted in ((JOBS, JOB_INDEXES), (EXECUTIONS, EXECUTION_INDEXES), (ITEMS, ITEM_INDEXES)):
         await _ensure(connection, collection_name(kind, partition), wanted)
 
 

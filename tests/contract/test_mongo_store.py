@@ -11,14 +11,14 @@ import koan_ray as koan
 from koan_ray import testing
 from koan_ray.domain.archival import ArchivalPolicy
 from koan_ray.domain.query import parse_query
-from koan_ray.domain.records import Residence
+from koan_ray.domain.records import FAILED, STREAMS, VALUES, Residence
 from koan_ray.domain.status import ExecutionStatus, JobStatus, Reason
 from koan_ray.errors import ConfigurationError, RecordCorruptError, StoreUnavailableError
 from koan_ray.ports import Change, LoopClock
 from koan_ray.stores import mongo_filters
 from koan_ray.stores.mongo import MongoStore
 from koan_ray.testing import DocumentStoreContract
-from koan_ray.testing.contracts import AT, assert_same, audited, execution, job
+from koan_ray.testing.contracts import AT, assert_same, audited, execution, job, part
 from tests.servers import EXTERNAL, MongoServer, free_port
 
 EVERY_SLOT = range(256)
@@ -256,13 +256,13 @@ class TestMongo(DocumentStoreContract):
     # --- indexes -----------------------------------------------------------------------------------------------------
 
     async def test_every_query_walks_an_index(self, mongo_url, store):
-        """Every find, count and update that the store sends is explained by the server, as it was sent."""
+        """Every find, count, update and delete that the store sends is explained by the server, as it was sent."""
         sent = []
 
         class Listener(monitoring.CommandListener):
             def started(self, event):
-                if event.command_name in {"find", "aggregate", "update"}:
-                    sent.append((event.command_name, dict(event.command)))
+                if event.command_name in {"find", "aggregate", "update", "delete"}:
+                    sent.extend(asked_by(event.command_name, dict(event.command)))
 
             def succeeded(self, event):
                 pass
@@ -282,12 +282,28 @@ class TestMongo(DocumentStoreContract):
             monitoring._LISTENERS.command_listeners.remove(listener)
             await watched.close()
         assert len(sent) > 60
+        assert {"items", "jobs", "executions"} <= {command.get("find") for command in sent}
         with MongoClient(mongo_url) as client:
-            plans = [
-                (command, plan_of(client.get_default_database(), command)) for name, command in sent if name != "update"
-            ]
+            plans = [(command, plan_of(client.get_default_database(), command)) for command in sent]
         scanned = [command for command, plan in plans if "COLLSCAN" in plan or not ("IXSCAN" in plan or "IDHACK" in plan)]
         assert scanned == []
+
+    async def test_dead_items_are_documents_and_values_are_text(self, store, db):
+        """What people query is queryable, and what there are millions of is not taken apart."""
+        record = job()
+        dead = b'[{"index":7,"error":{"type":"ValueError"}}]'
+        await store.write_parts("hot", [part(record, 0, dead, stream=FAILED), part(record, 0, b"[1,2]")])
+        found = db["items.hot"].find_one({"items.error.type": "ValueError"})
+        assert (found["job_id"], found["seq"], found["items"][0]["index"]) == (record.id, 0, 7)
+        assert db["items.hot"].find_one({"stream": VALUES})["items_json"] == "[1,2]"
+
+    async def test_of_two_that_write_a_part_at_once_the_later_execution_stays(self, another):
+        """Whichever of them the server takes first."""
+        first, second = await another(), await another()
+        for n in range(10):
+            late, newer = part("a job", n, b"[1]", fence=1), part("a job", n, b"[2]", fence=2)
+            await asyncio.gather(first.write_parts("", [late]), second.write_parts("", [newer]))
+            assert await first.read_parts("", "a job", VALUES, n - 1, 1) == [newer]
 
     async def test_missing_indexes_are_made_at_a_start(self, another, db):
         await another()
@@ -295,7 +311,7 @@ class TestMongo(DocumentStoreContract):
         await another()
         assert "status" in db.jobs.index_information()
 
-    @pytest.mark.parametrize("in_the_way", ["keys", "sparse", "another name", "by age"])
+    @pytest.mark.parametrize("in_the_way", ["keys", "sparse", "another name", "by age of executions", "by age of items"])
     async def test_an_index_in_the_way_is_named(self, mongo_url, driver, db, in_the_way):
         if in_the_way == "keys":
             db.jobs.create_index([("kind", 1)], name="status")
@@ -304,10 +320,10 @@ class TestMongo(DocumentStoreContract):
         elif in_the_way == "another name":
             db.jobs.create_index([("created_at", 1), ("_id", 1)], name="mine")
         else:
-            db.executions.create_index([("started_at", 1)], name="old", expireAfterSeconds=60)
-        named = {"keys": "'status'", "sparse": "'completed'", "another name": "'created'", "by age": "'old'"}
+            db[in_the_way.removeprefix("by age of ")].create_index([("started_at", 1)], name="old", expireAfterSeconds=60)
+        named = {"keys": "'status'", "sparse": "'completed'", "another name": "'created'"}
         store = MongoStore(mongo_url, source="jobs", driver=driver)
-        with pytest.raises(ConfigurationError, match=f"'jobs'.*{named[in_the_way]}"):
+        with pytest.raises(ConfigurationError, match=f"'jobs'.*{named.get(in_the_way, 'old')}"):
             await store.open()
 
     async def test_a_reader_writes_nothing(self, another, db):
@@ -362,6 +378,19 @@ async def exercise(store):
     await everything(store.scan(""))
     await store.statuses(["nothing"], "")
     await store.executions_in(["nothing"], "")
+    await store.write_parts("", [part("a job", n, stream=stream) for n in range(3) for stream in STREAMS])
+    assert len(await store.read_parts("", "a job", VALUES, 0)) == 2
+    await store.drop_parts("", "a job", VALUES, 1, below=1)
+    assert await everything(store.jobs_with_parts("")) == ["a job"]
+    await store.remove("a job")
+    await store.delete_if(job(status=JobStatus.FAILED), "")
+
+
+def asked_by(name, command):
+    """The finds that a command makes: itself, or what its updates and deletes look for without naming a document."""
+    if name not in {"update", "delete"}:
+        return [command]
+    return [{"find": command[name], "filter": each["q"]} for each in command[f"{name}s"] if "_id" not in each["q"]]
 
 
 def plan_of(db, command):

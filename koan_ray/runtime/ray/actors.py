@@ -78,6 +78,11 @@ class CoordinatorActor:
         """Take note of what a job actor says."""
         return self._call("note", request)
 
+    @ray.method(concurrency_group="checkpoint")
+    def checkpoint(self, request: bytes) -> bytes:
+        """Store a checkpoint; waits while the store does not answer, and must not hold up anything else meanwhile."""
+        return self._call("checkpoint", request)
+
     @ray.method(concurrency_group="control")
     def ask(self, method: str, request: bytes) -> bytes:
         """Call any other method of the coordinator."""

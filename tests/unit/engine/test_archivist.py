@@ -10,13 +10,14 @@ from datetime import timedelta
 import pytest
 
 import koan_ray as koan
-from koan_ray import testing
+from koan_ray import ambient, testing
 from koan_ray.domain.archival import ArchivalPolicy, fingerprint
 from koan_ray.domain.ids import new_id
-from koan_ray.domain.records import Residence
+from koan_ray.domain.records import FAILED, STREAMS, VALUES, Checkpoint, Part, Residence
 from koan_ray.domain.status import JobStatus
-from koan_ray.errors import ConfigurationError, JobNotFoundError, NonRetryable, StoreUnavailableError
+from koan_ray.errors import ConfigurationError, JobNotFoundError, NonRetryable, RecordCorruptError, StoreUnavailableError
 from koan_ray.ports import Change
+from koan_ray.stores.codec import part_id
 from koan_ray.testing.contracts import AT, audited, execution, job
 
 AGE_S = 10.0
@@ -24,8 +25,15 @@ SOON = ArchivalPolicy("soon", older_than_s=AGE_S)
 
 
 class Mail(koan.Job[str, str]):
+    """Has produced something, as a job over items has."""
+
     async def execute(self, context, progress, cancellation) -> str:
         progress.report(0.5, "half")
+        done = Checkpoint(1, b'{"done":[[0,3]]}', 4, 2, 0, 1, AT)
+        parts = [Part(self.id, VALUES, n, b'["%b"]' % context.encode(), 1) for n in range(2)]
+        dead = Part(self.id, FAILED, 0, b'[{"index":2,"a.b":[1.0]}]', 1)
+        execution_id = ambient.attempt.get().order.execution_id
+        assert await ambient.engine().checkpoint(self.id, execution_id, done, [*parts, dead])
         if context == "bad":
             raise NonRetryable("refused")
         await asyncio.sleep(0.01 if context != "long" else 1000)
@@ -55,6 +63,15 @@ class Tampering(testing.MemoryDocumentStore):
         await self.step("put_copy", "before", job.id)
         await super().put_copy(job, executions, partition)
         await self.step("put_copy", "after", job.id)
+
+    async def write_parts(self, partition, parts):
+        await self.step("write_parts", "before", parts[0].job_id)
+        await super().write_parts(partition, parts)
+        await self.step("write_parts", "after", parts[0].job_id)
+
+    async def read_parts(self, partition, job_id, stream, after=-1, limit=50):
+        await self.step("read_parts", "before", job_id)
+        return await super().read_parts(partition, job_id, stream, after, limit)
 
     async def get_copy(self, job_id, partition):
         await self.step("get_copy", "before", job_id)
@@ -119,9 +136,15 @@ async def ended(*contexts, of=Mail, partition="hot", age_s=AGE_S + 1):
 async def seen(one):
     """What a reader can see of a job."""
     found = await koan.Jobs.get(one.id)
+    produced = [await ambient.engine().parts(one.id, stream) for stream in STREAMS]
     fields = ("id", "status", "context", "progress", "error", "metadata", "created_at", "started_at", "completed_at")
     shown = [str(getattr(found, name, None)) for name in fields]
-    return [*shown, [(e.id, e.status, e.reason, e.started_at, e.completed_at) for e in await one.executions()]]
+    return [
+        *shown,
+        found._view.items,
+        produced,
+        [(e.id, e.status, e.reason, e.started_at, e.completed_at) for e in await one.executions()],
+    ]
 
 
 # --- what moves ------------------------------------------------------------------------------------------------------
@@ -247,7 +270,8 @@ def test_a_parent_moves_while_its_child_goes_on(database, documents):
 
 # --- never in neither place --------------------------------------------------------------------------------------------
 
-STEPS = [(name, when) for name in ("get_copy", "put_copy", "delete_if") for when in ("before", "after")]
+STEPS = [(name, when) for name in ("get_copy", "write_parts", "put_copy", "delete_if") for when in ("before", "after")]
+STEPS += [("read_parts", "before")]
 
 
 async def watch(job_id, misses):
@@ -264,7 +288,7 @@ async def watch(job_id, misses):
 @pytest.mark.parametrize("nth", [1, 2, 3])
 @pytest.mark.parametrize("at", STEPS, ids="-".join)
 def test_a_crash_at_any_step_is_made_up_for(database, documents, step, at, nth, direction):
-    """The second job is on its way when the coordinator is gone; get_copy comes three times in a move."""
+    """The second job is on its way when the coordinator is gone; get_copy comes three times in a move, read_parts six."""
     crashed, armed = [], []
 
     async def scenario():
@@ -306,6 +330,7 @@ def test_a_crash_at_any_step_is_made_up_for(database, documents, step, at, nth, 
                 await asyncio.sleep(41)
                 assert [where(database, one.id) for one in jobs] == [["archive"]] * 3
                 assert not database.executions["hot"]
+                assert not database.parts["hot"]
             assert misses == []
             assert [await seen(one) for one in jobs] == before
             for reader in readers:
@@ -328,6 +353,7 @@ def test_an_answer_that_is_lost_is_looked_up(database, documents, fault, n):
             assert database.faults.n_fired == n
             assert [where(database, one.id) for one in jobs] == [["archive"]] * 2
             assert not database.executions["hot"]
+            assert not database.parts["hot"]
             assert [await seen(one) for one in jobs] == before
 
     run(scenario)
@@ -380,18 +406,95 @@ def test_a_copy_that_cannot_be_read_back_equal_keeps_the_source(database, docume
     run(scenario)
 
 
+@pytest.mark.parametrize("harm", ["changed", "missing", "missing in the source"])
+def test_a_job_stays_whose_parts_could_not_be_read_back_equal(database, documents, harm):
+    async def scenario():
+        async with documents() as engine:
+            bad, good = await ended("a", "b")
+            before = await seen(bad)
+            key = part_id(bad.id, VALUES, 1)
+            store = engine.coordinator._catalog.tenures["default"].store
+
+            async def does(name, when, job_id):
+                if (name, when, job_id) == ("put_copy", "after", bad.id):
+                    if harm == "changed":
+                        database.parts["archive"][key]["items_json"] = '["rotten"]'
+                    elif harm == "missing":
+                        del database.parts["archive"][key]
+
+            store.step = does
+            kept = database.parts["hot"].pop(key) if harm == "missing in the source" else None
+            counts = (await engine.coordinator.archive(False))["soon"]
+            assert (counts["moved"], counts["mismatched"]) == (1, 1)
+            assert "hot" in where(database, bad.id)
+            assert where(database, good.id) == ["archive"]
+            del store.step
+            if kept is not None:
+                with pytest.raises(RecordCorruptError, match=r"parts\.values\.1: is missing"):
+                    await ambient.engine().parts(bad.id, VALUES, 0)
+                database.parts["hot"][key] = kept
+            assert await seen(bad) == before
+            assert (await engine.coordinator.archive(False))["soon"]["moved"] == 1
+            assert await seen(bad) == before
+
+    run(scenario)
+
+
+def test_parts_are_read_whole_at_every_step_of_a_move(database, documents):
+    async def scenario():
+        async with documents() as engine:
+            (one,) = await ended("a")
+            before, read = (await seen(one))[-2], []
+            store = engine.coordinator._catalog.tenures["default"].store
+
+            async def does(name, when, job_id):
+                if name != "read_parts":
+                    read.append([await ambient.engine().parts(one.id, stream) for stream in STREAMS])
+
+            store.step = does
+            assert (await engine.coordinator.archive(False))["soon"]["moved"] == 1
+            await koan.Jobs.restore(one.id)
+            assert len(read) > 20
+            assert all(found == before for found in read)
+
+    run(scenario)
+
+
+def test_what_was_copied_of_a_job_that_was_then_removed_goes_too(database, documents, step):
+    async def scenario():
+        async with documents(archives=False) as engine:
+            (one,) = await ended("a")
+            store = engine.coordinator._catalog.tenures["default"].store
+
+            async def does(name, when, job_id):
+                if (name, when) == ("put_copy", "before"):  # the answer is lost, and somebody removes the job
+                    del store.step
+                    del database.jobs["hot"][job_id]
+                    database.parts["hot"].clear()
+                    raise StoreUnavailableError("cut off")
+
+            store.step = does
+            assert (await engine.coordinator.archive(False))["soon"]["gone"] == 1
+            assert where(database, one.id) == []
+            assert not any(database.parts.values())
+
+    run(scenario)
+
+
 def test_a_copy_that_is_there_is_compared_and_not_written_again(database, documents):
     async def scenario():
         async with documents() as engine:
             (one,) = await ended("a")
             store = engine.coordinator._catalog.tenures["default"].store
             record, executions = await store.get_copy(one.id, "hot")
+            for stream in STREAMS:
+                await store.write_parts("archive", await store.read_parts("hot", one.id, stream))
             await store.put_copy(record, executions, "archive")
             assert [found.id for found in await koan.Jobs.query(partition="*")] == [one.id]  # it is in both
             written = []
 
             async def does(name, when, job_id):
-                written.extend([name] if name == "put_copy" else [])
+                written.extend([name] if name in ("put_copy", "write_parts") else [])
 
             store.step = does
             assert (await engine.coordinator.archive(False))["soon"]["moved"] == 1
@@ -434,6 +537,7 @@ def test_a_job_that_is_removed_while_it_moves_does_not_come_back(database, docum
             await passing
             assert where(database, one.id) == []
             assert not any(database.executions.values())
+            assert not any(database.parts.values())
 
     run(scenario)
 
@@ -486,6 +590,7 @@ def test_a_job_comes_back_to_where_it_was_and_stays_for_its_age(database, docume
                 assert (await koan.Jobs.restore(one.id)).id == one.id
                 assert where(database, one.id) == ["hot"]
                 assert not database.executions["archive"]
+                assert not database.parts["archive"]
             assert await seen(one) == before
             assert (await engine.coordinator.archive(False))["soon"]["due"] == 0
             await asyncio.sleep(AGE_S + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -10,14 +11,15 @@ import pytest
 
 from koan_ray import testing
 from koan_ray.domain.ids import new_id
+from koan_ray.domain.records import FAILED, Checkpoint, Residence
 from koan_ray.domain.status import ExecutionStatus, JobStatus, ParentPolicy, Reason
 from koan_ray.engine import doctor
 from koan_ray.engine.doctor import Doctor, Patient
 from koan_ray.errors import RecordCorruptError, StoreUnavailableError
 from koan_ray.ports import Change, LoopClock
-from koan_ray.stores.codec import encode_execution, encode_job
+from koan_ray.stores.codec import encode_execution, encode_job, encode_part
 from koan_ray.testing import MemoryDatabase, MemoryDocumentStore
-from koan_ray.testing.contracts import audited, execution, job
+from koan_ray.testing.contracts import audited, execution, job, part
 
 NOW = 1_900_000_000.0
 TTL_S = 15.0
@@ -350,3 +352,60 @@ def test_a_change_through_the_store_is_sound(clinic):
         return await clinic.findings()
 
     assert testing.run(scenario()) == []
+
+
+# --- items -----------------------------------------------------------------------------------------------------------
+
+
+def long_ago():
+    """An id that was made two hours before the doctor comes."""
+    return str(uuid.UUID(int=(int((NOW - 7200) * 1000) << 80) | (uuid.UUID(new_id()).int & ((1 << 80) - 1))))
+
+
+def put_parts(clinic, *parts, partition="", source="default"):
+    kept = clinic.databases[source].parts.setdefault(partition, {})
+    kept.update((document["_id"], document) for document in map(encode_part, parts))
+
+
+def test_parts_of_a_job_that_is_nowhere_are_told(clinic):
+    lost, young = long_ago(), new_id()
+    young = str(uuid.UUID(int=(int(NOW * 1000) << 80) | (uuid.UUID(young).int & ((1 << 80) - 1))))
+    here, only = completed()
+    elsewhere, its = completed(partition="archive")
+    for record, execution_ in ((here, only), (elsewhere, its)):
+        clinic.put(record, execution_)
+    clinic.database.jobs.setdefault("hot", {})
+    put_parts(clinic, part(lost, 0), part(lost, 1), part(young, 0), part(here, 0), part(elsewhere, 0), partition="hot")
+    put_parts(clinic, part(here, 0))
+    assert clinic.told() == [("I12", lost)]
+    (found,) = clinic.look()
+    assert (found.partition, found.violation.what) == ("hot", "has left parts behind, and is nowhere")
+
+
+def test_a_job_that_comes_while_the_doctor_looks_is_not_told(clinic):
+    record, only = completed()
+    record = replace(record, id=long_ago())
+    put_parts(clinic, part(record, 0))
+
+    async def look():
+        looking = asyncio.ensure_future(clinic.findings())
+        await asyncio.sleep(0.5)
+        clinic.put(record.evolve(particulars=record.particulars._replace(residence=Residence())), only)
+        return await looking
+
+    assert testing.run(look()) == []
+
+
+def test_items_that_do_not_add_up_and_parts_that_are_missing_are_told(clinic):
+    done = Checkpoint(3, b"[]", 10, 7, 2, 2, NOW, 2, 1)
+    record, only = completed(checkpoint=done)
+    clinic.put(record, only)
+    put_parts(clinic, part(record, 0), part(record, 0, stream=FAILED))
+    sound, its = completed(checkpoint=done._replace(failed=1))
+    clinic.put(sound, its)
+    put_parts(clinic, *(part(sound, n) for n in range(2)), part(sound, 0, stream=FAILED))
+    assert clinic.told() == [("I12", record.id)] * 2
+    assert [found.violation.what for found in clinic.look()] == [
+        "counts 11 items that have ended, and there are 10",
+        "counts 2 parts of 'values', and the last is missing",
+    ]
