@@ -342,6 +342,12 @@ def _check_items(job_type: type[Any]) -> bool:
         except TypeError:
             msg = f"{where}{inspect.signature(method)} cannot be called with ({', '.join(parameters)}); write {shape}"
             raise JobDefinitionError(msg) from None
+    if hasattr(job_type, "resume_from") != hasattr(job_type, "get_cursor"):
+        msg = (
+            f"job class {job_type.__qualname__}: resume_from(self, context, cursor) and get_cursor(self, item) belong "
+            f"together; define both or neither"
+        )
+        raise JobDefinitionError(msg)
     if not getattr(job_type.execute, "_koan_conducts", False):
         msg = f"job class {job_type.__qualname__}: a FiniteJob has no execute of its own; the engine goes through the items"
         raise JobDefinitionError(msg)

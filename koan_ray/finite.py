@@ -13,6 +13,7 @@ from koan_ray.errors import ConfigurationError
 from koan_ray.jobs import Job
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator, Mapping
 
     from koan_ray.cancellation import CancellationToken
@@ -210,6 +211,10 @@ class FiniteJob(Job[C, R], Generic[C, R, I]):
     Items go to the actors in chunks, pickled; they are read no faster than they are processed. ``self`` is one object for
     all items that an actor processes for a job, so a `functools.cached_property` is made once there, and ``self.context`` is
     the job's. Items are processed at least once: one that was running when its process vanished is processed again.
+
+    A job that goes on after a loss reads its items from the beginning and passes over those that have ended. Where that
+    takes long, give it two more methods: ``get_cursor(self, item)`` returns, as JSON, where the source stands after this
+    item, and ``resume_from(self, context, cursor)`` returns the items that follow.
     """
 
     items: ClassVar[ItemOptions] = ItemOptions()
@@ -263,6 +268,13 @@ class FiniteJob(Job[C, R], Generic[C, R, I]):
     def failed_items(self) -> Pending[list[DeadItem]]:
         """Return the items that have failed for good, in the order of their ends."""
         return ambient.engine().failed_items(self.id)
+
+    def export_failed_items(self, path: str | os.PathLike[str]) -> Pending[int]:
+        """Write the items that have failed for good to a file, one JSON object a line; resolves to how many there are.
+
+        Shape: ``index, item, error_type, error_message, stack_trace, attempts``, as in `DeadItem`.
+        """
+        return ambient.engine().export_failed_items(self.id, path)
 
     def retry_failed_items(self) -> Pending[Self]:
         """Run the items that have failed for good, and only those, as a new job. This one must have ended."""

@@ -232,6 +232,7 @@ class Batch:
         self._retry, self._limit, self._max_losses, self._random = retry, limit, max_losses, random
         self.done = done if done is not None else Ranges()
         self.processed = self.skipped = self.failed = 0
+        self.forgiven = 0  # of the failed ones, those of an earlier job that this one goes on from
         self.reasons: dict[str, int] = {}  # of skipped items
         self.attempts: dict[int, int] = {}  # failed ones, of items that have not ended
         self.seen = 0  # items that the source has given, from the first
@@ -264,7 +265,7 @@ class Batch:
     @property
     def is_failing(self) -> bool:
         """More items have failed than may."""
-        return self._limit.is_exceeded(self.failed, self.ended, self.total)
+        return self._limit.is_exceeded(self.failed - self.forgiven, self.ended, self.total)
 
     @property
     def n_fresh(self) -> int:

@@ -18,6 +18,7 @@ becomes of its items; when the coordinator vanishes, the chunks that were out ar
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import json
@@ -35,7 +36,9 @@ from koan_ray.domain.status import FailureKind, JobStatus
 from koan_ray.engine import chunks, produce
 from koan_ray.engine.itemsource import Mark, Source
 from koan_ray.errors import (
+    ConflictError,
     JobLostError,
+    JobNotFoundError,
     KoanRayError,
     LimitExceededError,
     NonRetryable,
@@ -107,7 +110,9 @@ class Lead:
             options.retry, limit=Limit(share=limit) if isinstance(limit, float) else Limit(most=limit), max_losses=3,
             random=random.random, done=self._resumed.done,
         )  # fmt: skip
-        self._resumed.apply(self._batch)
+        self._resumed.apply(self._batch, order.job_id)
+        self._cursor = self._resumed.cursor
+        self._cursors: deque[tuple[int, Any]] = deque()  # of the ends of chunks, in the order of the items
         target_s = _TARGET_ASYNC_S if self._is_async else _TARGET_S
         self._limit_s = target_s * _OVERRUN if options.chunk_size is None else None
         least = options.concurrency if self._is_async else 1
@@ -120,6 +125,7 @@ class Lead:
             correlation_id=order.particulars.correlation_id, parent_job_id=order.job_id, depth=order.particulars.depth
         )
         self._source: Source | None = None
+        self._has_cursor = hasattr(job, "resume_from")
         self._names: list[int] | None = None  # the indexes that people know, where only some items are done again
         self._width = 1
         self._item_bytes = 64.0
@@ -137,6 +143,7 @@ class Lead:
         self._unwritten: _Snapshot | None = None
         self._keeps_parts = True
         self._is_superseded = False
+        self._fatal: KoanRayError | None = None
         self._written_at = clock.monotonic()
         self._written_ended = self._batch.ended
         self._reported_at = float("-inf")
@@ -169,12 +176,13 @@ class Lead:
         self._width = await self._session.ask("width")
         if self._resumed.failed_of is not None:
             await self._load_names(self._resumed.failed_of)
+            self._has_cursor = False  # the dead items are anywhere
         cursor = self._resumed.cursor
-        has_cursor = hasattr(self._job, "resume_from")
-        expected = self._resumed.mark if self._options.verify_items and not has_cursor else None
+        verifies = self._options.verify_items and not self._has_cursor
+        expected = self._resumed.mark if verifies else None
         self._source = Source(
             self._make_items, self._wake_up, skip=Ranges(self._batch.done), expected=expected,
-            start=cursor[0] if cursor is not None else 0, takes_fingerprint=self._options.verify_items and not has_cursor,
+            start=cursor[0] if cursor is not None else 0, takes_fingerprint=verifies,
             inline=self._session.reads_inline,
         )  # fmt: skip
 
@@ -193,11 +201,14 @@ class Lead:
             self._take_told()
             if self._token.requested or self._is_superseded:
                 raise asyncio.CancelledError
+            if self._fatal is not None:
+                raise self._fatal
             self._raise_if_failing()
             self._take_items(source)
             if source.error is not None and not (batch.out or batch.n_fresh):
                 raise source.error
             if batch.is_over:
+                self._raise_if_failing()  # a share can be told for sure only now
                 return
             self._send_chunks()
             self._report()
@@ -289,9 +300,18 @@ class Lead:
             chunk = batch.take(min(self._sizer.size(left, self._width), max(1, most)), now)
             if chunk is None:
                 return
+            self._note_cursor(chunk)
             payload = self._packed(chunk)
             if payload is not None:
                 self._send(chunk, payload)
+
+    def _note_cursor(self, chunk: Chunk) -> None:
+        """Remember where the source stands after the last item of a fresh chunk, where the job can tell."""
+        if self._has_cursor and isinstance(chunk.indexes, range) and not chunk.losses:
+            end = chunk.indexes.stop
+            if not self._cursors or end > self._cursors[-1][0]:
+                job: Any = self._job
+                self._cursors.append((end, job.get_cursor(chunk.items[-1])))
 
     def _packed(self, chunk: Chunk) -> bytes | None:
         """Return the items of a chunk as bytes; fewer where they are too many bytes, None where none can travel."""
@@ -410,6 +430,8 @@ class Lead:
 
     def _total(self) -> int | None:
         total = self._batch.total
+        if self._names is not None:
+            return len(self._names)
         if total is None and self._source is not None:
             total = self._source.total
         return total
@@ -457,6 +479,10 @@ class Lead:
             for part in snapshot.parts:
                 if part.stream == VALUES:
                     self._spool.add(part.body)
+        except (ConflictError, JobNotFoundError) as error:  # nothing that time would heal
+            self._fatal = error
+            self._keeps_parts = False
+            return
         except KoanRayError:  # nobody there, or no store: again, with the same parts
             self._written_at = self._clock.monotonic()
             return
@@ -491,6 +517,9 @@ class Lead:
         return _Snapshot(checkpoint, parts)
 
     def _body(self) -> bytes:
+        mark = self._batch.done.mark
+        while self._cursors and self._cursors[0][0] <= mark:
+            self._cursor = self._cursors.popleft()
         state = {
             "v": 1,
             "done": [list(pair) for pair in self._batch.done],
@@ -500,6 +529,9 @@ class Lead:
             "reasons": self._batch.reasons,
             "n_values": self._n_values,
             "failed_of": self._resumed.failed_of,
+            "cursor": self._cursor,
+            "job": self._order.job_id,
+            "forgiven": self._batch.forgiven,
         }
         body = json.dumps(state, separators=(",", ":")).encode()
         if len(body) > MAX_CHECKPOINT:  # a fingerprint and reasons are no loss; the ranges are limited by `Batch.has_room`
@@ -518,7 +550,8 @@ class Lead:
         until = loop.time() + _GRACE_S
         for job_id in list(self._ids.values()):
             self._session.cancel(job_id, "the job that they belong to stops")
-        try:
+        # Whatever is raised here, also when our time is over: there is an error already, which is the one to be told.
+        with contextlib.suppress(BaseException):
             while self._ids and loop.time() < until and not self._is_superseded:
                 self._take_told()
                 if self._ids:
@@ -526,10 +559,10 @@ class Lead:
                     timer = loop.call_later(0.05, self._wake.set)
                     await self._wake.wait()
                     timer.cancel()
+        with contextlib.suppress(BaseException):
+            self._take_told()
             async with asyncio.timeout_at(until + _GRACE_S / 2):
                 await self._write_down()
-        except BaseException:  # noqa: BLE001, S110 - there is an error already, which is the one to be told
-            pass
         self._report(final=True)
 
     async def _build(self) -> Any:
@@ -602,6 +635,8 @@ class _Resumed:
         self.n_values = 0
         self.failed_of: str | None = None
         self.counts = (0, 0, 0)
+        self.job_id: str | None = None  # whose checkpoint it is
+        self.forgiven = 0
 
     @classmethod
     def read(cls, checkpoint: Checkpoint) -> _Resumed:
@@ -614,11 +649,13 @@ class _Resumed:
         found.cursor = (cursor[0], cursor[1]) if cursor else None
         found.spent_s, found.reasons = state.get("spent_s", 0.0), state.get("reasons", {})
         found.n_values, found.failed_of = state.get("n_values", 0), state.get("failed_of")
+        found.job_id, found.forgiven = state.get("job"), state.get("forgiven", 0)
         found.counts = (checkpoint.processed, checkpoint.skipped, checkpoint.failed)
         return found
 
-    def apply(self, batch: Batch) -> None:
+    def apply(self, batch: Batch, job_id: str) -> None:
         batch.processed, batch.skipped, batch.failed = self.counts
+        batch.forgiven = self.forgiven if self.job_id == job_id else batch.failed
         batch.attempts, batch.reasons = dict(self.attempts), dict(self.reasons)
 
 

@@ -11,7 +11,10 @@ import heapq
 import json
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic_core import to_json
 
 from koan_ray.definition import Definition
 from koan_ray.domain.durations import instant
@@ -236,6 +239,27 @@ class Session:
             self._call(pending, "parts", (job_id, FAILED, page[-1].seq, _PAGE), got)
 
         self._call(pending, "parts", (_checked(job_id), FAILED, -1, _PAGE), got)
+        return pending
+
+    def export_failed_items(self, job_id: str, path: Any) -> Pending[int]:
+        """Write the dead items of a job over items to a file of JSON lines, page by page; resolves to their number."""
+        pending: Pending[int] = Pending()
+
+        def write() -> None:
+            after, n = -1, 0
+            try:
+                with Path(path).open("wb") as file:
+                    while page := self.parts(job_id, FAILED, after, _PAGE).get():
+                        for part in page:
+                            file.writelines(to_json(row) + b"\n" for row in json.loads(part.body))
+                            n += part.count
+                        after = page[-1].seq
+            except Exception as error:  # noqa: BLE001 - becomes the outcome
+                pending.fail(error)
+            else:
+                pending.resolve(n)
+
+        threading.Thread(target=write, name="koan-export", daemon=True).start()
         return pending
 
     def retry_failed_items(self, job_id: str) -> Pending[Any]:

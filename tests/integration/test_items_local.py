@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import threading
 import time
@@ -374,6 +375,92 @@ def test_dead_items_are_run_again_alone():
     result = again.wait().get(timeout=30)
     assert (result.total, result.processed) == (10, 10)
     assert sorted(result.values) == list(range(50, 1000, 100))
+
+
+def test_dead_items_are_exported_as_json_lines(tmp_path):
+    class Fails(Base):
+        def process_item(self, item, index, progress):
+            raise LookupError(f"no {item}")
+
+    job = Fails.start(3000).run().get()
+    assert job.wait().get(timeout=30).failed == 3000
+    assert job.export_failed_items(tmp_path / "dead.jsonl").get(timeout=10) == 3000
+    rows = [json.loads(line) for line in (tmp_path / "dead.jsonl").read_text().splitlines()]
+    assert sorted(row["index"] for row in rows) == list(range(3000))
+    assert (rows[0]["error_type"], rows[0]["error_message"]) == ("LookupError", f"no {rows[0]['item']}")
+
+
+def test_a_job_with_a_cursor_goes_on_from_there():
+    asked: list[object] = []
+    done: list[int] = []
+
+    class Cursored(Base):
+        retry = koan.RetryPolicy(max_attempts=2, initial_delay=0.01)
+        items = koan.ItemOptions(checkpoint_every=0.05, chunk_size=10)
+
+        def get_items(self, context):
+            asked.append("beginning")
+            for n in range(context):
+                if n == 600 and len(asked) == 1:
+                    raise OSError("the line broke")
+                yield {"key": n}
+
+        def get_cursor(self, item):
+            return item["key"]
+
+        def resume_from(self, context, cursor):
+            asked.append(cursor)
+            return ({"key": n} for n in range(cursor + 1, context))
+
+        def process_item(self, item, index, progress):
+            assert item["key"] == index
+            time.sleep(0.0005)
+            done.append(index)
+            return koan.ItemResult.success(index)
+
+    result = finished(Cursored, 1000)
+    assert sorted(result.values) == list(range(1000))
+    assert asked == ["beginning", 599]
+    assert sorted(done) == list(range(1000))
+
+
+def test_other_items_than_before_are_refused():
+    calls = itertools.count()
+
+    class Changes(Base):
+        retry = koan.RetryPolicy(max_attempts=2, initial_delay=0.01)
+
+        def get_items(self, context):
+            offset = next(calls) * 7
+            yield from range(offset, offset + 600)
+            raise OSError("the line broke")
+
+    job = Changes.start(0).run().get()
+    with pytest.raises(koan.JobFailedError, match=r"does not give the 600 items again .*verify_items=False"):
+        job.wait().get(timeout=30)
+
+
+def test_a_job_that_failed_for_its_items_can_be_resumed():
+    class Fails(Base):
+        items = koan.ItemOptions(max_failed_items=5)
+
+        def process_item(self, item, index, progress):
+            if item < 50:
+                raise ValueError("bad")
+            time.sleep(0.0005)
+            return koan.ItemResult.success()
+
+    job = Fails.start(2000).run().get()
+    with pytest.raises(koan.JobFailedError, match="items have failed"):
+        job.wait().get(timeout=30)
+    while True:  # each run may have five more
+        job = koan.Jobs.retry(job.id, resume=True).get(timeout=5)
+        try:
+            result = job.wait().get(timeout=30)
+        except koan.JobFailedError:
+            continue
+        break
+    assert (result.total, result.processed, result.failed) == (2000, 1950, 50)
 
 
 def test_the_job_is_one_object_for_the_items_of_an_actor_and_knows_its_context():
