@@ -265,6 +265,26 @@ class FiniteJob(Job[C, R], Generic[C, R, I]):
 
     execute._koan_conducts = True  # type: ignore[attr-defined]  # noqa: SLF001 - read by Definition
 
+    @property
+    def items_processed(self) -> int:
+        """Items that have ended as processed, as of the last checkpoint that `refresh` or `wait` has seen."""
+        return self._view.items.processed if self._view.items is not None else 0
+
+    @property
+    def items_skipped(self) -> int:
+        """Items that have ended as skipped."""
+        return self._view.items.skipped if self._view.items is not None else 0
+
+    @property
+    def items_failed(self) -> int:
+        """Items that have failed for good."""
+        return self._view.items.failed if self._view.items is not None else 0
+
+    @property
+    def items_total(self) -> int | None:
+        """How many items there are; None before that is known."""
+        return self._view.items.total if self._view.items is not None else None
+
     def failed_items(self) -> Pending[list[DeadItem]]:
         """Return the items that have failed for good, in the order of their ends."""
         return ambient.engine().failed_items(self.id)
