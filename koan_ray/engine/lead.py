@@ -48,7 +48,7 @@ from koan_ray.errors import (
 from koan_ray.finite import FiniteSummary, Values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from koan_ray.cancellation import CancellationToken
     from koan_ray.domain.items import Chunk
@@ -135,6 +135,7 @@ class Lead:
         self._values_bytes = 0
         self._n_values = self._resumed.n_values
         self._spool = produce.Spool()
+        self._pages: list[Part] = []  # of values that were read before `build_result` is called
         self._n_parts = {VALUES: 0, FAILED: 0}
         if order.checkpoint is not None:
             self._n_parts = {VALUES: order.checkpoint.value_parts, FAILED: order.checkpoint.failed_parts}
@@ -254,9 +255,10 @@ class Lead:
         """Wait until there is something to do."""
         now = self._clock.monotonic()
         every_s = seconds(self._options.checkpoint_every, name="checkpoint_every")
-        wait_s = min(max(_REPORT_EVERY_S, 0.0), every_s)
-        if (due := self._batch.next_due()) is not None:
-            wait_s = min(wait_s, max(0.0, due - now))
+        wait_s = min(_REPORT_EVERY_S, every_s)
+        due = self._batch.next_due()
+        if due is not None and due > now:  # one that is due already waits for a chunk to come back
+            wait_s = min(wait_s, due - now)
         if self._wake.is_set():
             self._wake.clear()
             await asyncio.sleep(0)
@@ -572,6 +574,10 @@ class Lead:
             batch.ended, batch.processed, batch.failed, batch.skipped, timedelta(seconds=self._spent_s()),
             Values(self._read_values, self._n_values), dict(batch.reasons),
         )  # fmt: skip
+        if self._session.reads_inline:
+            self._pages = [part async for part in self._stored_values()]
+            result = self._job.build_result(summary)
+            return await result if inspect.iscoroutine(result) else result
         outcome: asyncio.Future[Any] = self._loop.create_future()
         context = contextvars.copy_context()
         threading.Thread(
@@ -596,16 +602,25 @@ class Lead:
             for array in self._arrays():
                 yield from array
 
+    async def _stored_values(self) -> AsyncIterator[Part]:
+        after = -1
+        while page := await self._session.parts(self._order.job_id, VALUES, after, _PAGE):
+            for part in page:
+                yield part
+            after = page[-1].seq
+
     def _arrays(self) -> Iterator[list[Any]]:
         n_parts, after = self._n_parts[VALUES], -1
+        for part in self._pages:
+            yield json.loads(part.body)
+            after = part.seq
         while after + 1 < n_parts:
             page = self._session.parts(self._order.job_id, VALUES, after, _PAGE).get()
             if not page:
                 raise RecordCorruptError(self._order.job_id, "values", f"part {after + 1} of {n_parts} is missing")
             for part in page:
-                if part.seq < n_parts:
-                    yield json.loads(part.body)
-                after = part.seq
+                yield json.loads(part.body)
+            after = page[-1].seq
         for place in range(len(self._spool)):
             yield self._spool.read(place)
         for body, _ in self._values:

@@ -186,7 +186,7 @@ class _SimActor:
         if attempt is None or self.is_dead:
             return
         self._launcher.began(live.order)
-        is_async = attempt.job_type.definition.is_async
+        is_async = attempt.job_type.definition.runs_on_loop(attempt.terms)
         report = await attempt.perform() if is_async else attempt.perform_blocking()
         if self._has_died():
             return
