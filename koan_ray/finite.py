@@ -243,7 +243,8 @@ class FiniteJob(Job[C, R], Generic[C, R, I]):
         Args:
             item: The item.
             index: Its place among all items, from 0.
-            progress: ``progress.cancellation_requested`` tells a long item to stop.
+            progress: What a long item reports here, its message, is shown with the job's own progress;
+                ``progress.cancellation_requested`` tells it to stop.
         """
         raise NotImplementedError
 

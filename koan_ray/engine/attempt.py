@@ -78,8 +78,7 @@ class Attempt:
         self._began = host.clock.monotonic()
         self._cpu = thread_time()
         self.token = CancellationToken()
-        announce = _unheard if terms.part else self._announce
-        self.progress = JobProgress(announce, self.token, began_at=self.began_at)
+        self.progress = JobProgress(self._announce, self.token, began_at=self.began_at)
         self.stopped_by: str | None = None
         self.is_in_body = False
         self._n_reports = 0
@@ -345,10 +344,6 @@ class Attempt:
             order.execution_id, order.job_id, outcome, self.began_at, self._host.clock.monotonic() - self._began, result,
             error, delay_s, advice, self.take_progress() or self._taken, metrics,
         )  # fmt: skip
-
-
-def _unheard() -> None:
-    """Nobody watches a chunk: how far the items are is told by the job that they belong to."""
 
 
 def describe(error: BaseException) -> ErrorInfo:

@@ -381,7 +381,7 @@ class Dispatcher:
             expected_s = typical_s.get(terms.id, target_s)  # unknown counts as long
             is_long = expected_s >= target_s or job.crashes > 0
             if is_long:
-                fits = not must_be_short and len(execution_ids) < room and not (job.crashes and execution_ids)
+                fits = not must_be_short and len(execution_ids) < room and _may_be_with(job, actor, execution_ids)
             else:
                 fits = expected_s <= budget_s or not execution_ids
             if not fits:
@@ -481,6 +481,8 @@ class Dispatcher:
         busy = sum(actor.room() == 0 and actor.state is ActorState.READY for actor in same)
         retiring = sum(actor.state is ActorState.RETIRING for actor in same)
         wanted = busy + retiring + math.ceil(len(lane) / lane.spec.concurrency)
+        if lane.spec.lead and not any(actor.is_idle and actor.state is not ActorState.RETIRING for actor in same):
+            wanted = len(same) + 1  # what is left in the lane wants an actor for itself, or finds the others full
         while len(same) < wanted:
             if lane.spec.lead:
                 if self._pool.n_leading() >= max(_MAX_LEADING, self._limit()) and not lane.deepest:
@@ -657,3 +659,18 @@ class Dispatcher:
 
     def _terms(self, active: Active) -> Terms:
         return self._jobs.terms_for(active.terms_id)
+
+
+def _may_be_with(job: JobRecord, actor: Actor, execution_ids: list[str]) -> bool:
+    """Tell whether a long job may join what an actor is about to be sent.
+
+    One whose process has vanished goes alone. What leads items is one of many in its actor, so that then nothing joins it
+    there until it has ended.
+    """
+    if not job.crashes:
+        return True
+    if actor.spec.lead:
+        if not actor.is_idle:
+            return False
+        actor.has_suspect = not execution_ids
+    return not execution_ids

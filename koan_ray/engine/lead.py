@@ -67,7 +67,9 @@ _ITEM_BYTES = 16 * 1_048_576  # of one item as bytes
 _AHEAD_BYTES = 16 * 1_048_576  # of items that are read and not sent
 _AHEAD_LEAST = 64
 _AHEAD_MOST = 1_000_000
-_WIDTH_EVERY_S = 5.0
+_LOOK_EVERY_S = 1.0
+_WIDTH_EVERY = 5  # looks
+_SHOWN_CHUNKS = 100  # of those that are out for a while, whose items are asked what they say
 _REPORT_EVERY_S = 0.1
 _RATE_OVER_S = 5.0
 _AGAIN_S = 0.5  # after a chunk could not be sent, or was sent back for no reason of its own
@@ -128,6 +130,8 @@ class Lead:
         self._has_cursor = hasattr(job, "resume_from")
         self._names: list[int] | None = None  # the indexes that people know, where only some items are done again
         self._width = 1
+        self._looked_at: set[int] = set()  # chunks that were out at the last look
+        self._said: str | None = None  # by an item that takes long
         self._item_bytes = 64.0
         self._not_before = 0.0  # when chunks may be sent again
         self._began = clock.monotonic()
@@ -156,7 +160,7 @@ class Lead:
         """Go through the items, and return what ``build_result`` makes of them."""
         stopping = asyncio.ensure_future(self._token.wait())
         stopping.add_done_callback(lambda _done: self._wake.set())
-        looking = asyncio.ensure_future(self._look_at_width())
+        looking = asyncio.ensure_future(self._look_around())
         try:
             await self._prepare()
             await self._go_through()
@@ -277,13 +281,20 @@ class Lead:
         except RuntimeError:  # the loop is closed, and with it the job
             return
 
-    async def _look_at_width(self) -> None:
+    async def _look_around(self) -> None:
+        """Keep up with how many actors there are, and with what long items say of themselves."""
+        n = 0
         while True:
-            await asyncio.sleep(_WIDTH_EVERY_S)
-            try:
-                self._width = await self._session.ask("width")
-            except KoanRayError:  # what we know stands
-                continue
+            await asyncio.sleep(_LOOK_EVERY_S)
+            n += 1
+            long = [self._ids[number] for number in self._ids if number in self._looked_at][:_SHOWN_CHUNKS]
+            self._looked_at = set(self._ids)
+            with contextlib.suppress(KoanRayError):  # what we know stands
+                if n % _WIDTH_EVERY == 0:
+                    self._width = await self._session.ask("width")
+                states = await self._session.latest(long) if long else []
+                newest = max(states, key=lambda state: state[1].updated_at, default=None)
+                self._said = newest[1].message if newest is not None else None
 
     # --- chunks ----------------------------------------------------------------------------------------------------
 
@@ -425,6 +436,8 @@ class Lead:
         since, before = self._rates[0]
         rate = (ended - before) / (now - since) if now > since else 0.0
         message = _told_of(batch, total, rate)
+        if self._said and not final:
+            message = f"{message}; {self._said}"
         if total:
             self._progress.report(ended, total, message)
         else:

@@ -71,8 +71,8 @@ class Actor:
     """One job actor."""
 
     __slots__ = (
-        "batches", "heard_at", "info", "is_delayed", "is_killed", "jobs_done", "known", "lent", "name", "quiet_since",
-        "recycle", "running", "spec", "started_at", "state", "stored",
+        "batches", "has_suspect", "heard_at", "info", "is_delayed", "is_killed", "jobs_done", "known", "lent", "name",
+        "quiet_since", "recycle", "running", "spec", "started_at", "state", "stored",
     )  # fmt: skip
 
     def __init__(self, name: str, spec: ActorSpec, *, at: float, lent: bool) -> None:
@@ -88,6 +88,7 @@ class Actor:
         self.known: set[str] = set()  # ids of terms and classes that it has for sure
         self.jobs_done = 0
         self.recycle: str | None = None
+        self.has_suspect = False  # what leads items and was in a process that vanished is kept from others of its kind
         self.is_killed = False
         self.is_delayed = False  # it takes so long to start that the cluster has probably no room for it
 
@@ -117,6 +118,10 @@ class Actor:
         """How many more bodies it can begin; more than the concurrency only counts for a batch of short jobs."""
         if self.state is not ActorState.READY or self.n_active >= self.spec.concurrency:
             return 0
+        if self.has_suspect:
+            if not self.is_idle:
+                return 0
+            self.has_suspect = False
         if self.batches and not (len(self.batches) < MAX_IN_FLIGHT and all(b.is_short for b in self.batches.values())):
             return 0
         return self.spec.concurrency - self.n_active

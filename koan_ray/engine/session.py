@@ -219,6 +219,16 @@ class Session:
             self._by_id[known.id] = known
         return known
 
+    def latest(self, job_ids: list[str]) -> Pending[list[tuple[str, Progress]]]:
+        """Return the newest progress of those of these jobs that have reported any."""
+        pending: Pending[Any] = Pending()
+
+        def answered(states: Any, error: BaseException | None) -> None:
+            pending.fail(error) if error is not None else pending.resolve(states)
+
+        self._transport.broker("latest", (job_ids,), answered)
+        return pending
+
     def ask(self, method: str, *args: Any) -> Pending[Any]:
         """Call a method of the coordinator."""
         return self._ask(method, args, lambda answer: answer)

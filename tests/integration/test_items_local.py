@@ -463,6 +463,54 @@ def test_a_job_that_failed_for_its_items_can_be_resumed():
     assert (result.total, result.processed, result.failed) == (2000, 1950, 50)
 
 
+def test_what_a_long_item_says_is_shown():
+    class Long(Base):
+        def process_item(self, item, index, progress):
+            until = time.monotonic() + 5
+            while time.monotonic() < until and not progress.cancellation_requested:
+                progress.report(0.5, f"half of {item}")
+                time.sleep(0.02)
+            return koan.ItemResult.success()
+
+    job = Long.start(2).run().get()
+    _until(lambda: "; half of " in (job.refresh().get().progress_message or ""))
+    job.cancel().get()
+    with pytest.raises(koan.JobCancelledError):
+        job.wait().get(timeout=20)
+
+
+class InProcess(Base):
+    """Each chunk is done in a process of its own."""
+
+    isolation = koan.Isolation.PROCESS
+
+    def process_item(self, item, index, progress):
+        if item == 77:
+            os._exit(3)
+        return koan.ItemResult.success(os.getpid())
+
+
+class Dedicated(Base):
+    """Each chunk is done in an actor of its own."""
+
+    isolation = koan.Isolation.DEDICATED
+    items = koan.ItemOptions(chunk_size=50)
+
+
+@pytest.mark.slow
+def test_chunks_may_run_in_processes_of_their_own():
+    job = InProcess.start(200).run().get()
+    result = job.wait().get(timeout=60)
+    assert (result.processed, result.failed) == (199, 1)
+    assert os.getpid() not in result.values
+    (dead,) = job.failed_items().get(timeout=5)
+    assert (dead.index, dead.error_type) == (77, "ProcessLost")
+
+
+def test_chunks_may_run_in_actors_of_their_own():
+    assert finished(Dedicated, 300).processed == 300
+
+
 def test_the_job_is_one_object_for_the_items_of_an_actor_and_knows_its_context():
     made = itertools.count()
 
