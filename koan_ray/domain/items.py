@@ -112,6 +112,11 @@ class Failure(NamedTuple):
     error: ErrorInfo
     shown: bytes  # the item for people, as JSON
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return len(self.shown) + len(self.error.message) + len(self.error.stack_trace) + 100
+
 
 class Outcomes(NamedTuple):
     """What an actor says of a chunk.

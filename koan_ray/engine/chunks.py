@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _MAX_SHOWN = 2_000  # bytes of an item in the record of its failure
 _MAX_VALUE = MAX_PART - 65_536
 _MAX_REASON = 200
+_MAX_TRACES = 100  # failures of a chunk that keep their stack trace
+_FULL = 8 * 1_048_576  # bytes of values and failures after which a chunk gives back what it has not begun
 _KEPT_JOBS = 8
 _LOOK_S = 0.001  # between two looks at the clock and the token, about
 _MAX_STRIDE = 1024
@@ -90,7 +92,7 @@ def _job_of(order: ChunkOrder, job_type: type[FiniteJob[Any, Any, Any]]) -> Fini
 class _Desk:
     """Takes in the results of a chunk's items."""
 
-    __slots__ = ("codes", "failures", "items", "job", "order", "reasons", "values")
+    __slots__ = ("codes", "failures", "items", "job", "order", "reasons", "size", "values")
 
     def __init__(self, payload: bytes, job_type: type[FiniteJob[Any, Any, Any]]) -> None:
         self.order = ChunkOrder(*pickle.loads(payload))  # noqa: S301 - made inside this cluster
@@ -100,6 +102,7 @@ class _Desk:
         self.values: list[bytes] = []
         self.failures: list[Failure] = []
         self.reasons: Counter[str] = Counter()
+        self.size = 0  # bytes of values and failures
 
     def take(self, place: int, result: object) -> None:
         """Note what ``process_item`` returned."""
@@ -150,10 +153,15 @@ class _Desk:
             return
         self.codes[place] = PRODUCED
         self.values.append(encoded)
+        self.size += len(encoded)
 
     def _fail(self, place: int, error: ErrorInfo, code: int) -> None:
         self.codes[place] = code
-        self.failures.append(Failure(place, error, shown(self.items[place])))
+        if len(self.failures) >= _MAX_TRACES:
+            error = error._replace(stack_trace="")
+        failure = Failure(place, error, shown(self.items[place]))
+        self.failures.append(failure)
+        self.size += failure.size
 
     def result(self, duration_s: float) -> bytes:
         values = b"[" + b",".join(self.values) + b"]" if self.values else b""
@@ -188,7 +196,7 @@ def process_blocking(
             desk.refuse(place - 1, error)
         if place >= look_at:
             now = monotonic()
-            if now >= until or token.requested:
+            if now >= until or token.requested or desk.size > _FULL:
                 break
             stride = min(stride * 2, _MAX_STRIDE) if now - looked < _LOOK_S else max(1, stride // 2)
             look_at, looked = place + stride, now
@@ -215,7 +223,7 @@ async def process(
                 desk.refuse(place, error)
             except BaseException as error:  # noqa: BLE001 - whatever a body raises becomes its outcome
                 desk.refuse(place, error)
-            if monotonic() >= until or token.requested:
+            if monotonic() >= until or token.requested or desk.size > _FULL:
                 return
 
     width = min(desk.job.items.concurrency, len(desk.items))

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koan_ray import ambient
 from koan_ray.domain.durations import seconds
-from koan_ray.domain.items import Batch, Limit, Ranges, Sizer
+from koan_ray.domain.items import PRODUCED, RETURNED, Batch, Limit, Ranges, Sizer
 from koan_ray.domain.records import FAILED, MAX_CHECKPOINT, VALUES, Checkpoint, ErrorInfo, Part, Particulars
 from koan_ray.domain.status import FailureKind, JobStatus
 from koan_ray.engine import chunks, produce
@@ -74,8 +74,9 @@ _REPORT_EVERY_S = 0.1
 _RATE_OVER_S = 5.0
 _AGAIN_S = 0.5  # after a chunk could not be sent, or was sent back for no reason of its own
 _GRACE_S = 2.0  # for chunks to come back when the job shall stop
-_PENDING_BYTES = 4 * 1_048_576  # of values that ask for a checkpoint before its time
-_PENDING_MOST = 32 * 1_048_576  # of values that keep fresh items from being begun
+_PENDING_BYTES = 4 * 1_048_576  # of values and dead items that ask for a checkpoint before its time
+_PENDING_MOST = 32 * 1_048_576  # of values and dead items that keep fresh items from being begun
+_KEPT_DEAD = 100
 _PAGE = 20  # parts in an answer
 
 
@@ -136,7 +137,7 @@ class Lead:
         self._not_before = 0.0  # when chunks may be sent again
         self._began = clock.monotonic()
         self._values: list[tuple[bytes, int]] = []  # not in a part yet
-        self._values_bytes = 0
+        self._pending_bytes = 0
         self._n_values = self._resumed.n_values
         self._spool = produce.Spool()
         self._pages: list[Part] = []  # of values that were read before `build_result` is called
@@ -231,7 +232,7 @@ class Lead:
 
     def _ahead(self) -> int:
         """Return how many items to have ready: for the next chunks, within bounds of memory."""
-        if not self._batch.has_room or self._values_bytes > _PENDING_MOST:
+        if not self._batch.has_room or self._pending_bytes > _PENDING_MOST:
             return 0
         wanted = self._sizer.size(None, self._width) * (self._slots() + 2)
         most = min(_AHEAD_MOST, int(_AHEAD_BYTES / self._item_bytes))
@@ -399,12 +400,22 @@ class Lead:
         if chunk is None:
             return
         codes = outcomes.codes
-        self._sizer.ended(len(codes) - codes.count(0), outcomes.duration_s)
+        self._sizer.ended(len(codes) - codes.count(RETURNED), outcomes.duration_s)
+        self._pending_bytes += sum(failure.size for failure in outcomes.failures)
         if outcomes.values:
-            n = codes.count(2)
+            n = codes.count(PRODUCED)
             self._n_values += n
-            self._values_bytes += len(outcomes.values)
+            self._pending_bytes += len(outcomes.values)
             self._values.append((outcomes.values, n))
+        if not self._keeps_parts:
+            self._spill()
+
+    def _spill(self) -> None:
+        """Keep values here, and of the dead items the last ones: the engine has no room for what this job produces."""
+        for body, _ in self._values:
+            self._spool.add(body)
+        self._values, self._pending_bytes = [], 0
+        del self._batch.dead[:-_KEPT_DEAD]
 
     def _broke(self, number: int, end: End) -> None:
         error = end.error or ErrorInfo("UnknownError", "the chunk ended without an error")
@@ -459,7 +470,7 @@ class Lead:
             return
         every_s = seconds(self._options.checkpoint_every, name="checkpoint_every")
         is_time = self._clock.monotonic() - self._written_at >= every_s
-        has_much = self._values_bytes >= _PENDING_BYTES
+        has_much = self._pending_bytes >= _PENDING_BYTES
         if (is_time and self._batch.ended > self._written_ended) or has_much or (is_time and self._unwritten is not None):
             self._begin_writing()
 
@@ -494,6 +505,7 @@ class Lead:
             for part in snapshot.parts:
                 if part.stream == VALUES:
                     self._spool.add(part.body)
+            self._spill()
         except (ConflictError, JobNotFoundError) as error:  # nothing that time would heal
             self._fatal = error
             self._keeps_parts = False
@@ -514,7 +526,7 @@ class Lead:
 
     def _snapshot(self) -> _Snapshot:
         batch = self._batch
-        values, self._values, self._values_bytes = self._values, [], 0
+        values, self._values, self._pending_bytes = self._values, [], 0
         dead, batch.dead = batch.dead, []
         job_id = self._order.job_id
         parts = [

@@ -109,3 +109,22 @@ def test_a_job_that_is_cancelled_keeps_what_was_done_and_can_be_resumed():
     Counted.runs = Counter()
     testing.run(scenario())
     assert max(Counted.runs.values()) <= 3
+
+
+class Wordy(Counted):
+    """Its items produce more than there is room for."""
+
+    items = koan.ItemOptions(checkpoint_every=0.05, chunk_size=9)
+
+    async def process_item(self, item, index, progress):
+        await asyncio.sleep(0.01)
+        return koan.ItemResult.success(f"{item:05}" * 50)
+
+
+def test_values_that_the_engine_has_no_room_for_stay_with_the_lead():
+    async def scenario():
+        async with testing.engine(max_actors=2, max_part_bytes=20_000):
+            result = await (await Wordy.start(1000).run()).wait()
+            assert result["values"] == [f"{item:05}" * 50 for item in range(1000)]
+
+    testing.run(scenario())
