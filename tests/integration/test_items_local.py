@@ -511,6 +511,38 @@ def test_chunks_may_run_in_actors_of_their_own():
     assert finished(Dedicated, 300).processed == 300
 
 
+class Files(koan.FiniteJob[dict, int, int]):
+    """Leaves its values in files."""
+
+    def get_items(self, context):
+        return range(context["n"])
+
+    def process_item(self, item, index, progress):
+        return koan.ItemResult.success({"id": item, "name": f"item {item}"} if item != self.context.get("odd") else item)
+
+    def build_result(self, summary) -> int:
+        summary.values.write_json_lines(f"{self.context['folder']}/values.jsonl")
+        return summary.values.write_parquet(f"{self.context['folder']}/values.parquet")
+
+
+def test_values_are_written_to_files(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert finished(Files, {"n": 25_000, "folder": str(tmp_path)}) == 25_000
+    rows = [json.loads(line) for line in (tmp_path / "values.jsonl").read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == list(range(25_000))
+    table = parquet.read_table(tmp_path / "values.parquet").to_pylist()
+    assert sorted(table, key=lambda row: row["id"]) == sorted(rows, key=lambda row: row["id"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["values.jsonl", "values.parquet"]
+
+
+def test_values_that_are_no_rows_leave_no_file(tmp_path):
+    pytest.importorskip("pyarrow")
+    once = type("Once", (Files,), {"retry": koan.RetryPolicy(max_attempts=1)})
+    with pytest.raises(koan.JobFailedError, match="does not fit the columns"):
+        finished(once, {"n": 10, "odd": 7, "folder": str(tmp_path)})
+    assert [path.name for path in tmp_path.iterdir()] == ["values.jsonl"]
+
+
 def test_the_job_is_one_object_for_the_items_of_an_actor_and_knows_its_context():
     made = itertools.count()
 
