@@ -5,7 +5,7 @@ The floor of this shape is two round trips: driver → coordinator → job actor
 Where the time goes (perf_counter on each side of every hop; one round trip is about 0.75 ms here): four transits of a Ray
 call, 0.3–0.4 ms each; two `.remote()` calls, 0.2–0.3 ms each; four hops between a Ray thread and an event loop or a body
 thread, 0.05–0.15 ms each; deciding and writing, 0.1 ms. A job whose kind is known to take under a millisecond is answered
-together with its submission (`Coordinator._linger`), which spares a third round trip.
+together with its submission (`koan_ray.engine.lingering`), which spares a third round trip.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ The life of a job is the table in `koan_ray.domain.transitions`; every move is m
 told to nobody before the `Writer` has written it.
 
 Who is authoritative
-    The store, for every job and execution. The coordinator's ``_live`` holds what is not final and is the truth between two
+    The store, for every job and execution. The coordinator's `LiveJobs` hold what is not final and are the truth between two
     flushes only for itself. The broker holds nothing that anybody relies on.
 
 What a crash leaves behind (jobs in memory)
@@ -24,6 +24,9 @@ What a crash leaves behind (jobs in memory)
     *Coordinator*: its jobs are gone. Sessions see another epoch and fail their waits with `JobLostError`; the job actors of
     the old epoch are ended by the new coordinator before it dispatches anything, or end themselves.
     *Driver*: nothing; its jobs go on, and its session is forgotten after five minutes.
+
+    *Between the parts of a checkpoint and the document that counts them*: parts that nobody reads. The next execution goes
+    on from the checkpoint before, and writes the same numbers again (`checkpoints`).
 
 The fence is the execution id: a report for any other than the job's current execution is counted and dropped, so that it
 does not matter whether it is late, doubled or from a process that was thought dead.

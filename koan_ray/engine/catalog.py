@@ -39,7 +39,7 @@ class Catalog:
     def __init__(
         self, memory: JobStore, writer: Writer, tenures: Mapping[str, Tenure], default_source: str, default_partition: str
     ) -> None:
-        self.memory, self._memory_writer, self.tenures = memory, writer, tenures
+        self.memory, self.memory_writer, self.tenures = memory, writer, tenures
         self._default_source, self._default_partition = default_source, default_partition
 
     # --- one job -----------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ class Catalog:
     def writer_of(self, residence: Residence) -> Writer:
         """Return the writer of the place that a job belongs to."""
         if residence.source is None:
-            return self._memory_writer
+            return self.memory_writer
         return self.tenures[residence.source].writer
 
     def store_of(self, residence: Residence) -> JobStore:
@@ -129,7 +129,7 @@ class Catalog:
 
     async def flushed(self) -> None:
         """Return when what was staged before this call can be seen in the stores that answer."""
-        await self._memory_writer.flushed()
+        await self.memory_writer.flushed()
         for tenure in self.tenures.values():
             if tenure.may_act and tenure.writer.n_dirty:
                 await tenure.writer.flushed()

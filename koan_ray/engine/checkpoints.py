@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from koan_ray.domain.checkpoints import Standing, counted, fenced, standing
 from koan_ray.domain.records import STREAMS, part_fence
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from koan_ray.domain.records import Checkpoint, JobRecord, Part, Residence
     from koan_ray.engine.catalog import Catalog
+    from koan_ray.engine.live import LiveJobs
     from koan_ray.engine.tenure import Tenure
     from koan_ray.ports import Clock
 
@@ -42,27 +43,18 @@ _MAX_PAGE = 500
 _COPY_TRIES = 8
 
 
-class Jobs(Protocol):
-    """What checkpoints ask of the coordinator."""
-
-    def current(self, job_id: str, execution_id: str) -> JobRecord | None:
-        """Return the live job if this is its current execution."""
-
-    async def look(self, job_id: str) -> JobRecord | None:
-        """Return a job as it is now, wherever it is."""
-
-    def is_live(self, job_id: str) -> bool:
-        """Tell whether the job is unfinished and ours."""
-
-    def checkpointed(self, job: JobRecord) -> None:
-        """Make this the job's state, and write it with the next flush."""
-
-
 class Checkpoints:
-    """Keeps checkpoints and parts, in memory and in sources."""
+    """Keeps checkpoints and parts, in memory and in sources.
 
-    def __init__(self, jobs: Jobs, catalog: Catalog, clock: Clock) -> None:
-        self._jobs, self._catalog, self._clock = jobs, catalog, clock
+    Args:
+        live: The jobs that have not ended.
+        catalog: Where jobs are kept.
+        clock: Time.
+    """
+
+    def __init__(self, live: LiveJobs, catalog: Catalog, clock: Clock) -> None:
+        self._jobs, self._live = live, live.by_id
+        self._catalog, self._clock = catalog, clock
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}  # by job whose checkpoint is under way, and how many want it
         self.counters: Counter[str] = Counter()
 
@@ -111,7 +103,7 @@ class Checkpoints:
         turn = 0
         give_up_at = self._clock.monotonic() + _UNDECIDED_S
         while (job := self._jobs.current(job_id, execution_id)) is None:
-            is_decided = self._jobs.is_live(job_id) or await self._catalog.memory.get(job_id) is not None
+            is_decided = job_id in self._live or await self._catalog.memory.get(job_id) is not None
             if is_decided or all(each.state is TenureState.ACTIVE for each in self._catalog.tenures.values()):
                 return self._jobs.current(job_id, execution_id)
             if self._clock.monotonic() > give_up_at:
@@ -147,13 +139,18 @@ class Checkpoints:
             now_is = self._jobs.current(job.id, execution_id)  # it may have been given up while the parts were written
             if now_is is None:
                 return False
-            self._jobs.checkpointed(now_is.evolve(checkpoint=follows, last_modified=self._clock.now()))
+            after = now_is.evolve(checkpoint=follows, last_modified=self._clock.now())
+            self._live[job.id] = after
+            writer.stage(after)
         try:
             await writer.flushed()
         except ConflictError:  # the lease is somebody else's
             return False
         # A flush that was fenced ends like any other; then the lease is known to be lost, or the job to be let go.
         return _is_certain(tenure) and self._jobs.current(job.id, execution_id) is not None
+
+    async def _look(self, job_id: str) -> JobRecord | None:
+        return self._live.get(job_id) or await self._catalog.get(job_id)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -187,7 +184,7 @@ class Checkpoints:
             JobNotFoundError: There is no such job.
             RecordCorruptError: A part that counts is missing.
         """
-        job = await self._jobs.look(job_id)
+        job = await self._look(job_id)
         for _ in range(_LOOKS):
             if job is None:
                 raise JobNotFoundError(job_id)
@@ -200,7 +197,7 @@ class Checkpoints:
             found = await store.read_parts(residence.partition, job_id, stream, after, limit)
             if found and [part.seq for part in found] == list(range(after + 1, after + 1 + len(found))):
                 return found
-            job = await self._jobs.look(job_id)  # it may have moved to an archive, or back, while we read
+            job = await self._look(job_id)  # it may have moved to an archive, or back, while we read
         raise RecordCorruptError(job_id, f"parts.{stream}.{after + 1}", "is missing, though a checkpoint counts it")
 
     # --- copying -----------------------------------------------------------------------------------------------------
@@ -221,7 +218,7 @@ class Checkpoints:
             msg = f"job {old.id}: has no checkpoint to go on from; run it again from its beginning, without resume"
             raise ConflictError(msg)
         async with self._one_at_a_time(new_id):
-            if await self._jobs.look(new_id) is not None:  # accepted already: the answer was lost
+            if await self._look(new_id) is not None:  # accepted already: the answer was lost
                 yield old.checkpoint
                 return
             try:

@@ -21,7 +21,7 @@ from koan_ray.domain.durations import instant
 from koan_ray.domain.ids import child_id, is_id, new_id
 from koan_ray.domain.records import FAILED, ErrorInfo, JobView, Particulars, Residence, Terms
 from koan_ray.domain.status import ExecutionStatus, JobStatus
-from koan_ray.engine.coordinator import Submission
+from koan_ray.engine.messages import Submission
 from koan_ray.engine.watching import Watching
 from koan_ray.errors import (
     ConfigurationError,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from koan_ray.domain.records import Checkpoint, End, Part, Progress
-    from koan_ray.engine.coordinator import Accepted, Ends, ExecutionView
+    from koan_ray.engine.messages import Accepted, Ends, ExecutionView
     from koan_ray.ports import Transport
     from koan_ray.progress import JobProgressUpdate
 

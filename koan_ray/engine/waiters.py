@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from koan_ray.ports import Clock
 
 _FORGET_AFTER_S = 300.0
+_MAX_RECENT = 20_000
+_MAX_RECENT_BYTES = 32 * 1024 * 1024  # of results
 _REPLY_LIMIT = 20_000  # ends in one reply; the rest follows with the next
 
 
@@ -47,6 +49,7 @@ class Waiters:
     """Ends on their way to the sessions that wait for them."""
 
     def __init__(self, clock: Clock, *, max_sessions: int, max_watched: int) -> None:
+        self.recent = RecentEnds()
         self._clock = clock
         self._max_sessions, self._max_watched = max_sessions, max_watched
         self._sessions: dict[str, _Session] = {}
@@ -128,3 +131,31 @@ class Waiters:
                     self._by_job[job_id].remove(session)
                     if not self._by_job[job_id]:
                         del self._by_job[job_id]
+
+
+class RecentEnds:
+    """How the documents that were written last ended: whoever asks is mostly about to, and need not wait for the store.
+
+    Bounded in number and in bytes; the oldest go first. An end never changes, so that none can be out of date.
+    """
+
+    def __init__(self) -> None:
+        self._ends: dict[str, End] = {}
+        self._n_bytes = 0
+
+    def get(self, job_id: str) -> End | None:
+        """Return the end of a job if it is remembered."""
+        return self._ends.get(job_id)
+
+    def add(self, end: End) -> None:
+        """Remember an end."""
+        if end.id not in self._ends:
+            self._ends[end.id] = end
+            self._n_bytes += len(end.result or b"")
+        while len(self._ends) > _MAX_RECENT or self._n_bytes > _MAX_RECENT_BYTES:
+            self.forget(next(iter(self._ends)))
+
+    def forget(self, job_id: str) -> None:
+        """A job was removed."""
+        end = self._ends.pop(job_id, None)
+        self._n_bytes -= len(end.result or b"") if end is not None else 0

@@ -29,7 +29,7 @@ from koan_ray.domain.lease import SLOTS, Lease
 from koan_ray.domain.query import Page
 from koan_ray.domain.status import ExecutionStatus, JobStatus
 from koan_ray.errors import ConfigurationError, RecordCorruptError, StoreUnavailableError
-from koan_ray.stores import mongo_filters, mongo_schema
+from koan_ray.stores import mongo_filters, mongo_schema, mongo_windows
 from koan_ray.stores.codec import (
     SCHEMA_VERSION,
     STATE_FIELDS,
@@ -51,7 +51,7 @@ from koan_ray.stores.codec import (
 from koan_ray.stores.mongo_driver import Connection, is_unknown_outcome, refused_operations
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
     from datetime import datetime
 
     from koan_ray.domain.query import Query
@@ -104,6 +104,7 @@ class MongoStore:
         self._connection: Connection | None = None
         self._opening = asyncio.Lock()
         self._ensuring = asyncio.Lock()
+        self._newest: dict[str, dict[str, datetime]] = defaultdict(dict)  # by partition; see `mongo_windows`
         self._partitions: dict[str, None] = {}  # those whose collections are known to be in order
 
     # --- opening and closing -----------------------------------------------------------------------------------------
@@ -116,6 +117,7 @@ class MongoStore:
             try:
                 with connection.errors("connecting"):
                     await connection.db.command("ping")
+                    await connection.know_server()
                     await self._prepare(connection)
             except BaseException:
                 await connection.close()
@@ -159,6 +161,10 @@ class MongoStore:
         if self._connection is None:
             raise StoreUnavailableError(f"{self._label}: is not open; call open() first")
         return self._connection
+
+    def _along(self, index: str) -> dict[str, Any]:
+        """Return the option that names the index to walk, for a server that profits from it."""
+        return {"hint": index} if self._open_connection().follows_hints else {}
 
     def _jobs(self, partition: str) -> Any:
         return self._db[mongo_schema.collection_name(mongo_schema.JOBS, partition)]
@@ -322,7 +328,7 @@ class MongoStore:
         return _oldest_first(found.values())
 
     async def _executions_in(self, partition: str, job_id: str) -> list[ExecutionRecord]:
-        cursor = self._executions(partition).find({"job_id": job_id}, hint="job", max_time_ms=_READ_MS)
+        cursor = self._executions(partition).find({"job_id": job_id}, **self._along("job"), max_time_ms=_READ_MS)
         return _oldest_first([decode_execution(document) async for document in cursor])
 
     async def query(self, query: Query) -> Page:
@@ -341,17 +347,26 @@ class MongoStore:
         found: list[JobRecord] = []
         checks = mongo_filters.needs_check(query)
         for step in mongo_filters.steps(query):
-            cursor = self._jobs(partition).find(step.filter, sort=step.sort, hint=step.hint, max_time_ms=_READ_MS)
-            if not checks:
-                cursor = cursor.limit(query.limit + 1 - len(found))
-            async for document in cursor:
-                record = await self._record_or_report(document, partition)
-                if record is not None and (not checks or query.matches(record)):
-                    found.append(record)
-                if len(found) > query.limit:
-                    await cursor.close()
-                    return found
+            wanted = 0 if checks else query.limit + 1 - len(found)
+            async with contextlib.aclosing(self._walk(partition, step, wanted)) as documents:
+                async for document in documents:
+                    record = await self._record_or_report(document, partition)
+                    if record is not None and (not checks or query.matches(record)):
+                        found.append(record)
+                    if len(found) > query.limit:
+                        return found
         return found
+
+    async def _walk(self, partition: str, step: mongo_filters.Step, limit: int) -> AsyncGenerator[Document]:
+        """Find documents in the order of an index, up to ``limit``; 0: all."""
+        jobs = self._jobs(partition)
+        if not self._open_connection().follows_hints and mongo_windows.suits(step):
+            async for document in mongo_windows.find(jobs, step, limit, _READ_MS, self._newest[partition]):
+                yield document
+            return
+        cursor = jobs.find(step.filter, sort=step.sort, limit=limit, max_time_ms=_READ_MS, **self._along(step.hint))
+        async for document in cursor:
+            yield document
 
     async def count(self, query: Query) -> int:
         with self._errors("counting jobs"):
@@ -361,9 +376,9 @@ class MongoStore:
         sought, hint = mongo_filters.filter_of(query), mongo_filters.index_of(query)
         jobs = self._jobs(partition)
         if not mongo_filters.needs_check(query):
-            return int(await jobs.count_documents(sought, hint=hint, maxTimeMS=_READ_MS))
+            return int(await jobs.count_documents(sought, maxTimeMS=_READ_MS, **self._along(hint)))
         n = 0
-        async for document in jobs.find(sought, hint=hint, max_time_ms=_READ_MS):
+        async for document in jobs.find(sought, max_time_ms=_READ_MS, **self._along(hint)):
             record = await self._record_or_report(document, partition)
             n += record is not None and query.matches(record)
         return n
@@ -495,7 +510,7 @@ class MongoStore:
     async def _older(self, partition: str, status: JobStatus, slots: Sequence[int], term: int) -> list[tuple[Any, str, str]]:
         sought = {"status": status.value, "term": {"$lt": term}, "schema_version": SCHEMA_VERSION, **_slots(slots)}
         wanted = {"_id": 1, "created_at": 1}
-        cursor = self._jobs(partition).find(sought, wanted, hint="status", batch_size=10_000, max_time_ms=_SCAN_MS)
+        cursor = self._jobs(partition).find(sought, wanted, **self._along("status"), batch_size=10_000, max_time_ms=_SCAN_MS)
         return [(document["created_at"], document["_id"], partition) async for document in cursor]
 
     async def _stamp_and_read(self, partition: str, ids: list[str], term: int) -> list[JobRecord]:
@@ -541,7 +556,7 @@ class MongoStore:
         oldest_first = [("created_at", 1), ("_id", 1)]
         sought = {"status": status, **whose}
         cursor = self._jobs(partition).find(
-            sought, sort=oldest_first, hint="status", batch_size=_BATCH, max_time_ms=_SCAN_MS
+            sought, sort=oldest_first, **self._along("status"), batch_size=_BATCH, max_time_ms=_SCAN_MS
         )
         async for document in cursor:
             if (record := await self._record_or_report(document, partition)) is not None:
@@ -555,10 +570,8 @@ class MongoStore:
             for partition in await self._refresh_partitions():
                 if is_archive(partition):
                     continue
-                cursor = self._jobs(partition).find(
-                    sought, sort=newest_first, hint="completed", limit=limit, max_time_ms=_SCAN_MS
-                )
-                records = [await self._record_or_report(document, partition) async for document in cursor]
+                newest = self._walk(partition, mongo_filters.Step(sought, newest_first, "completed"), limit)
+                records = [await self._record_or_report(document, partition) async for document in newest]
                 if batch := [record for record in records if record is not None]:
                     yield batch
 
@@ -577,7 +590,7 @@ class MongoStore:
         with self._errors("reading the open executions"):
             for partition in await self._refresh_partitions():
                 cursor = self._executions(partition).find(
-                    {"open": {"$in": list(slots)}}, hint="open", batch_size=_BATCH, max_time_ms=_SCAN_MS
+                    {"open": {"$in": list(slots)}}, **self._along("open"), batch_size=_BATCH, max_time_ms=_SCAN_MS
                 )
                 batch: list[ExecutionRecord] = []
                 async for document in cursor:
@@ -626,26 +639,34 @@ class MongoStore:
                 raise
             # There with a higher fence, or put there by another writer at this moment: then ours may be the later one.
             keys = [documents[place]["_id"] for place in duplicates]
-            found = self._items(partition).find({"_id": {"$in": keys}}, {"fence": 1}, hint="_id_", max_time_ms=_READ_MS)
+            found = self._items(partition).find({"_id": {"$in": keys}}, {"fence": 1}, max_time_ms=_READ_MS)
             fences = {document["_id"]: document["fence"] async for document in found}
             again = [parts[n] for n in duplicates if fences.get(documents[n]["_id"], 0) <= parts[n].fence]
             if again:
                 await self._write_parts(partition, again)
 
     async def read_parts(self, partition: str, job_id: str, stream: str, after: int = -1, limit: int = 50) -> list[Part]:
+        """Return what follows; see `JobStore.read_parts`.
+
+        Numbers have no gaps, so the page is a range of them: some servers read all that a filter lets through before they
+        count to the limit.
+        """
+        sought = _parts_from(job_id, stream, after + 1)
+        in_range = {**sought, "seq": {**sought["seq"], "$lt": after + 1 + limit}}
+        with self._errors(f"reading parts of job {job_id}"):
+            return await self._parts(partition, in_range, limit) or await self._parts(partition, sought, limit)
+
+    async def _parts(self, partition: str, sought: Document, limit: int) -> list[Part]:
         found: list[Part] = []
         size = 0
-        with self._errors(f"reading parts of job {job_id}"):
-            cursor = self._items(partition).find(
-                _parts_from(job_id, stream, after + 1), sort=[("seq", 1)], limit=limit, max_time_ms=_READ_MS
-            )
-            async for document in cursor:
-                part = decode_part(document)
-                size += len(part.body)
-                if found and size > _PAGE_BYTES:
-                    await cursor.close()
-                    break
-                found.append(part)
+        cursor = self._items(partition).find(sought, sort=[("seq", 1)], limit=limit, max_time_ms=_READ_MS)
+        async for document in cursor:
+            part = decode_part(document)
+            size += len(part.body)
+            if found and size > _PAGE_BYTES:
+                await cursor.close()
+                break
+            found.append(part)
         return found
 
     async def drop_parts(self, partition: str, job_id: str, stream: str, from_seq: int, *, below: int) -> None:
@@ -684,27 +705,39 @@ class MongoStore:
         by_id = [("_id", 1)]
         with self._errors(f"reading all jobs of partition {partition!r}"):
             strange = {"_id": {"$not": {"$type": "string"}}}
-            async for document in jobs.find(strange, {"_id": 1}, sort=by_id, hint="_id_", max_time_ms=_SCAN_MS):
+            async for document in jobs.find(strange, {"_id": 1}, sort=by_id, **self._along("_id_"), max_time_ms=_SCAN_MS):
                 self._report(RecordCorruptError(str(document["_id"]), "_id", "expected text"))
-            after, n_read = "", _BATCH
-            while n_read == _BATCH:
-                page = jobs.find({"_id": {"$gt": after}}, sort=by_id, hint="_id_", limit=_BATCH, max_time_ms=_SCAN_MS)
-                batch, size, n_read = [], 0, 0
-                async for document in page:
-                    after, n_read = document["_id"], n_read + 1
-                    if (record := await self._record_or_report(document, partition)) is not None:
-                        batch.append(record)
-                        size += len(record.context) + len(record.result or b"")
-                    if size > _BATCH_BYTES:
-                        yield batch
-                        batch, size = [], 0
-                if n_read:
+            batch, size = [], 0
+            async for document in self._by_id(jobs):
+                if (record := await self._record_or_report(document, partition)) is not None:
+                    batch.append(record)
+                    size += len(record.context) + len(record.result or b"")
+                if len(batch) == _BATCH or size > _BATCH_BYTES:
                     yield batch
+                    batch, size = [], 0
+            if batch:
+                yield batch
+
+    async def _by_id(self, jobs: Any) -> AsyncIterator[Document]:
+        """Read all documents in the order of their ids."""
+        order = [("_id", 1)]
+        if not self._open_connection().follows_hints:  # it would read everything again for each page
+            texts = {"_id": {"$type": "string"}}
+            async for document in jobs.find(texts, sort=order, batch_size=_BATCH, max_time_ms=_SCAN_MS):
+                yield document
+            return
+        after, n_read = "", _BATCH
+        while n_read == _BATCH:
+            n_read = 0
+            page = jobs.find({"_id": {"$gt": after}}, sort=order, hint="_id_", limit=_BATCH, max_time_ms=_SCAN_MS)
+            async for document in page:
+                after, n_read = document["_id"], n_read + 1
+                yield document
 
     async def statuses(self, job_ids: Sequence[str], partition: str) -> dict[str, JobStatus]:
         with self._errors(f"reading the statuses of {len(job_ids)} jobs"):
             sought = {"_id": {"$in": list(job_ids)}}
-            cursor = self._jobs(partition).find(sought, {"status": 1}, hint="_id_", max_time_ms=_READ_MS)
+            cursor = self._jobs(partition).find(sought, {"status": 1}, **self._along("_id_"), max_time_ms=_READ_MS)
             told = {document["_id"]: document.get("status") async for document in cursor}
         return {job_id: JobStatus(status) for job_id, status in told.items() if status in _STATUSES}
 
@@ -738,7 +771,11 @@ class MongoStore:
             oldest_first = [("completed_at", 1), ("_id", 1)]
             while True:
                 cursor = self._jobs(partition).find(
-                    _following(sought, place), sort=oldest_first, hint="completed", limit=limit, max_time_ms=_SCAN_MS
+                    _following(sought, place),
+                    sort=oldest_first,
+                    **self._along("completed"),
+                    limit=limit,
+                    max_time_ms=_SCAN_MS,
                 )
                 documents = [document async for document in cursor]
                 records = [await self._record_or_report(document, partition) for document in documents]

@@ -44,6 +44,7 @@ class Connection:
 
     def __init__(self, url: str, driver: DriverName, *, label: str) -> None:
         self.label = label
+        self.follows_hints = True
         options = _options(url)
         try:
             self.client = _client_class(driver)(url, **options)
@@ -66,6 +67,10 @@ class Connection:
     def bucket(self, name: str) -> Any:
         """Return the GridFS bucket of this name."""
         return self._bucket_class(self.db, name)
+
+    async def know_server(self) -> None:
+        """Find out whether hints help: SecantusDB takes one for the wish to read all of the index, with its documents."""
+        self.follows_hints = "secantusVersion" not in await self.db.command("buildInfo")
 
     async def close(self) -> None:
         """Let go of the connections."""

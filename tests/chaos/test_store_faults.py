@@ -20,7 +20,7 @@ from koan_ray.domain.ids import new_id
 from koan_ray.domain.lease import slots_of
 from koan_ray.domain.records import Particulars, Residence
 from koan_ray.domain.status import JobStatus
-from koan_ray.engine.coordinator import Row, Submission
+from koan_ray.engine.messages import Row, Submission
 from koan_ray.engine.tenure import Source, Tenure
 from koan_ray.errors import ConfigurationError, JobIdConflictError, PayloadTooLargeError, StoreUnavailableError
 from koan_ray.ports import Change, LoopClock, Silence

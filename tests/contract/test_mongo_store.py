@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from pydantic_core import from_json
 from pymongo import MongoClient, monitoring
 
 import koan_ray as koan
-from koan_ray import testing
+from koan_ray import ambient, testing
 from koan_ray.domain.archival import ArchivalPolicy
 from koan_ray.domain.query import parse_query
-from koan_ray.domain.records import FAILED, STREAMS, VALUES, Residence
+from koan_ray.domain.records import FAILED, STREAMS, VALUES, Checkpoint, ItemCounts, Part, Residence
 from koan_ray.domain.status import ExecutionStatus, JobStatus, Reason
 from koan_ray.errors import ConfigurationError, RecordCorruptError, StoreUnavailableError
 from koan_ray.ports import Change, LoopClock
@@ -76,7 +77,59 @@ class BigLetter(koan.Job[str, str]):
         return context * 3
 
 
+class Counts(koan.Job[int, int]):
+    """Items, one a checkpoint; each third is dead."""
+
+    retry = koan.RetryPolicy(max_attempts=1)
+
+    async def execute(self, context, progress, cancellation) -> int:
+        order = ambient.attempt.get().order
+        done = order.checkpoint or Checkpoint(0, b"[[0,0]]", context, 0, 0, 0, AT)
+        for n in range(done.sequence, context):
+            if n == 4 and self.metadata.get("breaks") and done.sequence == n and order.checkpoint is None:
+                raise koan.NonRetryable("as asked")
+            is_dead = n % 3 == 2
+            stream, seq = (FAILED, done.failed) if is_dead else (VALUES, done.processed)
+            done = done._replace(
+                sequence=n + 1, body=b"[[0,%d]]" % (n + 1), failed=done.failed + is_dead,
+                processed=done.processed + (not is_dead),
+            )  # fmt: skip
+            made = Part(self.id, stream, seq, b'[{"index":%d}]' % n, 1)
+            assert await ambient.engine().checkpoint(self.id, order.execution_id, done, [made])
+        return context
+
+
 class TestMongo(DocumentStoreContract):
+    async def test_a_job_over_items_goes_on_is_archived_and_comes_back(self, mongo_url, driver, db):
+        """With its checkpoint and its parts, through a whole engine."""
+
+        async def produced(job_id):
+            return {
+                s: [i["index"] for p in await ambient.engine().parts(job_id, s) for i in from_json(p.body)] for s in STREAMS
+            }
+
+        policy = ArchivalPolicy("soon", older_than_s=0.0)
+        settings = {"archives": False, "archival_policies": (policy,), "lease_ttl_s": 5.0}
+        clock = LoopClock(asyncio.get_running_loop())
+        connect = lambda: MongoStore(mongo_url, driver=driver, source="default")  # noqa: E731
+        async with testing.engine(sources={"default": connect}, clock=clock, **settings) as engine:
+            old = await Counts.start(9).persist(partition="hot").with_metadata(breaks=True).run()
+            with pytest.raises(koan.JobFailedError, match="as asked"):
+                await old.wait()
+            one = await koan.Jobs.retry(old.id, resume=True)
+            assert await one.wait() == 9
+            whole = {VALUES: [0, 1, 3, 4, 6, 7], FAILED: [2, 5, 8]}
+            assert await produced(one.id) == whole
+            assert await produced(old.id) == {VALUES: [0, 1, 3], FAILED: [2]}
+            assert db["jobs.hot"].find_one({"_id": one.id})["items"]["state"] == [[0, 9]]
+            assert (await engine.coordinator.archive(False))["soon"]["moved"] == 2
+            assert (db["items.hot"].count_documents({}), db["items.archive"].count_documents({})) == (0, 13)
+            assert await produced(one.id) == whole
+            await koan.Jobs.restore(one.id)
+            assert (db["items.hot"].count_documents({}), db["items.archive"].count_documents({})) == (9, 4)
+            assert await produced(one.id) == whole
+            assert (await koan.Jobs.get(one.id))._view.items == ItemCounts(9, 6, 0, 3)
+
     async def test_documents_that_cannot_be_read_do_not_hide_those_after_them(self, store, db):
         """The archivist goes on behind a whole page of them."""
         records = [job(status=JobStatus.COMPLETED, completed_at=AT + n) for n in range(6)]
@@ -181,7 +234,8 @@ class TestMongo(DocumentStoreContract):
         assert told == expected
         told.clear()
         assert [r.id for r in (await store.query(parse_query({}))).jobs] == [good.id]
-        assert told == expected
+        # What has no instant is not found by a range of instants, which some servers are asked for.
+        assert {ancient.id: "created_at", **told} == expected
         for job_id, field in expected.items():
             with pytest.raises(RecordCorruptError, match=field):
                 await store.get(job_id)
@@ -256,7 +310,7 @@ class TestMongo(DocumentStoreContract):
     # --- indexes -----------------------------------------------------------------------------------------------------
 
     async def test_every_query_walks_an_index(self, mongo_url, store):
-        """Every find, count, update and delete that the store sends is explained by the server, as it was sent."""
+        """Every find, count, update and delete that the store sends to MongoDB is explained by the server, as sent."""
         sent = []
 
         class Listener(monitoring.CommandListener):
@@ -274,6 +328,7 @@ class TestMongo(DocumentStoreContract):
         watched = MongoStore(mongo_url)
         try:
             await watched.open()
+            watched._open_connection().follows_hints = True
             records = [job(correlation_id="c", parent_job_id=job().id, name="n", metadata={"k": 1}) for _ in range(20)]
             await watched.apply([Change(record, 0) for record in records])
             sent.clear()

@@ -318,7 +318,7 @@ def test_a_crash_at_any_step_is_made_up_for(database, documents, step, at, nth, 
             readers = [asyncio.ensure_future(watch(one.id, misses)) for one in jobs]
             armed.append(True)
             if direction == "restore":
-                engine.coordinator._spawn(engine.coordinator.restore(jobs[1].id))
+                engine.coordinator._tasks.spawn(engine.coordinator.restore(jobs[1].id))
             await asyncio.sleep(AGE_S + 12 if direction == "archive" else 1)
             assert all(where(database, one.id) for one in jobs)
             if crashed:

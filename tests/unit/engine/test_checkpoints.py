@@ -310,6 +310,7 @@ def test_parts_that_were_on_their_way_when_their_execution_was_given_up_replace_
             assert await job.wait() == 4
             assert await produced(job.id) == expected(4)
             assert len(began_with[job.id]) == 2
+            assert database.leases["koan/0"].term == 1 + crashes  # nothing was fenced, which would look like a lost lease
 
     run(scenario)
 

@@ -439,7 +439,7 @@ async def test_jobs_for_which_no_actor_can_be_started_fail_with_the_reason(engin
 
 @scenario()
 async def test_the_same_submission_twice_is_one_job_and_another_context_is_a_conflict(engine):
-    from koan_ray.engine.coordinator import Row, Submission
+    from koan_ray.engine.messages import Row, Submission
 
     await (await Adds.start(1).run()).wait()
     terms = next(iter(engine.session._terms.values()))

@@ -371,12 +371,12 @@ def test_f24_no_report_under_an_old_execution_id_changes_a_document(database, no
                     old.execution.id, job.id, outcome, 1.0, 1.0, result=b'"from the grave"', error=ErrorInfo("E", "m"),
                     progress=Progress(99, 50.0, "from the grave", None, None, None, 0.0),
                 )  # fmt: skip
-                core.ended(old, report)
+                core._settling.ended(old, report)
                 await core.note(Push("koan_ray.job/nobody/1", [report], [], [], []))
-            core.progressed(old, Progress(99, 50.0, "from the grave", None, None, None, 0.0))
-            for late in (core.unbegun, core.interrupted):
+            core._settling.progressed(old, Progress(99, 50.0, "from the grave", None, None, None, 0.0))
+            for late in (core._settling.unbegun, core._settling.interrupted):
                 late(old)
-            for late in (core.vanished, core.killed):
+            for late in (core._settling.vanished, core._settling.killed):
                 late(old, "cancelled")
             assert core.counters["fenced"] - n_fenced == len(OUTCOMES) + 5
             await asyncio.sleep(0.5)

@@ -93,8 +93,8 @@ async def check(engine: testing.TestEngine) -> None:
         assert all(a[1] <= b[0] + 1e-6 for a, b in pairwise(spans)), f"overlap: {where}"
     coordinator, dispatcher = engine.coordinator, engine.coordinator._dispatcher
     assert not coordinator._live
-    assert not coordinator._children
-    assert not coordinator._lingering
+    assert not coordinator._jobs.children
+    assert not coordinator._jobs.lingering.waiting
     assert not dispatcher._active
     assert not any(actor.running or actor.batches for actor in dispatcher._pool)
     assert coordinator._kinds.n_live == 0

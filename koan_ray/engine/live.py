@@ -1,0 +1,189 @@
+"""The jobs that have not ended, and how one of them moves: into the queue, to its end, with its children.
+
+A job is here from its submit until its final state is written; after that only its store knows it. This is also the job
+index: a record's ``particulars.residence`` says where the job is kept, and users' jobs carry none of it. Jobs in documents
+begin when their submit is written, so that one whose submit was repeated after a crash is not run twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from koan_ray.domain import transitions
+from koan_ray.domain.records import end_of
+from koan_ray.domain.status import JobStatus, ParentPolicy
+from koan_ray.engine.lingering import Lingering
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from koan_ray.domain.records import ExecutionRecord, JobRecord
+    from koan_ray.engine.catalog import Catalog
+    from koan_ray.engine.dispatcher import Dispatcher
+    from koan_ray.engine.kinds import Kinds
+    from koan_ray.engine.waiters import Waiters
+    from koan_ray.engine.writer import Writer
+    from koan_ray.ports import Clock, Log
+
+
+class LiveJobs:
+    """What one coordinator has in hand.
+
+    Args:
+        kinds: The job classes; told which of them are in use.
+        waiters: Who is told of ends.
+        clock: Time.
+        log: Told of every single move of a job; None to tell nobody.
+    """
+
+    _catalog: Catalog
+    _dispatcher: Dispatcher
+
+    def __init__(self, kinds: Kinds, waiters: Waiters, clock: Clock, log: Log | None) -> None:
+        self.by_id: dict[str, JobRecord] = {}
+        self.children: dict[str, set[str]] = {}  # live children by parent
+        self.counters: Counter[str] = Counter()
+        self.duplicates: dict[str, JobRecord] = {}  # refused inserts, by id, until their submit is answered
+        self.lingering = Lingering(clock)
+        self._kinds, self._waiters, self._clock, self._log = kinds, waiters, clock, log
+
+    def attach(self, catalog: Catalog, dispatcher: Dispatcher) -> None:
+        """Name the places where jobs are kept, and who runs them; both know us, so they come later."""
+        self._catalog, self._dispatcher = catalog, dispatcher
+
+    # --- in and out ------------------------------------------------------------------------------------------------
+
+    def put(self, job: JobRecord) -> None:
+        """Take a job in that is new here."""
+        self.by_id[job.id] = job
+        self._kinds.begun(job.terms.id)
+        parent_id = job.particulars.parent_job_id
+        if parent_id is not None:
+            self.children.setdefault(parent_id, set()).add(job.id)
+
+    def drop(self, job: JobRecord) -> None:
+        """Let go of a job that is another coordinator's now."""
+        del self.by_id[job.id]
+        self._kinds.ended(job)
+        self.children.pop(job.id, None)
+        if job.execution_id is not None:
+            self._dispatcher.forget(job.execution_id)
+
+    def current(self, job_id: str, execution_id: str) -> JobRecord | None:
+        """Return the live job if this is its current execution."""
+        job = self.by_id.get(job_id)
+        return job if job is not None and job.execution_id == execution_id else None
+
+    # --- moves -----------------------------------------------------------------------------------------------------
+
+    def enqueue(self, job: JobRecord, *, first: bool = False) -> None:
+        """Let a queued job be dispatched when it is due."""
+        if job.due_at is not None:
+            self._dispatcher.enqueue_at(job.id, job.due_at)
+        else:
+            self._dispatcher.enqueue(job.id, job.terms.spec, job.particulars.depth, first=first)
+
+    def move(self, after: JobRecord, execution: ExecutionRecord | None = None, *, first: bool = False) -> None:
+        """Make ``after`` the job's state: queue it again, or let go of its children, and stage it."""
+        job_id = after.id
+        self.by_id[job_id] = after
+        if after.status is JobStatus.QUEUED:
+            self.enqueue(after, first=first)
+            if after.terms.spec.lead and job_id in self.children:
+                self._close_parts(after)
+        elif job_id in self.children:
+            self.close_children(after)
+        self.stage(after, execution)
+        if self._log is not None:
+            self._log.info(
+                "job_moved", job_id=job_id, kind=after.terms.kind, status=after.status.value, reason=after.reason,
+                attempt=after.attempts, execution_id=execution.id if execution is not None else None, rev=after.rev,
+            )  # fmt: skip
+
+    def stage(self, job: JobRecord, execution: ExecutionRecord | None = None) -> None:
+        """Have this state written with the next flush. Nothing is written of a chunk of items: its end is told at once."""
+        if not job.terms.part:
+            self.writer_of(job).stage(job, execution)
+        elif job.status.is_final:
+            self.written([job])
+
+    def stage_behind(self, job: JobRecord, execution: ExecutionRecord | None = None) -> None:
+        """Have this state written soon."""
+        if not job.terms.part:
+            self.writer_of(job).stage_behind(job, execution)
+
+    def writer_of(self, job: JobRecord) -> Writer:
+        """Return what writes this job."""
+        return self._catalog.writer_of(job.particulars.residence)
+
+    def cancel(self, job: JobRecord, reason: str | None) -> None:
+        """Cancel a job that waits; ask one that runs to stop, after its children: it may be waiting for them."""
+        now = self._clock.now()
+        if job.status in (JobStatus.CREATED, JobStatus.QUEUED):
+            self._dispatcher.dequeued(job.terms.spec, was_waiting=job.due_at is not None)
+            self.move(transitions.cancelled(job, at=now, reason=reason))  # its children go with it
+        elif job.status is JobStatus.RUNNING and job.cancel_requested_at is None:
+            for child_id in list(self.children.get(job.id, ())):
+                if (child := self.by_id.get(child_id)) and child.terms.when_parent_ends is ParentPolicy.CANCEL:
+                    self.cancel(child, reason or "its parent is being cancelled")
+            requested = transitions.cancel_requested(job, at=now, reason=reason)
+            self.by_id[job.id] = requested
+            self.stage(requested)
+            if job.execution_id is not None:
+                self._dispatcher.stop(job.execution_id, "cancelled")
+
+    def close_children(self, parent: JobRecord) -> None:
+        """Cancel the children of a job that has ended, but those that may outlive it."""
+        for child_id in list(self.children.get(parent.id, ())):
+            if (child := self.by_id.get(child_id)) and child.terms.when_parent_ends is ParentPolicy.CANCEL:
+                self.cancel(child, f"its parent {parent.status}")
+
+    def _close_parts(self, lead: JobRecord) -> None:
+        """The execution that sent these chunks is over, and nobody is left to take their outcomes."""
+        for child_id in list(self.children.get(lead.id, ())):
+            if (child := self.by_id.get(child_id)) and child.terms.part:
+                self.cancel(child, "the job that they belong to begins again")
+
+    # --- after a flush ---------------------------------------------------------------------------------------------
+
+    def written(self, jobs: Sequence[JobRecord]) -> None:
+        """A flush has written these: tell who waits, let go of what has ended, and let begin what is new."""
+        live, waiters, lingering = self.by_id, self._waiters, self.lingering
+        for job in jobs:
+            if (now_is := live.get(job.id)) is not job:
+                # Due or routed while this was on its way: what came of it follows what is written now.
+                if now_is is not None and now_is.rev < job.rev:
+                    now_is.rev = job.rev
+                continue
+            if job.completed_at is None:
+                if job.rev == 1 and job.particulars.residence.source is not None and job.status is JobStatus.QUEUED:
+                    self.enqueue(job)  # the submit of a job in documents is written: now it may run
+                continue
+            del live[job.id]
+            self._kinds.ended(job)
+            self.counters["chunks" if job.terms.part else job.status] += 1
+            parent_id = job.particulars.parent_job_id
+            if parent_id is not None and (siblings := self.children.get(parent_id)) is not None:
+                siblings.discard(job.id)
+                if not siblings:
+                    del self.children[parent_id]
+            if lingering.waiting and job.id in lingering.waiting:
+                lingering.ended(end_of(job))
+            if waiters.is_watched(job.id):
+                waiters.ended(end_of(job))
+            if job.particulars.residence.source is not None:
+                waiters.recent.add(end_of(job))
+        waiters.wake()
+
+    def fenced(self, job: JobRecord) -> None:
+        """Another writer has this job now: stop touching it, and let its waiters ask again."""
+        self.counters["fenced_writes"] += 1
+        self.by_id.pop(job.id, None)
+
+    def refused(self, job: JobRecord) -> None:
+        """The insert of a job found its id taken: a submit that was made before, or somebody else's job."""
+        if self.by_id.get(job.id) is job:
+            del self.by_id[job.id]
+            self._kinds.ended(job)
+        self.duplicates[job.id] = job

@@ -1,0 +1,180 @@
+"""How jobs are accepted: told apart from those that are here already, placed, staged, and answered when they are written.
+
+Idempotence: a submit may be repeated. Under a known id it succeeds when kind and context are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from koan_ray.domain import transitions
+from koan_ray.domain.records import End, JobRecord, Particulars, Terms
+from koan_ray.domain.status import JobStatus, ParentPolicy, Reason
+from koan_ray.engine.messages import Accepted, Row, Submission
+from koan_ray.errors import JobIdConflictError, JobNotFoundError, KoanRayError, LimitExceededError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from koan_ray.engine.catalog import Catalog
+    from koan_ray.engine.dispatcher import Dispatcher
+    from koan_ray.engine.kinds import Kinds
+    from koan_ray.engine.live import LiveJobs
+    from koan_ray.engine.settings import EngineSettings
+    from koan_ray.engine.waiters import Waiters
+    from koan_ray.ports import Clock
+
+
+class Submitting:
+    """The way in.
+
+    Args:
+        epoch: Of the coordinator; goes with every answer.
+        settings: The limits.
+        live: The jobs that have not ended.
+        kinds: The job classes.
+        catalog: Where jobs are kept.
+        waiters: Who waits for ends.
+        dispatcher: Who runs jobs.
+        clock: Time.
+    """
+
+    def __init__(
+        self, epoch: str, settings: EngineSettings, live: LiveJobs, kinds: Kinds, catalog: Catalog, waiters: Waiters,
+        dispatcher: Dispatcher, clock: Clock,
+    ) -> None:  # fmt: skip
+        self._epoch, self._settings, self._clock = epoch, settings, clock
+        self._jobs, self._live = live, live.by_id
+        self._kinds, self._catalog, self._waiters, self._dispatcher = kinds, catalog, waiters, dispatcher
+
+    async def submit(self, submission: Submission, watcher: str | None = None) -> Accepted:
+        """Accept jobs. Rows are independent: a refused one does not hold up the others, except at the queue limit.
+
+        ``watcher``: a session that is to be told of their ends, as if it had asked with `wait`.
+
+        Raises:
+            LimitExceededError: The queue would grow beyond ``engine.max_queued``; nothing was accepted.
+        """
+        terms_ids, particulars, rows, introduced, code = submission
+        self.learn(introduced, code)
+        needs = [terms_id for terms_id in terms_ids if not self._kinds.has(terms_id)]
+        if needs:
+            return Accepted(self._epoch, 0.0, {}, needs)
+        if len(self._live) + len(rows) > self._settings.max_queued:
+            raise LimitExceededError(
+                "jobs queued or running", len(self._live) + len(rows), self._settings.max_queued, "engine.max_queued"
+            )
+        terms = [self._kinds.terms(terms_id) for terms_id in terms_ids]
+        if not all(item.part for item in terms):  # chunks of items are kept nowhere
+            particulars = [await self._placed(about) for about in particulars]
+        now = self._clock.now()
+        refused: dict[int, KoanRayError] = {}
+        for place, raw in enumerate(rows):
+            row = Row(*raw)
+            job_terms, about = terms[row.terms], particulars[row.particulars]
+            has_ties = about.parent_job_id is not None or about.retry_of is not None
+            if row.job_id in self._live or (has_ties and not job_terms.part):
+                error = await self._examine(row, job_terms, about)
+                if isinstance(error, KoanRayError):
+                    refused[place] = error
+                if error is not None:
+                    continue
+            self._accept(row, job_terms, about, now)
+        may_linger = watcher is not None and len(rows) == 1 and not refused and particulars[0].residence.source is None
+        if may_linger and not terms[0].part and (end := await self._linger(rows[0][0])) is not None:
+            return Accepted(self._epoch, now, refused, [], ended=(end,))
+        is_watched = watcher is not None and self._watch_early(watcher, [row[0] for row in rows])
+        for residence in {about.residence for about in particulars}:
+            # A job is told to be accepted when its flush is written, and nothing else is waited for.
+            await self._catalog.writer_of(residence).flushed()
+        if self._jobs.duplicates:
+            await self._answer_duplicates(rows, refused)
+        return Accepted(self._epoch, now, refused, [], is_watched)
+
+    async def _placed(self, about: Particulars) -> Particulars:
+        """Fill in where jobs are kept: as asked, or with their parent; and see that the place takes jobs."""
+        residence = about.residence
+        if residence.source is None and about.parent_job_id is not None:
+            parent = self._live.get(about.parent_job_id) or await self._catalog.get(about.parent_job_id)
+            residence = self._catalog.home(parent.particulars.residence) if parent is not None else residence
+        residence = self._catalog.place(residence)
+        if (tenure := self._catalog.tenure_of(residence)) is not None:
+            await tenure.ready()
+        return about if residence == about.residence else about._replace(residence=residence)
+
+    async def _answer_duplicates(self, rows: Sequence[tuple[Any, ...]], refused: dict[int, KoanRayError]) -> None:
+        """A submit that was made before, and whose job has ended or is known: the same again is a success."""
+        for place, row in enumerate(rows):
+            job = self._jobs.duplicates.pop(row[0], None)
+            if job is None:
+                continue
+            stored = await self._catalog.get(job.id)
+            if stored is None or stored.terms.kind != job.terms.kind or not _same_json(stored.context, job.context):
+                refused[place] = JobIdConflictError(job.id)
+
+    async def _linger(self, job_id: str) -> End | None:
+        """Return the end of a job that is known to take no time, so that its submission is answered with its result.
+
+        It spares the caller, who is about to wait for it, a call.
+        """
+        await self._catalog.memory_writer.flushed()
+        job = self._live.get(job_id)
+        if job is None or job.status is not JobStatus.RUNNING or not self._dispatcher.is_brief(job.terms.id):
+            return None
+        return await self._jobs.lingering.linger(job_id)
+
+    def _watch_early(self, session_id: str, job_ids: list[str]) -> bool:
+        if any(job_id not in self._live for job_id in job_ids):
+            return False  # it has ended meanwhile: the session asks
+        try:
+            self._waiters.watch(session_id, job_ids)
+        except LimitExceededError:
+            return False  # it will ask, and be told of the limit then
+        return True
+
+    def _accept(self, row: Row, terms: Terms, about: Particulars, now: float) -> None:
+        job = JobRecord(row.job_id, terms, about, row.context, row.created_at, checkpoint=row.checkpoint)
+        job.status, job.queued_at, job.last_modified = JobStatus.QUEUED, now, now  # T1, as `transitions.queued`
+        self._jobs.put(job)
+        if row.delay_s > 0:
+            job.due_at, job.reason = now + row.delay_s, Reason.DELAY
+        if about.residence.source is None:
+            self._jobs.enqueue(job)
+        self._jobs.stage(job)
+        parent_id = about.parent_job_id
+        if parent_id is not None and self._is_closing(parent_id) and terms.when_parent_ends is ParentPolicy.CANCEL:
+            self._jobs.move(transitions.cancelled(job, at=now, reason="its parent has ended or is being cancelled"))
+            self._dispatcher.dequeued(terms.spec, was_waiting=row.delay_s > 0)
+
+    async def _examine(self, row: Row, terms: Terms, about: Particulars) -> KoanRayError | bool | None:
+        """Return what is wrong with a row, True for one that is here already, None for one to accept."""
+        known = self._live.get(row.job_id) or await self._catalog.get(row.job_id)
+        if known is not None:
+            same = known.terms.kind == terms.kind and _same_json(known.context, row.context)
+            return True if same else JobIdConflictError(row.job_id)
+        if about.depth > self._settings.max_depth:
+            return LimitExceededError("depth of a job tree", about.depth, self._settings.max_depth, "engine.max_depth")
+        parent_id = about.parent_job_id
+        if parent_id is not None and parent_id not in self._live and await self._catalog.get(parent_id) is None:
+            return JobNotFoundError(parent_id)
+        return None
+
+    def _is_closing(self, parent_id: str) -> bool:
+        parent = self._live.get(parent_id)
+        return parent is None or parent.status.is_final or parent.cancel_requested_at is not None
+
+    def learn(self, terms: Sequence[Terms], code: Mapping[str, bytes]) -> None:
+        """Take in job classes; jobs that have waited for one of their kinds can run from now on."""
+        for job_id in self._kinds.learn(terms, code):
+            job = self._live.get(job_id)
+            if job is not None and job.status is JobStatus.QUEUED and (routed := self._kinds.routed(job)) is not None:
+                self._kinds.ended(job)
+                self._kinds.begun(routed.terms.id)
+                self._live[job_id] = routed
+                self._jobs.enqueue(routed)
+
+
+def _same_json(one: bytes, other: bytes) -> bool:
+    """Tell whether two contexts are equal; a store may have changed spaces."""
+    return one == other or json.loads(one) == json.loads(other)
