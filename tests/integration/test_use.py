@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import ray
@@ -233,3 +236,22 @@ def test_no_ray_at_the_address_is_told_quickly():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert "TOLD no Ray at '127.0.0.1:1'" in done.stdout, done.stdout + done.stderr
     assert time.monotonic() - began < 30
+
+
+def test_a_cluster_that_was_killed_is_not_waited_for():
+    """Ray notes the newest cluster of the machine in a file, and would try for ever to join one that is gone."""
+    script = textwrap.dedent("""
+        import koan_ray as koan
+        with koan.init(engine={"max_actors": 1}) as engine:
+            print("UP", engine.status().get(timeout=30)["pid"])
+        """)
+    with tempfile.TemporaryDirectory(prefix="koan-") as directory:  # a short path: sockets live below it
+        temp = Path(directory)
+        (temp / "ray").mkdir()
+        (temp / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        environment = {**os.environ, "RAY_TMPDIR": directory}
+        environment.pop("RAY_ADDRESS", None)
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=90, check=False, env=environment
+        )
+    assert "UP" in done.stdout, done.stdout + done.stderr

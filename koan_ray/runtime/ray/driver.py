@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray._private import services
 from ray.experimental import internal_kv
 
 from koan_ray import ambient, wiring
@@ -112,6 +114,8 @@ def start_ray(address: str | None, settings: Settings) -> None:
     try:
         if address is not None:
             knock(address)
+        elif _is_left_over(services.find_bootstrap_address(None)):
+            address = "local"
         ray.init(address=address, namespace=settings.engine.namespace)
     except (OSError, ValueError, RuntimeError) as error:
         where = f"at {address!r}" if address else "on this machine"
@@ -120,6 +124,20 @@ def start_ray(address: str | None, settings: Settings) -> None:
             f"to start one here, or use koan.init(runtime='local')."
         )
         raise RuntimeUnavailableError(msg) from error
+
+
+def _is_left_over(address: str | None) -> bool:
+    """Tell whether Ray would join a cluster of this machine that is gone: one that was killed stays written down.
+
+    Ray would try for ever, and Ctrl-C could not interrupt it.
+    """
+    if not address or address in ("auto", "local") or os.environ.get("RAY_ADDRESS"):
+        return False
+    try:
+        knock(address)
+    except OSError:
+        return True
+    return False
 
 
 def knock(address: str) -> None:
