@@ -39,6 +39,8 @@ _MAX_WAITING = 2_000  # items that wait for their next attempt; more are not beg
 _MAX_RANGES = 4_000  # of ended items; a checkpoint must hold them
 _PIECES = 8  # that a chunk is cut into when its process vanished
 _ALONE = 2  # times that an item must have been alone in a process that vanished before it is held to be the cause
+_GROWTH = 32  # from one size of chunks to the next
+_WORTH_S = 0.02  # work that is worth a chunk of its own, whose way takes some milliseconds
 _SURE_AFTER = 100  # items that must have ended before a share of failed ones says something
 
 
@@ -180,8 +182,9 @@ class Limit(NamedTuple):
 class Sizer:
     """How many items make a chunk: as many as take ``target_s``, by a moving average of the time that an item takes.
 
-    It grows from ``least`` and at most eightfold from what was proven, so that nothing long is begun by a guess. Near the
-    end of the items chunks get smaller, so that all actors end at about the same time.
+    It grows from ``least``, at each step to `_GROWTH` times what was proven, so that nothing long is begun by a guess. Near
+    the end of the items chunks get smaller, so that all actors end at about the same time, but not smaller than is worth
+    their way.
     """
 
     __slots__ = ("_fixed", "_least", "_n", "_proven", "_taken_s", "_target_s")
@@ -212,10 +215,11 @@ class Sizer:
         if self._fixed is not None:
             return self._fixed
         item_s = self.item_s
-        size = self._least if item_s is None else int(min(self._target_s / item_s, max(self._least, self._proven * 8)))
+        size = self._least if item_s is None else int(min(self._target_s / item_s, max(self._least, self._proven * _GROWTH)))
         size = max(self._least, size)
         if left is not None:
-            size = min(size, max(self._least, math.ceil(left / (2 * workers))))
+            worth = int(_WORTH_S / item_s) if item_s is not None else 1
+            size = min(size, max(self._least, worth, math.ceil(left / (2 * workers))))
         return max(1, size)
 
 

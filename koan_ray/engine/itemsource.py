@@ -53,14 +53,16 @@ class Fingerprint:
     def add(self, items: list[Any]) -> bool:
         """Take in the next items; false if they turn out not to be those of the mark that was expected."""
         self._open += items
-        while len(self._open) >= _BLOCK:
-            block, self._open = self._open[:_BLOCK], self._open[_BLOCK:]
+        whole = len(self._open) - len(self._open) % _BLOCK
+        for start in range(0, whole, _BLOCK):
+            block = self._open[start : start + _BLOCK]
             digest = blake2b(self.mark.digest.encode() + _plain(block), digest_size=16).hexdigest()
             self.mark = Mark(self.mark.n + _BLOCK, digest)
             if self._expected is not None and self.mark.n == self._expected.n:
                 if self.mark != self._expected:
                     return False
                 self._expected = None
+        del self._open[:whole]
         return True
 
 
