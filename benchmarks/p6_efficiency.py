@@ -33,7 +33,7 @@ def weight(item: int, *, skewed: bool) -> float:
 
 
 def run(quick: bool) -> list[Row]:
-    n, rounds = (1000, 1) if quick else (4000, 2)
+    n, rounds = (2000, 1) if quick else (4000, 2)
     start_ray()
     engine = start_engine(max_actors=2)
     even, skewed, waiting = _ours(n, rounds)

@@ -36,13 +36,13 @@ from koan_ray.domain.status import FailureKind, JobStatus
 from koan_ray.engine import chunks, produce
 from koan_ray.engine.itemsource import Mark, Source
 from koan_ray.errors import (
-    ConflictError,
     JobLostError,
-    JobNotFoundError,
     KoanRayError,
     LimitExceededError,
     NonRetryable,
     RecordCorruptError,
+    RuntimeUnavailableError,
+    StoreUnavailableError,
     TooManyFailedItemsError,
 )
 from koan_ray.finite import FiniteSummary, Values
@@ -149,7 +149,7 @@ class Lead:
         self._unwritten: _Snapshot | None = None
         self._keeps_parts = True
         self._is_superseded = False
-        self._fatal: KoanRayError | None = None
+        self._fatal: BaseException | None = None
         self._written_at = clock.monotonic()
         self._written_ended = self._batch.ended
         self._reported_at = float("-inf")
@@ -476,7 +476,13 @@ class Lead:
 
     def _begin_writing(self) -> None:
         self._writing = asyncio.ensure_future(self._write())
-        self._writing.add_done_callback(lambda _done: self._wake.set())
+        self._writing.add_done_callback(self._written)
+
+    def _written(self, done: asyncio.Task[None]) -> None:
+        self._writing = None
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self._fatal, self._keeps_parts = error, False
+        self._wake.set()
 
     async def _write_down(self) -> None:
         """Write everything down now."""
@@ -488,9 +494,12 @@ class Lead:
                     return
                 self._begin_writing()
             assert self._writing is not None  # noqa: S101 - begun above
-            await asyncio.shield(self._writing)
+            await asyncio.wait({self._writing})
+            await asyncio.sleep(0)  # its callback is called before we go on
             if self._unwritten is not None and self._keeps_parts:
                 await asyncio.sleep(_AGAIN_S)
+        if self._fatal is not None:
+            raise self._fatal
         if self._is_superseded:
             raise asyncio.CancelledError
 
@@ -506,11 +515,7 @@ class Lead:
                 if part.stream == VALUES:
                     self._spool.add(part.body)
             self._spill()
-        except (ConflictError, JobNotFoundError) as error:  # nothing that time would heal
-            self._fatal = error
-            self._keeps_parts = False
-            return
-        except KoanRayError:  # nobody there, or no store: again, with the same parts
+        except (RuntimeUnavailableError, StoreUnavailableError):  # again, with the same parts
             self._written_at = self._clock.monotonic()
             return
         else:
@@ -519,8 +524,6 @@ class Lead:
             for part in snapshot.parts:
                 self._n_parts[part.stream] = part.seq + 1
             self._sequence = snapshot.checkpoint.sequence
-        finally:
-            self._writing = None
         self._unwritten = None
         self._written_at = self._clock.monotonic()
 

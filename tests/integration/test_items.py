@@ -81,6 +81,19 @@ class Fatal(Base):
         return koan.ItemResult.success(item)
 
 
+class Rows(Base):
+    """Takes its items from a Ray Dataset."""
+
+    def get_items(self, context):
+        import ray
+
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        return ray.data.range(context["n"])
+
+    def process_item(self, item, index, progress):
+        return koan.ItemResult.success(int(item["id"]))
+
+
 def lines_of(path):
     return [int(line.split()[0]) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -101,6 +114,11 @@ def test_async_items_wait_together(engine):
     began = time.monotonic()
     assert Awaited.start({"n": 2000}).run().get(30).wait().get(60).processed == 2000
     assert time.monotonic() - began < 2000 * 0.01 / 4
+
+
+def test_a_dataset_is_a_source(engine):
+    pytest.importorskip("pyarrow")
+    assert Rows.start({"n": 5000}).run().get(30).wait().get(90).values == list(range(5000))
 
 
 def test_a_poison_item_is_dead_and_its_neighbours_are_processed(engine):
