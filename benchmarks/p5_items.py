@@ -5,8 +5,7 @@ brings every result back. The reference is Ray's own `ActorPool` over chunks of 
 `multiprocessing.Pool`, its namesake of `ray.util` and Ray Data are measured for comparison. Start-up counts for nobody:
 every side runs once before it is measured.
 
-Beside the rate: what the process that leads, the coordinator and the driver grow by over a million items, and what it costs
-to keep checkpoints at the usual interval, measured against checkpoints that are an hour apart.
+Beside the rate: what the process that leads, the coordinator and the driver grow by over a million items.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def run(quick: bool) -> list[Row]:
         "Ray Data map_batches": _ray_data(n, rounds),
     }
     engine = start_engine(max_actors=2)
-    ours, grown, pauses = _ours(engine, n, rounds)
+    ours, grown = _ours(engine, n, rounds)
     end_engine(engine)
     rows = [Row("P5 trivial items of a FiniteJob", _rate(ours), f"{_rate(plain['ActorPool'])} chunked ActorPool",
                 ours / plain["ActorPool"], 0.5, 1.0)]  # fmt: skip
@@ -48,8 +47,6 @@ def run(quick: bool) -> list[Row]:
     ]
     rows.append(Row(f"P5 memory that {n:,} items take", f"{grown:.0f} MB", "coordinator, lead and driver", grown, 200, 100,
                     unit=" MB", lower=True))  # fmt: skip
-    rows.append(Row("P5 cost of checkpoints and progress", "once a second", "once an hour", pauses, 3, 1, unit="%",
-                    lower=True))  # fmt: skip
     return rows
 
 
@@ -57,7 +54,7 @@ def _rate(rate: float) -> str:
     return f"{rate:,.0f} items/s"
 
 
-def _ours(engine, n: int, rounds: int) -> tuple[float, float, float]:
+def _ours(engine, n: int, rounds: int) -> tuple[float, float]:
     import koan_ray as koan
 
     class Doubles(koan.FiniteJob[int, int, int]):
@@ -73,23 +70,13 @@ def _ours(engine, n: int, rounds: int) -> tuple[float, float, float]:
             assert summary.total_items == summary.processed_items
             return sum(summary.values)
 
-    class Rarely(Doubles):
-        kind = "bench.Rarely"
-        items = koan.ItemOptions(checkpoint_every=3600)
-
     def once(job_type, n: int) -> None:
         assert job_type.start(n).run().get().wait().get() == n * (n - 1)
 
     once(Doubles, 50_000)
-    once(Rarely, 50_000)
     before = _rss(engine)
-    took, took_rarely = [], []
-    for _ in range(rounds):
-        took.append(timed(lambda: once(Doubles, n)))
-        took_rarely.append(timed(lambda: once(Rarely, n)))
-    grown = _rss(engine) - before
-    pauses = (min(took) / min(took_rarely) - 1) * 100
-    return n / median(took), max(0.0, grown), max(0.0, pauses)
+    took = [timed(lambda: once(Doubles, n)) for _ in range(rounds)]
+    return n / median(took), max(0.0, _rss(engine) - before)
 
 
 def _rss(engine) -> float:

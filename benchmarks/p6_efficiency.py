@@ -5,7 +5,7 @@ as the job ran. The machine gives two processes on two cores less than twice of 
 by two plain Ray actors with half of the items each and not a word in between; the quotient is what counts.
 
 Skewed items: one in a hundred takes a hundred times as long. Async items wait for 10 ms, a hundred at a time in one actor;
-the ideal is 100 / 10 ms.
+the ideal is 100 / 10 ms. The cost of checkpoints and progress is that of the usual interval against one of an hour.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(quick: bool) -> list[Row]:
     n, rounds = (2000, 1) if quick else (4000, 2)
     start_ray()
     engine = start_engine(max_actors=2)
-    even, skewed, waiting = _ours(n, rounds)
+    even, rarely, skewed, waiting = _ours(n, rounds)
     end_engine(engine)
     floor = _plain(n, rounds)
     return [
@@ -45,10 +45,12 @@ def run(quick: bool) -> list[Row]:
             0.85, 0.95),
         Row("P6 async items, 10 ms, 100 at a time", f"{waiting:,.0f} items/s", "10,000 items/s ideal", waiting / 10_000,
             0.80, 0.95),
+        Row("P6 cost of checkpoints and progress", f"{even:.2f} s, once a second", f"{rarely:.2f} s, once an hour",
+            max(0.0, (even / rarely - 1) * 100), 3, 1, unit="%", lower=True),
     ]  # fmt: skip
 
 
-def _ours(n: int, rounds: int) -> tuple[float, float, float]:
+def _ours(n: int, rounds: int) -> tuple[float, float, float, float]:
     import koan_ray as koan
 
     class Burns(koan.FiniteJob[dict, float, int]):
@@ -64,6 +66,10 @@ def _ours(n: int, rounds: int) -> tuple[float, float, float]:
         def build_result(self, summary) -> float:
             assert summary.total_items == summary.processed_items
             return summary.duration.total_seconds()
+
+    class Rarely(Burns):
+        kind = "bench.Rarely"
+        items = koan.ItemOptions(checkpoint_every=3600)
 
     class Waits(koan.FiniteJob[int, float, int]):
         kind = "bench.Waits"
@@ -83,11 +89,15 @@ def _ours(n: int, rounds: int) -> tuple[float, float, float]:
         return job_type.start(context).run().get().wait().get()
 
     took(Burns, {"n": 200, "skewed": False})
-    even = [took(Burns, {"n": n, "skewed": False}) for _ in range(rounds)]
+    took(Rarely, {"n": 200, "skewed": False})
+    even, rarely = [], []
+    for _ in range(rounds):
+        even.append(took(Burns, {"n": n, "skewed": False}))
+        rarely.append(took(Rarely, {"n": n, "skewed": False}))
     skewed = [took(Burns, {"n": n, "skewed": True}) for _ in range(rounds)]
     took(Waits, 500)
     n_waits = 20_000 if rounds == 1 else 50_000
-    return median(even), median(skewed), n_waits / took(Waits, n_waits)
+    return median(even), median(rarely), median(skewed), n_waits / took(Waits, n_waits)
 
 
 def _plain(n: int, rounds: int) -> float:
