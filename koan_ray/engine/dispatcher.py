@@ -356,11 +356,45 @@ class Dispatcher:
                     break
                 if actor.room() > 0:
                     self._send_batch(lane, actor, share=math.ceil(len(lane) / max(1, len(actors))))
+                elif actor.may_have_next() and self._is_grown(lane):
+                    self._send_next(lane, actor)
         # Only now, when actors that have work are not idle any more. A place that is free is first for a lane without any.
         if len(lanes) > 1:
             lanes.sort(key=lambda lane: (any(True for _ in self._pool.of(lane.spec)), lane.waiting_since or math.inf))
         for lane in lanes:
             self._start_actors(lane)
+
+    def _is_grown(self, lane: Lane) -> bool:
+        """Tell whether all actors are there that may be: before, what waits is what starts them."""
+        if any(actor.state is ActorState.STARTING for actor in self._pool.of(lane.spec)):
+            return False
+        return self._pool.n_counted_for(lane.spec) >= self._limit()
+
+    def _send_next(self, lane: Lane, actor: Actor) -> None:
+        """Let a chunk of items wait in a full actor for its turn. It comes back when that does not come soon."""
+        for job_id in lane.take(1):
+            job = self._jobs.queued(job_id)
+            if job is None:
+                return
+            if not job.terms.part:
+                lane.push_front(job_id, job.particulars.depth)
+                return
+            self._send_alone(actor, job)
+
+    def _send_alone(self, actor: Actor, job: JobRecord) -> None:
+        now, sent_at = self._clock.now(), self._clock.monotonic()
+        batch, introduced = OrderBatch([], [], []), set[str]()
+        execution_id = new_id()
+        execution, order = self._jobs.begin(job, execution_id, now)
+        active = self._active[execution_id] = Active(actor, execution, job.terms.id, sent_at)
+        active.parked = True  # until it says that it has begun
+        batch.orders.append(order)
+        if job.terms.id not in actor.known:
+            self._introduce(actor, job.terms, batch, introduced)
+        self._n_batches += 1
+        self.counters["dispatched"] += 1
+        actor.batches[self._n_batches] = Batch([execution_id], introduced, is_short=False, is_held=False, sent_at=sent_at)
+        self._launcher.send(actor.name, self._n_batches, batch, label=job.terms.kind)
 
     def _send_batch(self, lane: Lane, actor: Actor, share: int) -> None:
         settings, now, sent_at = self._settings, self._clock.now(), self._clock.monotonic()
@@ -442,6 +476,10 @@ class Dispatcher:
         actor.running.pop(report.execution_id, None)
         if active is None:
             self.counters["reports_refused"] += 1
+            return
+        if report.outcome == "returned":
+            self.counters["returned"] += 1
+            self._jobs.unbegun(active)
             return
         actor.jobs_done += 1
         actor.quiet_since = self._clock.monotonic()

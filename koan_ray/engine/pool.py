@@ -126,6 +126,14 @@ class Actor:
             return 0
         return self.spec.concurrency - self.n_active
 
+    def may_have_next(self) -> bool:
+        """It is full with bodies, and one chunk of items may wait in it for its turn, which hides the way there and back."""
+        return (
+            self.state is ActorState.READY
+            and not (self.batches or self.has_parked or self.spec.lead or self.spec.dedicated)
+            and self.n_active == self.spec.concurrency
+        )
+
 
 class Pool:
     """All job actors of one coordinator, by name and by spec."""

@@ -463,6 +463,23 @@ def test_a_job_that_failed_for_its_items_can_be_resumed():
     assert (result.total, result.processed, result.failed) == (2000, 1950, 50)
 
 
+def test_a_chunk_that_waits_behind_a_long_one_goes_to_another_actor(engine):
+    class Uneven(Base):
+        items = koan.ItemOptions(chunk_size=1)
+
+        def process_item(self, item, index, progress):
+            time.sleep(1.5 if item == 0 else 0.01)
+            return koan.ItemResult.success((item, time.monotonic()))
+
+    before = engine.status().get()["counters"]["returned"]
+    finished(Uneven, 2)  # both actors are there
+    result = finished(Uneven, 60)
+    ends = dict(map(tuple, result.values))
+    assert result.processed == 60
+    assert max(end for item, end in ends.items() if item) < ends[0]  # nobody had to wait for the long one
+    assert engine.status().get()["counters"]["returned"] > before
+
+
 def test_what_a_long_item_says_is_shown():
     class Long(Base):
         def process_item(self, item, index, progress):
