@@ -41,7 +41,8 @@ def cluster():
     import ray
 
     ray.init(
-        num_cpus=2, resources={"licence": 1}, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        "local", num_cpus=2, resources={"licence": 1}, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR,
     )  # fmt: skip
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
