@@ -227,6 +227,43 @@ class Source:
         self._on_news()
 
 
+def only(source: Any, indexes: list[int]) -> Any:
+    """Return only the items with these indexes, in their order; reads no further than the last of them."""
+    if inspect.iscoroutine(source):
+        return _only_awaited(source, indexes)
+    if hasattr(source, "__aiter__"):
+        return _only_async(source, indexes)
+    return _only_plain(source.iter_rows() if hasattr(source, "iter_rows") else source, indexes)
+
+
+async def _only_awaited(source: Any, indexes: list[int]) -> Any:
+    return only(await source, indexes)
+
+
+def _only_plain(source: Any, indexes: list[int]) -> Iterator[Any]:
+    wanted = iter(indexes)
+    following = next(wanted, None)
+    for index, item in enumerate(source):
+        if following is None:
+            return
+        if index == following:
+            yield item
+            following = next(wanted, None)
+
+
+async def _only_async(source: Any, indexes: list[int]) -> Any:
+    wanted = iter(indexes)
+    following = next(wanted, None)
+    index = 0
+    async for item in source:
+        if following is None:
+            return
+        if index == following:
+            yield item
+            following = next(wanted, None)
+        index += 1
+
+
 class _Rows:
     """Any source of items as something to take from."""
 

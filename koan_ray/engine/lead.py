@@ -21,35 +21,24 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
-import json
 import random
 import threading
 from collections import deque
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from koan_ray import ambient
 from koan_ray.domain.durations import seconds
-from koan_ray.domain.items import PRODUCED, RETURNED, Batch, Limit, Ranges, Sizer
-from koan_ray.domain.records import FAILED, MAX_CHECKPOINT, VALUES, Checkpoint, ErrorInfo, Part, Particulars
+from koan_ray.domain.items import RETURNED, Batch, Limit, Ranges, Sizer
+from koan_ray.domain.records import ErrorInfo, Particulars
 from koan_ray.domain.status import FailureKind, JobStatus
-from koan_ray.engine import chunks, produce
-from koan_ray.engine.itemsource import Mark, Source
-from koan_ray.errors import (
-    JobLostError,
-    KoanRayError,
-    LimitExceededError,
-    NonRetryable,
-    RecordCorruptError,
-    RuntimeUnavailableError,
-    StoreUnavailableError,
-    TooManyFailedItemsError,
-)
+from koan_ray.engine import chunks
+from koan_ray.engine.itemrecord import Record, Resumed
+from koan_ray.engine.itemsource import Source, only
+from koan_ray.errors import JobLostError, KoanRayError, NonRetryable, TooManyFailedItemsError
 from koan_ray.finite import FiniteSummary, Values
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
     from koan_ray.cancellation import CancellationToken
     from koan_ray.domain.items import Chunk
     from koan_ray.domain.records import End
@@ -74,15 +63,6 @@ _REPORT_EVERY_S = 0.1
 _RATE_OVER_S = 5.0
 _AGAIN_S = 0.5  # after a chunk could not be sent, or was sent back for no reason of its own
 _GRACE_S = 2.0  # for chunks to come back when the job shall stop
-_PENDING_BYTES = 4 * 1_048_576  # of values and dead items that ask for a checkpoint before its time
-_PENDING_MOST = 32 * 1_048_576  # of values and dead items that keep fresh items from being begun
-_KEPT_DEAD = 100
-_PAGE = 20  # parts in an answer
-
-
-class _Snapshot(NamedTuple):
-    checkpoint: Checkpoint
-    parts: list[Part]
 
 
 class Lead:
@@ -107,7 +87,7 @@ class Lead:
         self._options = options = job.items
         self._session: Session = ambient.engine()  # type: ignore[assignment]
         self._is_async = job.definition.is_part_async
-        self._resumed = _Resumed.read(order.checkpoint) if order.checkpoint is not None else _Resumed()
+        self._resumed = Resumed(order.checkpoint)
         limit = options.max_failed_items
         self._batch = Batch(
             options.retry, limit=Limit(share=limit) if isinstance(limit, float) else Limit(most=limit), max_losses=3,
@@ -136,22 +116,11 @@ class Lead:
         self._item_bytes = 64.0
         self._not_before = 0.0  # when chunks may be sent again
         self._began = clock.monotonic()
-        self._values: list[tuple[bytes, int]] = []  # not in a part yet
-        self._pending_bytes = 0
-        self._n_values = self._resumed.n_values
-        self._spool = produce.Spool()
-        self._pages: list[Part] = []  # of values that were read before `build_result` is called
-        self._n_parts = {VALUES: 0, FAILED: 0}
-        if order.checkpoint is not None:
-            self._n_parts = {VALUES: order.checkpoint.value_parts, FAILED: order.checkpoint.failed_parts}
-        self._sequence = order.checkpoint.sequence if order.checkpoint is not None else 0
-        self._writing: asyncio.Task[None] | None = None
-        self._unwritten: _Snapshot | None = None
-        self._keeps_parts = True
-        self._is_superseded = False
-        self._fatal: BaseException | None = None
-        self._written_at = clock.monotonic()
-        self._written_ended = self._batch.ended
+        self._record = Record(
+            self._session, order, self._batch, self._resumed, clock,
+            every_s=seconds(options.checkpoint_every, name="checkpoint_every"), total=self._total, standing=self._standing,
+            name=self._name, on_news=self._wake.set,
+        )  # fmt: skip
         self._reported_at = float("-inf")
         self._rates: deque[tuple[float, int]] = deque([(self._began, self._batch.ended)])
 
@@ -165,7 +134,7 @@ class Lead:
         try:
             await self._prepare()
             await self._go_through()
-            await self._write_down()
+            await self._record.write()
             self._report(final=True)
             return await self._build()
         except BaseException:
@@ -176,12 +145,12 @@ class Lead:
             looking.cancel()
             if self._source is not None:
                 self._source.stop()
-            self._spool.close()
+            self._record.close()
 
     async def _prepare(self) -> None:
         self._width = await self._session.ask("width")
         if self._resumed.failed_of is not None:
-            await self._load_names(self._resumed.failed_of)
+            self._names = await self._record.dead_of(self._resumed.failed_of)
             self._has_cursor = False  # the dead items are anywhere
         cursor = self._resumed.cursor
         verifies = self._options.verify_items and not self._has_cursor
@@ -198,17 +167,16 @@ class Lead:
             items = job.resume_from(self._context, self._resumed.cursor[1])
         else:
             items = job.get_items(self._context)
-        return items if self._names is None else _only(items, self._names)
+        return items if self._names is None else only(items, self._names)
 
     async def _go_through(self) -> None:
         batch, source = self._batch, self._source
         assert source is not None  # noqa: S101 - made by `_prepare`
         while True:
             self._take_told()
-            if self._token.requested or self._is_superseded:
+            self._record.raise_if_over()
+            if self._token.requested:
                 raise asyncio.CancelledError
-            if self._fatal is not None:
-                raise self._fatal
             self._raise_if_failing()
             self._take_items(source)
             if source.error is not None and not (batch.out or batch.n_fresh):
@@ -218,7 +186,7 @@ class Lead:
                 return
             self._send_chunks()
             self._report()
-            self._write_down_in_time()
+            self._record.write_in_time()
             await self._rest()
 
     def _take_items(self, source: Source) -> None:
@@ -232,7 +200,7 @@ class Lead:
 
     def _ahead(self) -> int:
         """Return how many items to have ready: for the next chunks, within bounds of memory."""
-        if not self._batch.has_room or self._pending_bytes > _PENDING_MOST:
+        if not self._batch.has_room or self._record.is_full:
             return 0
         wanted = self._sizer.size(None, self._width) * (self._slots() + 2)
         most = min(_AHEAD_MOST, int(_AHEAD_BYTES / self._item_bytes))
@@ -401,21 +369,7 @@ class Lead:
             return
         codes = outcomes.codes
         self._sizer.ended(len(codes) - codes.count(RETURNED), outcomes.duration_s)
-        self._pending_bytes += sum(failure.size for failure in outcomes.failures)
-        if outcomes.values:
-            n = codes.count(PRODUCED)
-            self._n_values += n
-            self._pending_bytes += len(outcomes.values)
-            self._values.append((outcomes.values, n))
-        if not self._keeps_parts:
-            self._spill()
-
-    def _spill(self) -> None:
-        """Keep values here, and of the dead items the last ones: the engine has no room for what this job produces."""
-        for body, _ in self._values:
-            self._spool.add(body)
-        self._values, self._pending_bytes = [], 0
-        del self._batch.dead[:-_KEPT_DEAD]
+        self._record.take(outcomes)
 
     def _broke(self, number: int, end: End) -> None:
         error = end.error or ErrorInfo("UnknownError", "the chunk ended without an error")
@@ -462,112 +416,13 @@ class Lead:
             total = self._source.total
         return total
 
-    # --- checkpoints -----------------------------------------------------------------------------------------------
-
-    def _write_down_in_time(self) -> None:
-        """Begin a checkpoint when it is time for one, and anything has ended since the last."""
-        if self._writing is not None or not self._keeps_parts:
-            return
-        every_s = seconds(self._options.checkpoint_every, name="checkpoint_every")
-        is_time = self._clock.monotonic() - self._written_at >= every_s
-        has_much = self._pending_bytes >= _PENDING_BYTES
-        if (is_time and self._batch.ended > self._written_ended) or has_much or (is_time and self._unwritten is not None):
-            self._begin_writing()
-
-    def _begin_writing(self) -> None:
-        self._writing = asyncio.ensure_future(self._write())
-        self._writing.add_done_callback(self._written)
-
-    def _written(self, done: asyncio.Task[None]) -> None:
-        self._writing = None
-        if not done.cancelled() and (error := done.exception()) is not None:
-            self._fatal, self._keeps_parts = error, False
-        self._wake.set()
-
-    async def _write_down(self) -> None:
-        """Write everything down now."""
-        while self._keeps_parts and not self._is_superseded:
-            if self._writing is None:
-                if self._unwritten is None and not (
-                    self._values or self._batch.dead or self._batch.ended > self._written_ended
-                ):
-                    return
-                self._begin_writing()
-            assert self._writing is not None  # noqa: S101 - begun above
-            await asyncio.wait({self._writing})
-            await asyncio.sleep(0)  # its callback is called before we go on
-            if self._unwritten is not None and self._keeps_parts:
-                await asyncio.sleep(_AGAIN_S)
-        if self._fatal is not None:
-            raise self._fatal
-        if self._is_superseded:
-            raise asyncio.CancelledError
-
-    async def _write(self) -> None:
-        snapshot = self._unwritten = self._unwritten or self._snapshot()
-        try:
-            was_taken = await self._session.checkpoint(
-                self._order.job_id, self._order.execution_id, snapshot.checkpoint, snapshot.parts
-            )
-        except LimitExceededError:  # of the engine's memory: what is here stays here
-            self._keeps_parts = False
-            for part in snapshot.parts:
-                if part.stream == VALUES:
-                    self._spool.add(part.body)
-            self._spill()
-        except (RuntimeUnavailableError, StoreUnavailableError):  # again, with the same parts
-            self._written_at = self._clock.monotonic()
-            return
-        else:
-            if not was_taken:
-                self._is_superseded = True
-            for part in snapshot.parts:
-                self._n_parts[part.stream] = part.seq + 1
-            self._sequence = snapshot.checkpoint.sequence
-        self._unwritten = None
-        self._written_at = self._clock.monotonic()
-
-    def _snapshot(self) -> _Snapshot:
-        batch = self._batch
-        values, self._values, self._pending_bytes = self._values, [], 0
-        dead, batch.dead = batch.dead, []
-        job_id = self._order.job_id
-        parts = [
-            Part(job_id, VALUES, self._n_parts[VALUES] + place, body, n)
-            for place, (body, n) in enumerate(produce.joined(values))
-        ]
-        parts += [
-            Part(job_id, FAILED, self._n_parts[FAILED] + place, body, n)
-            for place, (body, n) in enumerate(produce.dead_as_array(dead, self._name))
-        ]
-        self._written_ended = batch.ended
-        checkpoint = Checkpoint(
-            self._sequence + 1, self._body(), self._total(), batch.processed, batch.skipped, batch.failed, self._clock.now()
-        )
-        return _Snapshot(checkpoint, parts)
-
-    def _body(self) -> bytes:
-        mark = self._batch.done.mark
-        while self._cursors and self._cursors[0][0] <= mark:
+    def _standing(self) -> dict[str, Any]:
+        """Say, for a checkpoint, where the source stands, and how long the job has run."""
+        ended = self._batch.done.mark
+        while self._cursors and self._cursors[0][0] <= ended:
             self._cursor = self._cursors.popleft()
-        state = {
-            "v": 1,
-            "done": [list(pair) for pair in self._batch.done],
-            "attempts": {str(index): n for index, n in self._batch.attempts.items()},
-            "mark": list(self._source.mark) if self._source is not None and self._source.mark is not None else None,
-            "spent_s": round(self._spent_s(), 3),
-            "reasons": self._batch.reasons,
-            "n_values": self._n_values,
-            "failed_of": self._resumed.failed_of,
-            "cursor": self._cursor,
-            "job": self._order.job_id,
-            "forgiven": self._batch.forgiven,
-        }
-        body = json.dumps(state, separators=(",", ":")).encode()
-        if len(body) > MAX_CHECKPOINT:  # a fingerprint and reasons are no loss; the ranges are limited by `Batch.has_room`
-            state |= {"reasons": {}, "attempts": {}}
-            body = json.dumps(state, separators=(",", ":")).encode()
-        return body
+        mark = self._source.mark if self._source is not None else None
+        return {"mark": mark, "cursor": self._cursor, "spent_s": round(self._spent_s(), 3)}
 
     def _spent_s(self) -> float:
         return self._resumed.spent_s + self._clock.monotonic() - self._began
@@ -582,7 +437,7 @@ class Lead:
             self._session.cancel(job_id, "the job that they belong to stops")
         # Whatever is raised here, also when our time is over: there is an error already, which is the one to be told.
         with contextlib.suppress(BaseException):
-            while self._ids and loop.time() < until and not self._is_superseded:
+            while self._ids and loop.time() < until and not self._record.is_superseded:
                 self._take_told()
                 if self._ids:
                     self._wake.clear()
@@ -592,7 +447,7 @@ class Lead:
         with contextlib.suppress(BaseException):
             self._take_told()
             async with asyncio.timeout_at(until + _GRACE_S / 2):
-                await self._write_down()
+                await self._record.write()
         self._report(final=True)
 
     async def _build(self) -> Any:
@@ -600,10 +455,10 @@ class Lead:
         batch = self._batch
         summary = FiniteSummary(
             batch.ended, batch.processed, batch.failed, batch.skipped, timedelta(seconds=self._spent_s()),
-            Values(self._read_values, self._n_values), dict(batch.reasons),
+            Values(lambda: self._record.values(ordered=self._options.ordered), self._record.n_values), dict(batch.reasons),
         )  # fmt: skip
         if self._session.reads_inline:
-            self._pages = [part async for part in self._stored_values()]
+            await self._record.fetch()
             result = self._job.build_result(summary)
             return await result if inspect.iscoroutine(result) else result
         outcome: asyncio.Future[Any] = self._loop.create_future()
@@ -623,84 +478,6 @@ class Lead:
         else:
             self._loop.call_soon_threadsafe(_conclude, outcome, result, None)
 
-    def _read_values(self) -> Iterator[Any]:
-        if self._options.ordered:
-            yield from produce.in_order(self._arrays())
-        else:
-            for array in self._arrays():
-                yield from array
-
-    async def _stored_values(self) -> AsyncIterator[Part]:
-        after = -1
-        while page := await self._session.parts(self._order.job_id, VALUES, after, _PAGE):
-            for part in page:
-                yield part
-            after = page[-1].seq
-
-    def _arrays(self) -> Iterator[list[Any]]:
-        n_parts, after = self._n_parts[VALUES], -1
-        for part in self._pages:
-            yield json.loads(part.body)
-            after = part.seq
-        while after + 1 < n_parts:
-            page = self._session.parts(self._order.job_id, VALUES, after, _PAGE).get()
-            if not page:
-                raise RecordCorruptError(self._order.job_id, "values", f"part {after + 1} of {n_parts} is missing")
-            for part in page:
-                yield json.loads(part.body)
-            after = page[-1].seq
-        for place in range(len(self._spool)):
-            yield self._spool.read(place)
-        for body, _ in self._values:
-            yield json.loads(body)
-
-    async def _load_names(self, job_id: str) -> None:
-        """Learn which items of another job are to be done again."""
-        found: list[int] = []
-        after = -1
-        while page := await self._session.parts(job_id, FAILED, after, _PAGE):
-            for part in page:
-                found += [row["index"] for row in json.loads(part.body)]
-            after = page[-1].seq
-        self._names = sorted(set(found))
-
-
-class _Resumed:
-    """What a checkpoint says."""
-
-    def __init__(self) -> None:
-        self.done = Ranges()
-        self.attempts: dict[int, int] = {}
-        self.mark: Mark | None = None
-        self.cursor: tuple[int, Any] | None = None
-        self.spent_s = 0.0
-        self.reasons: dict[str, int] = {}
-        self.n_values = 0
-        self.failed_of: str | None = None
-        self.counts = (0, 0, 0)
-        self.job_id: str | None = None  # whose checkpoint it is
-        self.forgiven = 0
-
-    @classmethod
-    def read(cls, checkpoint: Checkpoint) -> _Resumed:
-        state = json.loads(checkpoint.body)
-        found = cls()
-        found.done = Ranges(state.get("done", ()))
-        found.attempts = {int(index): n for index, n in state.get("attempts", {}).items()}
-        mark, cursor = state.get("mark"), state.get("cursor")
-        found.mark = Mark(*mark) if mark and mark[0] else None
-        found.cursor = (cursor[0], cursor[1]) if cursor else None
-        found.spent_s, found.reasons = state.get("spent_s", 0.0), state.get("reasons", {})
-        found.n_values, found.failed_of = state.get("n_values", 0), state.get("failed_of")
-        found.job_id, found.forgiven = state.get("job"), state.get("forgiven", 0)
-        found.counts = (checkpoint.processed, checkpoint.skipped, checkpoint.failed)
-        return found
-
-    def apply(self, batch: Batch, job_id: str) -> None:
-        batch.processed, batch.skipped, batch.failed = self.counts
-        batch.forgiven = self.forgiven if self.job_id == job_id else batch.failed
-        batch.attempts, batch.reasons = dict(self.attempts), dict(self.reasons)
-
 
 def _told_of(batch: Batch, total: int | None, rate: float) -> str:
     parts = [f"{batch.ended:,} of {total:,} items" if total is not None else f"{batch.ended:,} items"]
@@ -709,37 +486,6 @@ def _told_of(batch: Batch, total: int | None, rate: float) -> str:
         parts.append(f"{batch.n_waiting:,} waiting for another attempt")
     parts.append(f"{rate:,.0f}/s" if rate >= 10 or rate == 0 else f"{rate:.1f}/s")
     return ", ".join(parts)
-
-
-def _only(source: Any, indexes: list[int]) -> Any:
-    """Return only the items with these indexes, in their order; reads no further than the last of them."""
-    if hasattr(source, "__aiter__"):
-        return _only_async(source, indexes)
-    return _only_plain(source.iter_rows() if hasattr(source, "iter_rows") else source, indexes)
-
-
-def _only_plain(source: Any, indexes: list[int]) -> Iterator[Any]:
-    wanted = iter(indexes)
-    following = next(wanted, None)
-    for index, item in enumerate(source):
-        if following is None:
-            return
-        if index == following:
-            yield item
-            following = next(wanted, None)
-
-
-async def _only_async(source: Any, indexes: list[int]) -> Any:
-    wanted = iter(indexes)
-    following = next(wanted, None)
-    index = 0
-    async for item in source:
-        if following is None:
-            return
-        if index == following:
-            yield item
-            following = next(wanted, None)
-        index += 1
 
 
 def _conclude(outcome: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

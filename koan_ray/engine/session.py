@@ -76,6 +76,7 @@ class _Wait(NamedTuple):
     pending: Pending[Any] | None  # None: the job in hand is brought up to date, and nobody is told
     job: Job[Any, Any] | None
     told: Callable[[End | BaseException], None] | None = None  # instead of a pending
+    is_part: bool = False  # for a chunk of items, which nobody else can know
 
 
 class _Chunk:
@@ -190,7 +191,7 @@ class Session:
         terms = self._part_terms(lead, job_type)
         job_id = new_id()
         with self._lock:
-            self._waits[job_id] = [_Wait(None, None, told)]
+            self._waits[job_id] = [_Wait(None, None, told, is_part=True)]
 
         def accepted(answer: Accepted | None, error: BaseException | None) -> None:
             problem = error if answer is None else answer.refused.get(0)
@@ -570,7 +571,7 @@ class Session:
                     waiting = self._waits.pop(end.id, None)
                     if waiting is not None:
                         told.append((waiting, end))
-                    if waiting is None or self._n_submits:
+                    if waiting is None or (self._n_submits and not waiting[0].is_part):
                         # Also when somebody was told: a submission on its way may join the same job, as children do.
                         self._keep_early(end)
                 for job_id in ends.unknown:
