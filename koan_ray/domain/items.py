@@ -123,12 +123,12 @@ class Failure(NamedTuple):
 class Outcomes(NamedTuple):
     """What an actor says of a chunk.
 
-    Shape: ``codes`` has a byte for each item; ``values`` is a JSON array with the values of the items whose code is
-    ``PRODUCED``, in their order; ``failures`` has an entry for each ``RETRY`` and ``FAILED``.
+    Shape: ``codes`` has a byte for each item; ``values`` are JSON arrays, each with its length, of the values of the items
+    whose code is ``PRODUCED``, in their order; ``failures`` has an entry for each ``RETRY`` and ``FAILED``.
     """
 
     codes: bytes
-    values: bytes
+    values: tuple[tuple[bytes, int], ...]
     failures: tuple[Failure, ...]
     reasons: tuple[tuple[str, int], ...]  # why items were skipped, and how many
     duration_s: float

@@ -18,6 +18,7 @@ from pydantic_core import to_json
 from koan_ray.domain.items import FAILED, PROCESSED, PRODUCED, RETRY, SKIPPED, Failure, Outcomes
 from koan_ray.domain.records import MAX_PART, ErrorInfo
 from koan_ray.engine.attempt import describe
+from koan_ray.engine.produce import in_arrays
 from koan_ray.errors import NonRetryable
 from koan_ray.finite import ItemResult, Success
 
@@ -39,6 +40,7 @@ _LOOK_S = 0.001  # between two looks at the clock and the token, about
 _MAX_STRIDE = 1024
 _SUCCESS = ItemResult.success()
 _PLAIN = (int, float, bool)
+_TOGETHER = 16_384  # numbers that are written together
 
 
 class ChunkOrder(NamedTuple):
@@ -100,7 +102,7 @@ class _Desk:
         self.items: list[Any] = pickle.loads(self.order.items)  # noqa: S301 - as above
         self.job = _job_of(self.order, job_type)
         self.codes = bytearray(len(self.items))
-        self.values: list[bytes] = []  # JSON arrays without their brackets
+        self.values: list[tuple[bytes, int]] = []  # JSON arrays without their brackets, and their lengths
         self.plain: list[Any] = []  # numbers, which are written together: that takes a tenth of writing each
         self.failures: list[Failure] = []
         self.reasons: Counter[str] = Counter()
@@ -155,15 +157,15 @@ class _Desk:
             return
         self.settle_plain()
         self.codes[place] = PRODUCED
-        self.values.append(encoded)
+        self.values.append((encoded, 1))
         self.size += len(encoded)
 
     def settle_plain(self) -> None:
         """Write the numbers that were put aside, before a value that is none, so that all are in order."""
         if self.plain:
             encoded = to_json(self.plain)[1:-1]
+            self.values.append((encoded, len(self.plain)))
             self.plain.clear()
-            self.values.append(encoded)
             self.size += len(encoded)
 
     def _fail(self, place: int, error: ErrorInfo, code: int) -> None:
@@ -176,11 +178,9 @@ class _Desk:
 
     def result(self, duration_s: float) -> bytes:
         self.settle_plain()
-        values = b"[" + b",".join(self.values) + b"]" if self.values else b""
-        return pickle.dumps(
-            tuple(Outcomes(bytes(self.codes), values, tuple(self.failures), tuple(self.reasons.items()), duration_s)),
-            protocol=5,
-        )
+        arrays = tuple(in_arrays(self.values))
+        said = Outcomes(bytes(self.codes), arrays, tuple(self.failures), tuple(self.reasons.items()), duration_s)
+        return pickle.dumps(tuple(said), protocol=5)
 
 
 def read_outcomes(result: bytes) -> Outcomes:
@@ -218,6 +218,8 @@ def process_blocking(
             now = monotonic()
             if now >= until or token.requested or desk.size > _FULL:
                 break
+            if len(desk.plain) >= _TOGETHER:
+                desk.settle_plain()
             stride = min(stride * 2, _MAX_STRIDE) if now - looked < _LOOK_S else max(1, stride // 2)
             look_at, looked = place + stride, now
     return desk.result(monotonic() - began)

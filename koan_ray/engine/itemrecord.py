@@ -12,7 +12,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from koan_ray.domain.items import PRODUCED, Ranges
+from koan_ray.domain.items import Ranges
 from koan_ray.domain.records import FAILED, MAX_CHECKPOINT, VALUES, Checkpoint, Part
 from koan_ray.engine import produce
 from koan_ray.engine.itemsource import Mark
@@ -117,11 +117,10 @@ class Record:
     def take(self, outcomes: Outcomes) -> None:
         """Take in what a chunk has produced."""
         self._pending_bytes += sum(failure.size for failure in outcomes.failures)
-        if outcomes.values:
-            n = outcomes.codes.count(PRODUCED)
+        for body, n in outcomes.values:
             self.n_values += n
-            self._pending_bytes += len(outcomes.values)
-            self._values.append((outcomes.values, n))
+            self._pending_bytes += len(body)
+            self._values.append((body, n))
         if not self._keeps_parts:
             self._spill()
 
@@ -206,7 +205,10 @@ class Record:
         batch = self._batch
         values, self._values, self._pending_bytes = self._values, [], 0
         dead, batch.dead = batch.dead, []
-        parts = [*self._parts(VALUES, produce.joined(values)), *self._parts(FAILED, produce.dead_as_array(dead, self._name))]
+        parts = [
+            *self._parts(VALUES, produce.in_arrays((body[1:-1], n) for body, n in values)),
+            *self._parts(FAILED, produce.dead_as_array(dead, self._name)),
+        ]
         self._written_ended = batch.ended
         checkpoint = Checkpoint(
             self._sequence + 1, self._body(), self._total(), batch.processed, batch.skipped, batch.failed, self._clock.now()

@@ -22,37 +22,33 @@ if TYPE_CHECKING:
 _IN_MEMORY = 16 * 1024 * 1024  # bytes of values kept before a file is used
 
 
-def joined(arrays: list[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
-    """Return JSON arrays, each with its number of entries, as few as fit into parts."""
-    parts: list[tuple[bytes, int]] = []
+def in_arrays(pieces: Iterable[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
+    """Return pieces of JSON arrays, without brackets and each with its number of entries, as few arrays that fit into parts.
+
+    A piece that is too large is taken apart. One entry is never: it was refused where it was made.
+    """
+    arrays: list[tuple[bytes, int]] = []
     gathered: list[bytes] = []
     size = count = 0
-    for body, n in arrays:
-        for piece, n_piece in _fitting(body, n):
-            if gathered and size + len(piece) > MAX_PART:
-                parts.append((b"[" + b",".join(gathered) + b"]", count))
-                gathered, size, count = [], 0, 0
-            gathered.append(piece[1:-1])
-            size += len(piece)
-            count += n_piece
+    for piece, n in _fitting(pieces):
+        if gathered and size + len(piece) + 2 > MAX_PART:
+            arrays.append((b"[" + b",".join(gathered) + b"]", count))
+            gathered, size, count = [], 0, 0
+        gathered.append(piece)
+        size += len(piece) + 1
+        count += n
     if gathered:
-        parts.append((b"[" + b",".join(gathered) + b"]", count))
-    return parts
+        arrays.append((b"[" + b",".join(gathered) + b"]", count))
+    return arrays
 
 
-def _fitting(body: bytes, n: int) -> Iterator[tuple[bytes, int]]:
-    """Yield an array as arrays that fit into a part."""
-    if len(body) <= MAX_PART:
-        yield body, n
-        return
-    entries = [to_json(entry) for entry in from_json(body)]
-    start = size = 0
-    for place, entry in enumerate(entries):
-        if place > start and size + len(entry) + 2 > MAX_PART:
-            yield b"[" + b",".join(entries[start:place]) + b"]", place - start
-            start, size = place, 0
-        size += len(entry) + 1
-    yield b"[" + b",".join(entries[start:]) + b"]", len(entries) - start
+def _fitting(pieces: Iterable[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
+    for piece, n in pieces:
+        if len(piece) + 2 <= MAX_PART or n == 1:
+            yield piece, n
+        else:
+            for entry in from_json(b"[" + piece + b"]"):
+                yield to_json(entry), 1
 
 
 def dead_as_array(dead: list[DeadItem], name: Callable[[int], int]) -> list[tuple[bytes, int]]:
@@ -64,7 +60,7 @@ def dead_as_array(dead: list[DeadItem], name: Callable[[int], int]) -> list[tupl
         )
         for item in dead
     ]  # fmt: skip
-    return joined([(b"[" + row + b"]", 1) for row in rows])
+    return in_arrays((row, 1) for row in rows)
 
 
 def _clean(text: str) -> str:

@@ -37,7 +37,7 @@ def shown(item):
 
 def outcomes(codes):
     failures = tuple(Failure(place, ERROR, b"0") for place, code in enumerate(codes) if code in (RETRY, FAILED))
-    return Outcomes(bytes(codes), b"", failures, (), 0.1)
+    return Outcomes(bytes(codes), (), failures, (), 0.1)
 
 
 def batch(n=0, *, retry=None, limit=None, max_losses=3):
