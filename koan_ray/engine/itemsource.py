@@ -8,6 +8,7 @@ says whether they are still the same.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import threading
@@ -177,8 +178,9 @@ class Source:
 
     def _open(self) -> None:
         source = self._make()
-        if hasattr(source, "__len__"):
-            self.total = self.seen + len(source)
+        if not hasattr(source, "iter_rows"):  # a Ray Dataset would have to be made to be counted
+            with contextlib.suppress(Exception):  # not everything can say it beforehand, or says it truly
+                self.total = self.seen + len(source)
         self._rows = _Rows(source)
 
     def _read_some(self) -> None:

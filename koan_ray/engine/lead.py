@@ -55,7 +55,8 @@ _CHUNK_BYTES = 1_048_576  # of a chunk's items as bytes, unless a single item is
 _ITEM_BYTES = 16 * 1_048_576  # of one item as bytes
 _AHEAD_BYTES = 16 * 1_048_576  # of items that are read and not sent
 _AHEAD_LEAST = 64
-_AHEAD_MOST = 1_000_000
+_AHEAD_MOST = 500_000
+_CHUNK_MOST = 100_000  # items; also small ones take a hundred bytes each in memory, here and in the actor
 _LOOK_EVERY_S = 1.0
 _WIDTH_EVERY = 5  # looks
 _SHOWN_CHUNKS = 100  # of those that are out for a while, whose items are asked what they say
@@ -202,7 +203,7 @@ class Lead:
         """Return how many items to have ready: for the next chunks, within bounds of memory."""
         if not self._batch.has_room or self._record.is_full:
             return 0
-        wanted = self._sizer.size(None, self._width) * (self._slots() + 2)
+        wanted = min(self._sizer.size(None, self._width), _CHUNK_MOST) * 3
         most = min(_AHEAD_MOST, int(_AHEAD_BYTES / self._item_bytes))
         return max(1, min(max(wanted, _AHEAD_LEAST), most))
 
@@ -278,8 +279,8 @@ class Lead:
             if batch.is_complete or (source is not None and source.total is not None):
                 total = batch.seen if batch.is_complete or source is None else source.total
                 left = batch.n_fresh + max(0, (total or 0) - batch.seen)
-            most = int(_CHUNK_BYTES / self._item_bytes)
-            chunk = batch.take(min(self._sizer.size(left, self._width), max(1, most)), now)
+            most = max(1, min(_CHUNK_MOST, int(_CHUNK_BYTES / self._item_bytes)))
+            chunk = batch.take(min(self._sizer.size(left, self._width), most), now)
             if chunk is None:
                 return
             self._note_cursor(chunk)

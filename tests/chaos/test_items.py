@@ -96,7 +96,8 @@ class Ledger:
 
 def actors(engine, spec):
     with contextlib.suppress(koan.KoanRayError, TimeoutError):
-        return [actor["pid"] for actor in engine.status().get(10)["actors"] if (actor["spec"] == "lead") == (spec == "lead")]
+        found = engine.status().get(10)["actors"]
+        return [a["pid"] for a in found if a["pid"] and (a["spec"] == "lead") == (spec == "lead")]
     return []
 
 

@@ -101,8 +101,8 @@ def test_a_second_demo_tells_of_the_first_and_the_doctor_reads_both(folder, caps
         sound = run(app, ["doctor"])
         assert (sound.exit_code, sound.stdout) == (0, "4 jobs read; nothing is wrong\n"), sound.stdout
         jobs = client.get_default_database().jobs
-        wrong = jobs.find_one_and_update({"kind": "Announce"}, {"$unset": {"result": ""}})
-        jobs.update_one({"kind": "Census"}, {"$set": {"rev": "many"}})
+        wrong = jobs.find_one_and_update({"kind": "Census"}, {"$unset": {"result": ""}})
+        jobs.update_one({"kind": "Census", "_id": {"$ne": wrong["_id"]}}, {"$set": {"rev": "many"}})
         found = run(app, ["doctor", "--source", "default"])
         assert found.exit_code == 1
         assert f"I6 job {wrong['_id']}: is completed and has no result  (source default)" in found.stdout

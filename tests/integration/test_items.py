@@ -99,7 +99,8 @@ def lines_of(path):
 
 
 def pids_of(engine, spec):
-    return [actor["pid"] for actor in engine.status().get(10)["actors"] if (actor["spec"] == "lead") == (spec == "lead")]
+    found = engine.status().get(10)["actors"]
+    return [actor["pid"] for actor in found if actor["pid"] and (actor["spec"] == "lead") == (spec == "lead")]
 
 
 def test_items_are_done_by_the_only_actor(engine):
