@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from koan_ray.config import Settings
     from koan_ray.definition import CustomRetryPolicy, Resources
     from koan_ray.domain.retry import RetryPolicy, RetryStrategy
-    from koan_ray.domain.status import ExecutionStatus, Isolation, JobStatus, ParentPolicy
+    from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy
     from koan_ray.errors import (
         ConfigurationError,
         ConflictError,
@@ -75,7 +75,7 @@ _HOMES = {
     "config": ("Settings",),
     "definition": ("CustomRetryPolicy", "Resources"),
     "domain.retry": ("RetryPolicy", "RetryStrategy"),
-    "domain.status": ("ExecutionStatus", "Isolation", "JobStatus", "ParentPolicy"),
+    "domain.status": ("Claim", "ExecutionStatus", "Isolation", "JobStatus", "ParentPolicy"),
     "errors": (
         "ConfigurationError", "ConflictError", "CoordinatorUnavailableError", "IllegalTransitionError",
         "InvalidContextError", "ItemsChangedError", "JobCancelledError", "JobDefinitionError", "JobFailedError",
@@ -96,6 +96,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "CancellationToken",
+    "Claim",
     "ConfigurationError",
     "ConflictError",
     "CoordinatorUnavailableError",

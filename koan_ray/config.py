@@ -169,6 +169,7 @@ class EngineSection(_Section):
 
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "koan"
     lease_ttl: Duration = timedelta(seconds=15)
+    shards: Annotated[int, Field(ge=1, le=64)] = 1
     max_actors: Count = 0
     max_queued: Some = 2_000_000
     max_depth: Some = 100

@@ -15,7 +15,7 @@ from pydantic_core import PydanticSerializationError, ValidationError, to_json
 from koan_ray.domain.durations import Duration, seconds
 from koan_ray.domain.records import ActorSpec, Terms, identified
 from koan_ray.domain.retry import RetryPolicy
-from koan_ray.domain.status import Isolation, ParentPolicy
+from koan_ray.domain.status import Claim, Isolation, ParentPolicy
 from koan_ray.errors import InvalidContextError, JobDefinitionError, PayloadTooLargeError
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class Definition:
         self.timeout_s = _timeout(job_type)
         self.isolation = _member(job_type, "isolation", Isolation)
         self.when_parent_ends = _member(job_type, "when_parent_ends", ParentPolicy)
+        self.claim = _member(job_type, "claim", Claim)
         self.concurrency = _concurrency(job_type)
         self.is_finite = any("_koan_items" in cls.__dict__ for cls in job_type.__mro__)
         self.has_body = _check_items(job_type) if self.is_finite else _check_execute(job_type)
@@ -123,14 +124,15 @@ class Definition:
             isolation = Isolation.POOLED
         terms = Terms(
             "", self.kind, code_id, retry or self.retry, timeout_s if timeout_s is not None else self.timeout_s, spec,
-            isolation, self.when_parent_ends,
+            isolation, self.when_parent_ends, self.claim,
         )  # fmt: skip
         return identified(terms)
 
     def part_terms(self, lead: Terms) -> Terms:
         """Return what the engine must know to run chunks of the items of a job with the terms ``lead``."""
         once = RetryPolicy(max_attempts=1)
-        return identified(lead._replace(retry=once, timeout_s=None, spec=self._spec(), isolation=self.isolation, part=True))
+        part = lead._replace(retry=once, timeout_s=None, spec=self._spec(), isolation=self.isolation, part=True)
+        return identified(part._replace(claim=Claim.WRITE_BEHIND))  # nothing is written of it
 
     def runs_on_loop(self, terms: Terms) -> bool:
         """Tell whether the body that runs under these terms is a coroutine."""

@@ -9,13 +9,13 @@ import types
 import typing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, cast, overload
 
 from koan_ray import ambient
 from koan_ray.definition import Definition, Resources
 from koan_ray.domain.durations import Duration, instant, seconds
 from koan_ray.domain.retry import RetryPolicy
-from koan_ray.domain.status import ExecutionStatus, Isolation, JobStatus, ParentPolicy
+from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy
 from koan_ray.errors import JobDefinitionError
 from koan_ray.listing import JobPage, JobStream
 from koan_ray.progress import ProgressStream, Subscription, subscribe
@@ -70,6 +70,11 @@ class Job(Generic[C, R]):
     Subclass it and define ``execute``; see the package docstring of `koan_ray` for an example. An instance stands for one
     submitted job: in a driver what `run` returns, inside ``execute`` the job that runs. Its attributes are as of the last
     `refresh` or `wait`. Instances are made by the engine, ``__init__`` is not called.
+
+    ``claim = "write_ahead"`` has the body wait until it is stored that it runs, with an execution if the job is audited: for
+    effects that must be accounted for before they happen. It costs a write before each attempt, and says something of
+    persisted jobs only: those in memory ignore it. Otherwise that a job runs is written within a moment of its beginning,
+    and a body that a crash of the coordinator hits in that moment may run again with no trace of the first time.
     """
 
     kind: ClassVar[str] = "Job"
@@ -79,6 +84,7 @@ class Job(Generic[C, R]):
     isolation: ClassVar[Isolation] = Isolation.POOLED
     concurrency: ClassVar[int] = 1
     when_parent_ends: ClassVar[ParentPolicy] = ParentPolicy.CANCEL
+    claim: ClassVar[Claim | Literal["write_behind", "write_ahead"]] = Claim.WRITE_BEHIND
 
     definition: ClassVar[Definition]
     _koan_root: ClassVar[bool] = True
@@ -406,7 +412,7 @@ def job(function: Callable[..., Any] | None = None, /, **attributes: Any) -> Any
     return _job_class(function, attributes, around)
 
 
-_ATTRIBUTES = ("kind", "retry", "timeout", "resources", "isolation", "concurrency", "when_parent_ends")
+_ATTRIBUTES = ("kind", "retry", "timeout", "resources", "isolation", "concurrency", "when_parent_ends", "claim")
 _BY_NAME = ("progress", "cancellation")
 
 

@@ -209,10 +209,16 @@ class DocumentStore(JobStore, Protocol):
     async def close(self) -> None:
         """Let go of connections."""
 
+    def excess(self, job: JobRecord) -> tuple[int, int] | None:
+        """Return size and limit, in bytes, of a record that is too large to be kept; None for any other.
+
+        ``apply`` refuses such a change, whatever its guard.
+        """
+
     async def read_lease(self, shard: str) -> Lease | None:
         """Return the lease of a shard, by a majority read; None if nobody ever held it."""
 
-    async def take_lease(self, shard: str, *, holder: str, seen: Lease | None) -> Lease | None:
+    async def take_lease(self, shard: str, *, holder: str, seen: Lease | None, at_least: int = 1) -> Lease | None:
         """Become the one writer of a shard, or learn that another is.
 
         Atomic: among concurrent callers at most one gets a given term. ``None`` means somebody else was faster.
@@ -221,10 +227,14 @@ class DocumentStore(JobStore, Protocol):
             shard: Namespace and number, as in ``koan/0``.
             holder: Unique for each process start.
             seen: The lease as last read, whose beat stood still; None for a shard without a lease.
+            at_least: The new term is this, or one higher than the last if that is more.
 
         Raises:
             StoreUnavailableError: It is unknown whether the lease was taken; read it before anything else.
         """
+
+    async def latest_term(self, shards: Sequence[str]) -> int:
+        """Return the highest term among the leases of these shards, by a majority read; 0 if there is none."""
 
     async def beat(self, lease: Lease) -> Lease | None:
         """Say that the holder lives; return the lease with its new beat, None if it is held by somebody else by now.
@@ -302,6 +312,15 @@ class DocumentStore(JobStore, Protocol):
 
     async def get_copy(self, job_id: str, partition: str) -> tuple[JobRecord, list[ExecutionRecord]] | None:
         """Return a job and its executions as one partition holds them, by majority reads."""
+
+    async def note_moves(self, partition: str, job_ids: Sequence[str]) -> None:
+        """Remember, in place of what was remembered before, that these jobs are about to be deleted from a partition."""
+
+    async def finish_moves(self) -> int:
+        """Forget what `note_moves` remembers, after deleting the executions and parts that interrupted deletions have left.
+
+        Only of jobs that the partition does not hold any more. Returns how many executions there were.
+        """
 
     async def delete_if(self, job: JobRecord, partition: str) -> bool:
         """Delete a finished job from a partition, then its executions and parts there, only while it has ``job.rev``."""

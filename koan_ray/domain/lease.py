@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 SLOTS: Final = 256  # jobs are spread over so many slots by the last byte of their id; a shard is a set of slots
+MAX_SHARDS: Final = 64  # of one source
 LAPSES_AFTER: Final = 1.5  # times ttl of a beat that stood still, seen in successful reads, until an observer takes over
 STANDS_DOWN_AFTER: Final = 0.8  # times ttl without an acknowledged beat until a holder starts and acknowledges nothing more
 BEATS_PER_TTL: Final = 3.0
@@ -52,6 +53,11 @@ class Observation:
     def failed(self) -> None:
         """A read failed: forget what was seen."""
         self._seen = None
+
+
+def shard_name(namespace: str, number: int) -> str:
+    """Return the name of a shard, which is also that of its lease."""
+    return f"{namespace}/{number}"
 
 
 def slot_of(job_id: str) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from koan_ray.domain.status import ExecutionStatus, Isolation, JobStatus, ParentPolicy, Reason
+from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy, Reason
 
 if TYPE_CHECKING:
     from koan_ray.domain.retry import RetryPolicy
@@ -66,12 +66,18 @@ class Terms(NamedTuple):
     spec: ActorSpec
     isolation: Isolation = Isolation.POOLED
     when_parent_ends: ParentPolicy = ParentPolicy.CANCEL
+    claim: Claim = Claim.WRITE_BEHIND
     part: bool = False  # a chunk of another job's items: seen by nobody, stored nowhere, never run twice
 
 
 def identified(terms: Terms) -> Terms:
     """Return terms with the id that follows from the rest."""
-    return terms._replace(id=blake2b(repr(terms[1:]).encode(), digest_size=12).hexdigest())
+    # What is as it was before there was a choice is left out, so that ids which others know stay what they are.
+    said: tuple[object, ...] = terms[1:]
+    if not terms.part:
+        said = said[:-1] if terms.claim is not Claim.WRITE_BEHIND else said[:-2]
+    text = repr(said) if terms.spec.lead else repr(said).replace(", lead=False)", ")")
+    return terms._replace(id=blake2b(text.encode(), digest_size=12).hexdigest())
 
 
 class Residence(NamedTuple):
@@ -218,6 +224,11 @@ class JobRecord:
     last_modified: float = 0.0
     last_execution_id: str | None = None  # the newest, whatever became of it
     checkpoint: Checkpoint | None = None  # of a job over items
+
+    @property
+    def is_claimed_ahead(self) -> bool:
+        """Its body waits until its Running state is stored; nothing of a job in memory is."""
+        return self.terms.claim is Claim.WRITE_AHEAD and self.particulars.residence.source is not None
 
     def evolve(self, **changes: Any) -> JobRecord:
         """Return a copy with ``changes`` applied."""

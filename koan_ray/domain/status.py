@@ -73,6 +73,13 @@ class Isolation(StrEnum):
     DEDICATED = "dedicated"
 
 
+class Claim(StrEnum):
+    """Whether a body may begin before it is stored that it runs."""
+
+    WRITE_BEHIND = "write_behind"  # it may; what a crash in the first moments leaves is a body that no document names
+    WRITE_AHEAD = "write_ahead"  # it may not
+
+
 class ParentPolicy(StrEnum):
     """What happens to a child that is still going when its parent reaches a final status."""
 

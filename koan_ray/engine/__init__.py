@@ -25,6 +25,11 @@ What a crash leaves behind (jobs in memory)
     the old epoch are ended by the new coordinator before it dispatches anything, or end themselves.
     *Driver*: nothing; its jobs go on, and its session is forgotten after five minutes.
 
+What a crash leaves behind (jobs in documents)
+    What the next coordinator makes of it is told in `koan_ray.engine.recovery`. That a body runs is written behind, so one
+    that began in the last moments of a coordinator may run again and leave no trace of the first time, unless its class
+    has its claim written ahead (`koan_ray.engine.claims`). Every place where it matters has a name at which tests kill a
+    process: `koan_ray.killpoints`.
     *Between the parts of a checkpoint and the document that counts them*: parts that nobody reads. The next execution goes
     on from the checkpoint before, and writes the same numbers again (`checkpoints`).
 

@@ -110,8 +110,12 @@ class _Live:
     def as_running(self) -> Running:
         age_s = self.attempt.age_s if self.attempt is not None else 0.0
         source = self.order.particulars.residence.source
-        is_away = self.is_parked or self.waits_since is not None
-        return Running(self.order.execution_id, self.order.job_id, age_s, is_away, source)
+        return Running(self.order.execution_id, self.order.job_id, age_s, self.is_away, source)
+
+    @property
+    def is_away(self) -> bool:
+        """It uses no place: it waits for other jobs, or has not begun."""
+        return self.is_parked or self.waits_since is not None
 
 
 class _UserLoop:
@@ -196,8 +200,7 @@ class Agent:
         self._ticker: threading.Thread | None = None
         self._news: deque[Attempt] = deque()
         self._outbox: list[Report] = []
-        self._parked: list[str] = []
-        self._resumed: list[str] = []
+        self._turned: dict[str, None] = {}  # executions that have parked or resumed since the coordinator was told
         self._in_flight = False
         self._shipped_at = 0.0
         self._reshipped_at = 0.0
@@ -376,7 +379,7 @@ class Agent:
         live = self._todo.popleft()
         if live.waits_since is not None:
             live.waits_since = None
-            self._resumed.append(live.order.execution_id)
+            self._turned[live.order.execution_id] = None
             self._bell.set()
         return live
 
@@ -545,7 +548,7 @@ class Agent:
             live.is_parked = True
             self._n_parked += 1
             self._n_active -= 1
-            self._parked.append(attempt.order.execution_id)
+            self._turned[attempt.order.execution_id] = None
             self._fill_places()
             if self._n_active == 0:
                 live.box.settled.set()  # the coordinator may send the jobs that this one waits for
@@ -559,7 +562,7 @@ class Agent:
                 return True
             live.is_parked = False
             self._n_parked -= 1
-            self._resumed.append(attempt.order.execution_id)
+            self._turned[attempt.order.execution_id] = None
             self._bell.set()
             self._take_back_loop(attempt)
             if self._n_active < self._concurrency:
@@ -683,11 +686,15 @@ class Agent:
                     live.told, live.told_at = live.progress, now
                     if live.progress is not None:
                         progress.append((live.order.execution_id, live.progress))
-            news = bool(self._outbox or self._parked or self._resumed or progress or self._recycle)
+            news = bool(self._outbox or self._turned or progress or self._recycle)
             if not news and now - self._heard_at < self._quiet_s:
                 return
-            push = Push(self.name, self._outbox[:500], self._parked, self._resumed, progress, self._recycle)
-            self._parked, self._resumed = [], []
+            # As they are now: one that has resumed and parked again since the last news is parked.
+            turned = [self._live[execution_id] for execution_id in self._turned if execution_id in self._live]
+            parked = [live.order.execution_id for live in turned if live.is_away]
+            resumed = [live.order.execution_id for live in turned if not live.is_away]
+            push = Push(self.name, self._outbox[:500], parked, resumed, progress, self._recycle)
+            self._turned = {}
             self._in_flight = True
         self._uplink.push(push, lambda known: self._pushed(push, known))
 
@@ -696,7 +703,7 @@ class Agent:
         with self._lock:
             self._in_flight = False
             if known is None:  # told again at the next tick, not at once: there may be nobody for a while
-                self._parked[:0], self._resumed[:0] = push.parked, push.resumed
+                self._turned.update(dict.fromkeys([*push.parked, *push.resumed]))
                 for execution_id, _ in push.progress:
                     if (live := self._live.get(execution_id)) is not None:
                         live.told, live.told_at = None, float("-inf")
@@ -707,7 +714,7 @@ class Agent:
             self._on_orphaned("the coordinator does not know this actor")
         elif known is None and now - self._heard_at > self._settings.orphan_timeout_s:
             self._on_orphaned(f"no coordinator for {now - self._heard_at:.0f} s")
-        elif known and (self._outbox or self._parked or self._resumed):
+        elif known and (self._outbox or self._turned):
             self._bell.set()
 
 

@@ -10,7 +10,7 @@ and deleted after it, so that whoever finds a job finds its parts.
 The next pass begins each move from the start: a copy that is there and equal is not written again. Everything is read by
 majority. Executions go with their job; where `jobs.audit_source` keeps them in a source of their own, they stay there, and
 are found from wherever the job is. An interrupted delete can leave executions behind without their job; they are equal to
-those in the archive.
+those in the archive, nobody sees them, and the next pass deletes them: which jobs a batch is going to move is noted first.
 
 One move at a time, and none while a job is removed or brought back. A holder of the lease that was paused in the middle of
 a move can do no harm when it wakes up: a job that was brought back has a higher ``rev``, which its delete does not match.
@@ -21,24 +21,25 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from koan_ray.domain.archival import age_key, due, fingerprint, is_archive, same_part
 from koan_ray.domain.query import Query
 from koan_ray.domain.records import STREAMS, Residence
-from koan_ray.engine.tenure import TenureState
 from koan_ray.engine.writer import pause
 from koan_ray.errors import ConflictError, JobNotFoundError, RecordCorruptError, StoreUnavailableError
+from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from koan_ray.domain.archival import ArchivalPolicy
     from koan_ray.domain.records import ExecutionRecord, JobRecord, Part
     from koan_ray.domain.status import JobStatus
-    from koan_ray.engine.tenure import Tenure
+    from koan_ray.engine.shards import Shards
     from koan_ray.ports import Clock, Log
 
+_T = TypeVar("_T")
 _TRIES = 3
 _RETRY_S = 5.0
 _PAGE = 500
@@ -56,19 +57,19 @@ class _Outcome(StrEnum):
 
 
 class _Place(NamedTuple):
-    tenure: Tenure
+    shards: Shards
     partition: str
 
     @property
     def is_ours(self) -> bool:
-        return self.tenure.state is TenureState.ACTIVE and self.tenure.may_act
+        return self.shards.is_active and self.shards.may_act
 
     @property
     def keeps_executions(self) -> bool:
-        return self.tenure.audit is self.tenure.store
+        return self.shards.audit is self.shards.store
 
     def __str__(self) -> str:
-        return f"{self.tenure.source}/{self.partition}"
+        return f"{self.shards.source}/{self.partition}"
 
 
 class _StoodDownError(Exception):
@@ -80,7 +81,7 @@ class Archivist:
 
     Args:
         policies: The first that covers a job decides over it.
-        tenures: Returns the sources, by name.
+        sources: Returns the sources, by name.
         home: Where jobs are brought back to whose copy does not say where they came from.
         is_live: Tells of a job whether the end of it may not be written yet.
         clock: Time and timers.
@@ -88,10 +89,10 @@ class Archivist:
     """
 
     def __init__(
-        self, policies: Sequence[ArchivalPolicy], tenures: Callable[[], Mapping[str, Tenure]], home: Callable[[], Residence],
+        self, policies: Sequence[ArchivalPolicy], sources: Callable[[], Mapping[str, Shards]], home: Callable[[], Residence],
         is_live: Callable[[str], bool], clock: Clock, log: Log,
     ) -> None:  # fmt: skip
-        self._policies, self._tenures, self._home, self._is_live = tuple(policies), tenures, home, is_live
+        self._policies, self._sources, self._home, self._is_live = tuple(policies), sources, home, is_live
         self._clock, self._log = clock, log
         self._passing = asyncio.Lock()
         self.undisturbed = asyncio.Lock()  # held for each step that must see a job stay where it is
@@ -122,9 +123,9 @@ class Archivist:
             counts: dict[str, dict[str, int]] = {}
             for place, policy in enumerate(self._policies):
                 found: Counter[str] = Counter(due=0, moved=0, gone=0, changed=0, mismatched=0, interrupted=0)
-                for tenure in list(self._tenures().values()):
-                    if policy.source in (None, tenure.source):
-                        await self._survive(policy, self._policies[:place], tenure, found, dry_run=dry_run)
+                for shards in list(self._sources().values()):
+                    if policy.source in (None, shards.source):
+                        await self._survive(policy, self._policies[:place], shards, found, dry_run=dry_run)
                 counts[policy.name] = dict(found)
             return counts
 
@@ -132,15 +133,17 @@ class Archivist:
         self,
         policy: ArchivalPolicy,
         earlier: Sequence[ArchivalPolicy],
-        tenure: Tenure,
+        shards: Shards,
         found: Counter[str],
         *,
         dry_run: bool,
     ) -> None:
         """Apply one policy to one source; what prevents that is told, and left to the next pass."""
         try:
-            target = self._target(policy, tenure)
-            async for source, jobs in self._batches(policy, earlier, tenure, target):
+            target = self._target(policy, shards)
+            if not dry_run:
+                await self._finish_moves(shards)
+            async for source, jobs in self._batches(policy, earlier, shards, target):
                 found["due"] += len(jobs)
                 if not dry_run and jobs:
                     await self._move_batch(policy, source, target, jobs, found)
@@ -148,30 +151,50 @@ class Archivist:
             found["interrupted"] += 1
         except StoreUnavailableError as error:
             found["interrupted"] += 1
-            self._log.warning("archival_interrupted", policy=policy.name, source=tenure.source, problem=str(error))
+            self._log.warning("archival_interrupted", policy=policy.name, source=shards.source, problem=str(error))
         except ConflictError as error:
             found["interrupted"] += 1
-            self._log.error("archival_refused", policy=policy.name, source=tenure.source, problem=str(error))
+            self._log.error("archival_refused", policy=policy.name, source=shards.source, problem=str(error))
 
-    def _target(self, policy: ArchivalPolicy, tenure: Tenure) -> _Place:
-        name = policy.target_source or tenure.source
-        if name not in self._tenures():
+    async def _finish_moves(self, shards: Shards) -> None:
+        """Delete what a batch has left that was interrupted between a job and its executions."""
+        _check_ours(_Place(shards, ""))
+
+        async def finish() -> int:
+            async with self.undisturbed:
+                return await shards.store.finish_moves()
+
+        if n_left := await self._insist(finish):
+            self._log.info("moves_finished", source=shards.source, n_executions=n_left)
+
+    async def _insist(self, act: Callable[[], Awaitable[_T]]) -> _T:
+        """Do what may be repeated, as often and as slowly as a move is tried."""
+        for _ in range(_TRIES - 1):
+            try:
+                return await act()
+            except StoreUnavailableError:
+                await pause(self._clock, _RETRY_S)
+        return await act()
+
+    def _target(self, policy: ArchivalPolicy, shards: Shards) -> _Place:
+        name = policy.target_source or shards.source
+        if name not in self._sources():
             msg = f"archival policy {policy.name!r}: target_source: there is no source {name!r}"
             raise ConflictError(msg)
-        return _Place(self._tenures()[name], policy.target_partition)
+        return _Place(self._sources()[name], policy.target_partition)
 
     async def _batches(
-        self, policy: ArchivalPolicy, earlier: Sequence[ArchivalPolicy], tenure: Tenure, target: _Place
+        self, policy: ArchivalPolicy, earlier: Sequence[ArchivalPolicy], shards: Shards, target: _Place
     ) -> AsyncIterator[tuple[_Place, list[JobRecord]]]:
         """Iterate over what is due in each partition, oldest first."""
-        _check_ours(_Place(tenure, ""), target)
-        newest = _Newest(policy, tenure)
+        _check_ours(_Place(shards, ""), target)
+        newest = _Newest(policy, shards)
         now = self._clock.now()
-        for partition in await tenure.store.partitions():
-            source, after = _Place(tenure, partition), None
+        for partition in await shards.store.partitions():
+            source, after = _Place(shards, partition), None
             while policy.takes_from(partition):
                 _check_ours(source, target)
-                page = await tenure.store.settled_before(
+                page = await shards.store.settled_before(
                     partition, policy.statuses, now - policy.older_than_s, policy.batch, policy.kinds, after=after
                 )
                 if not page:
@@ -184,6 +207,8 @@ class Archivist:
         self, policy: ArchivalPolicy, source: _Place, target: _Place, jobs: Sequence[JobRecord], found: Counter[str]
     ) -> None:
         began_at, batch = self._clock.monotonic(), Counter[str]()
+        job_ids = [job.id for job in jobs]
+        await self._insist(lambda: source.shards.store.note_moves(source.partition, job_ids))
         try:
             for job in jobs:
                 batch[await self._carry(job, source, target, _archived)] += 1
@@ -242,7 +267,7 @@ class Archivist:
     ) -> _Outcome | None:
         """Move a job as it is found now; None if the copy is not equal."""
         _check_ours(source, target)
-        found = await source.tenure.store.get_copy(job.id, source.partition)
+        found = await source.shards.store.get_copy(job.id, source.partition)
         if found is None:
             return await self._finish(job, source, target)
         record, executions = _named(found[0], source), found[1]
@@ -250,28 +275,32 @@ class Archivist:
         wanted = fingerprint(copy, _carried(executions, source, target))
         if not await self._has_equal(source, target, copy, wanted):
             _check_ours(source, target)
+            killpoint("archive.before_copy")
             await _copy_parts(source, target, copy)
-            await target.tenure.store.put_copy(copy, _carried(executions, source, target), target.partition)
+            await target.shards.store.put_copy(copy, _carried(executions, source, target), target.partition)
+            killpoint("archive.after_copy")
             if not await self._has_equal(source, target, copy, wanted):
                 return None
         _check_ours(source, target)
-        if await source.tenure.store.delete_if(record, source.partition):
+        killpoint("archive.before_delete")
+        if await source.shards.store.delete_if(record, source.partition):
+            killpoint("archive.after_delete")
             return _Outcome.MOVED
-        is_gone = await source.tenure.store.get_copy(job.id, source.partition) is None
+        is_gone = await source.shards.store.get_copy(job.id, source.partition) is None
         return _Outcome.MOVED if is_gone else _Outcome.CHANGED
 
     async def _finish(self, job: JobRecord, source: _Place, target: _Place) -> _Outcome:
         """The source is gone: deleted by an earlier try whose answer was lost, or removed by somebody."""
-        if await target.tenure.store.get_copy(job.id, target.partition) is None:
-            await target.tenure.store.delete_if(job, target.partition)  # parts that were copied before it was removed
+        if await target.shards.store.get_copy(job.id, target.partition) is None:
+            await target.shards.store.delete_if(job, target.partition)  # parts that were copied before it was removed
             return _Outcome.GONE
-        await source.tenure.store.delete_if(job, source.partition)  # executions and parts that an interrupted delete left
+        await source.shards.store.delete_if(job, source.partition)  # executions and parts that an interrupted delete left
         return _Outcome.MOVED
 
     async def _has_equal(self, source: _Place, target: _Place, copy: JobRecord, wanted: str) -> bool:
         """Tell whether the target holds a copy that no reader can tell from the source, and no older one than asked for."""
         try:
-            found = await target.tenure.store.get_copy(copy.id, target.partition)
+            found = await target.shards.store.get_copy(copy.id, target.partition)
         except RecordCorruptError:
             return False
         if found is None or found[0].rev < copy.rev or fingerprint(*found) != wanted:
@@ -292,13 +321,13 @@ class Archivist:
         """
         found = await self._find_archived(job_id)
         if found is None:
-            if not any([await tenure.store.get(job_id) for tenure in self._tenures().values()]):
+            if not any([await shards.store.get(job_id) for shards in self._sources().values()]):
                 raise JobNotFoundError(job_id)
             return False
         job, source = found
         target = self._origin(job, source)
-        await source.tenure.ready()
-        await target.tenure.ready()
+        await source.shards.of(job_id).ready()
+        await target.shards.of(job_id).ready()
         try:
             outcome = await self._carry(job, source, target, self._restored)
         except _StoodDownError:
@@ -314,10 +343,10 @@ class Archivist:
         return True
 
     async def _find_archived(self, job_id: str) -> tuple[JobRecord, _Place] | None:
-        for tenure in self._tenures().values():
-            for partition in filter(is_archive, await tenure.store.partitions()):
-                place = _Place(tenure, partition)
-                found = await tenure.store.get_copy(job_id, partition)
+        for shards in self._sources().values():
+            for partition in filter(is_archive, await shards.store.partitions()):
+                place = _Place(shards, partition)
+                found = await shards.store.get_copy(job_id, partition)
                 if found is not None and found[0].status.is_final:
                     return _named(found[0], place), place
         return None
@@ -326,15 +355,15 @@ class Archivist:
         """Return where an archived job came from; the default partition of its own source where that is not known."""
         home = self._home()
         name, partition = job.particulars.residence.origin or (None, home.partition)
-        tenure = self._tenures().get(name or source.tenure.source, source.tenure)
-        return _Place(tenure, home.partition if is_archive(partition) else partition)
+        shards = self._sources().get(name or source.shards.source, source.shards)
+        return _Place(shards, home.partition if is_archive(partition) else partition)
 
     def _restored(self, job: JobRecord, _source: _Place, target: _Place) -> JobRecord:
         """Return a job as it is written where it came from; its rev is higher, so that no late delete can match it."""
         about = job.particulars
-        residence = Residence(target.tenure.source, target.partition, about.residence.audit)
+        residence = Residence(target.shards.source, target.partition, about.residence.audit)
         return job.evolve(
-            rev=job.rev + 1, term=target.tenure.term, last_modified=self._clock.now(),
+            rev=job.rev + 1, term=target.shards.of(job.id).term, last_modified=self._clock.now(),
             particulars=about._replace(residence=residence),
         )  # fmt: skip
 
@@ -342,8 +371,8 @@ class Archivist:
 class _Newest:
     """By kind and status, the oldest job of a source that stays because it is among the newest; asked once for a pass."""
 
-    def __init__(self, policy: ArchivalPolicy, tenure: Tenure) -> None:
-        self._policy, self._tenure = policy, tenure
+    def __init__(self, policy: ArchivalPolicy, shards: Shards) -> None:
+        self._policy, self._shards = policy, shards
         self._bounds: dict[tuple[str, JobStatus], tuple[float, str]] = {}
 
     async def of(self, jobs: Sequence[JobRecord]) -> Mapping[tuple[str, JobStatus], tuple[float, str]]:
@@ -360,7 +389,7 @@ class _Newest:
                 kinds=frozenset({kind}), statuses=frozenset({status}), order_by="completed_at", limit=min(left, _PAGE),
                 after=last if last[1] else None, partition=self._policy.partition,
             )  # fmt: skip
-            page = await self._tenure.store.query(query)
+            page = await self._shards.store.query(query)
             if page.jobs:
                 last = age_key(page.jobs[-1])
             left, more = left - len(page.jobs), page.cursor is not None
@@ -370,14 +399,14 @@ class _Newest:
 def _archived(job: JobRecord, source: _Place, target: _Place) -> JobRecord:
     """Return a job as it is written to an archive; it says where it came from."""
     about = job.particulars
-    origin = (None if target.tenure is source.tenure else source.tenure.source, source.partition)
-    residence = Residence(target.tenure.source, target.partition, about.residence.audit, origin)
+    origin = (None if target.shards is source.shards else source.shards.source, source.partition)
+    residence = Residence(target.shards.source, target.partition, about.residence.audit, origin)
     return job.evolve(particulars=about._replace(residence=residence))
 
 
 def _named(job: JobRecord, place: _Place) -> JobRecord:
     about = job.particulars
-    residence = about.residence._replace(source=place.tenure.source, partition=place.partition)
+    residence = about.residence._replace(source=place.shards.source, partition=place.partition)
     return job if residence == about.residence else job.evolve(particulars=about._replace(residence=residence))
 
 
@@ -388,7 +417,7 @@ def _carried(executions: Sequence[ExecutionRecord], source: _Place, target: _Pla
         ConflictError: They would be lost: they are kept with the job here, and the target keeps none.
     """
     if source.keeps_executions and not target.keeps_executions and executions:
-        msg = f"{source} keeps executions with their jobs and {target} does not; archive within {source.tenure.source!r}"
+        msg = f"{source} keeps executions with their jobs and {target} does not; archive within {source.shards.source!r}"
         raise ConflictError(msg)
     return executions
 
@@ -401,7 +430,7 @@ async def _pages(place: _Place, job: JobRecord, stream: str) -> AsyncIterator[li
     """
     after, n_counted = -1, job.checkpoint.n_parts(stream) if job.checkpoint is not None else 0
     while after < n_counted - 1:
-        page = await place.tenure.store.read_parts(
+        page = await place.shards.store.read_parts(
             place.partition, job.id, stream, after, min(_PARTS, n_counted - after - 1)
         )
         if [part.seq for part in page] != list(range(after + 1, after + 1 + len(page))) or not page:
@@ -414,7 +443,7 @@ async def _copy_parts(source: _Place, target: _Place, job: JobRecord) -> None:
     for stream in STREAMS:
         async for page in _pages(source, job, stream):
             _check_ours(source, target)
-            await target.tenure.store.write_parts(target.partition, page)
+            await target.shards.store.write_parts(target.partition, page)
 
 
 async def _has_equal_parts(source: _Place, target: _Place, job: JobRecord) -> bool:
@@ -424,7 +453,7 @@ async def _has_equal_parts(source: _Place, target: _Place, job: JobRecord) -> bo
             theirs: list[Part] = []
             while len(theirs) < len(ours):
                 after, n_left = ours[len(theirs)].seq - 1, len(ours) - len(theirs)
-                page = await target.tenure.store.read_parts(target.partition, job.id, stream, after, n_left)
+                page = await target.shards.store.read_parts(target.partition, job.id, stream, after, n_left)
                 if not page:
                     return False
                 theirs += page

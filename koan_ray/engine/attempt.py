@@ -34,6 +34,7 @@ from koan_ray.domain.retry import Advice
 from koan_ray.domain.status import ExecutionStatus, JobStatus, Reason
 from koan_ray.errors import ConfigurationError, NonRetryable, Reschedule
 from koan_ray.jobs import Job, JobExecution
+from koan_ray.killpoints import killpoint
 from koan_ray.ports import Report
 from koan_ray.progress import JobProgress
 
@@ -111,6 +112,7 @@ class Attempt:
             if self.terms.part:
                 return await self._perform_part()
             context = self.job_type.definition.decode_context(self.order.context)
+            killpoint("body.before")
             self.is_in_body = True
             if self._host.span is None or self.order.particulars.traceparent is None:
                 result = await job.execute(context, self.progress, self.token)
@@ -118,6 +120,7 @@ class Attempt:
                 with self._host.span(self.order, self.terms.kind):
                     result = await job.execute(context, self.progress, self.token)
             self.is_in_body = False
+            killpoint("body.after")
             return self._succeeded(result)
         except BaseException as error:  # noqa: BLE001 - whatever a body raises becomes its outcome
             self.is_in_body = False
@@ -138,6 +141,7 @@ class Attempt:
             if self.terms.part:
                 return self._perform_part_blocking()
             context = self.job_type.definition.decode_context(self.order.context)
+            killpoint("body.before")
             self.is_in_body = True
             if self._host.span is None or self.order.particulars.traceparent is None:
                 result = job.execute(context, self.progress, self.token)
@@ -145,6 +149,7 @@ class Attempt:
                 with self._host.span(self.order, self.terms.kind):
                     result = job.execute(context, self.progress, self.token)
             self.is_in_body = False
+            killpoint("body.after")
             return self._succeeded(result)
         except BaseException as error:  # noqa: BLE001 - whatever a body raises becomes its outcome
             self.is_in_body = False

@@ -14,10 +14,11 @@ from koan_ray.domain.records import Residence
 from koan_ray.errors import ConfigurationError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from koan_ray.domain.query import Query
     from koan_ray.domain.records import ExecutionRecord, JobRecord
+    from koan_ray.engine.shards import Shards
     from koan_ray.engine.tenure import Tenure
     from koan_ray.engine.writer import Writer
     from koan_ray.ports import JobStore
@@ -31,32 +32,45 @@ class Catalog:
     Args:
         memory: The in-memory store.
         writer: Its writer.
-        tenures: The sources, by name.
+        sources: What keeps documents, by name.
         default_source: Where ``.persist()`` without a name keeps jobs.
         default_partition: In which partition.
     """
 
     def __init__(
-        self, memory: JobStore, writer: Writer, tenures: Mapping[str, Tenure], default_source: str, default_partition: str
+        self, memory: JobStore, writer: Writer, sources: Mapping[str, Shards], default_source: str, default_partition: str
     ) -> None:
-        self.memory, self.memory_writer, self.tenures = memory, writer, tenures
+        self.memory, self.memory_writer, self.sources = memory, writer, sources
         self._default_source, self._default_partition = default_source, default_partition
 
     # --- one job -----------------------------------------------------------------------------------------------------
 
-    def writer_of(self, residence: Residence) -> Writer:
+    def writer_of(self, job_id: str, residence: Residence) -> Writer:
         """Return the writer of the place that a job belongs to."""
         if residence.source is None:
             return self.memory_writer
-        return self.tenures[residence.source].writer
+        return self.sources[residence.source].of(job_id).writer
 
     def store_of(self, residence: Residence) -> JobStore:
         """Return the store of the place that a job belongs to."""
-        return self.memory if residence.source is None else self.tenures[residence.source].store
+        return self.memory if residence.source is None else self.sources[residence.source].store
 
-    def tenure_of(self, residence: Residence) -> Tenure | None:
-        """Return the tenure of a job's source; None for memory."""
-        return None if residence.source is None else self.tenures[residence.source]
+    def tenure_of(self, job: JobRecord) -> Tenure | None:
+        """Return the tenure that a job belongs to; None for memory."""
+        return self.tenure_at(job.id, job.particulars.residence)
+
+    def tenure_at(self, job_id: str, residence: Residence) -> Tenure | None:
+        """Return the tenure that a job of this id would belong to there; None for memory."""
+        return None if residence.source is None else self.sources[residence.source].of(job_id)
+
+    def is_in(self, job: JobRecord, tenure: Tenure) -> bool:
+        """Tell whether a job belongs to a tenure."""
+        return job.particulars.residence.source == tenure.source and self.sources[tenure.source].of(job.id) is tenure
+
+    @property
+    def is_whole(self) -> bool:
+        """Every source is ours."""
+        return all(shards.is_active for shards in self.sources.values())
 
     def place(self, asked: Residence) -> Residence:
         """Return where a job that asks for ``asked`` is kept: names filled in and known.
@@ -67,10 +81,10 @@ class Catalog:
         if asked.source is None:
             return asked
         name = asked.source or self._default_source
-        if name not in self.tenures:
+        if name not in self.sources:
             if name == MEMORY:
                 return Residence()
-            known = ", ".join(map(repr, self.tenures)) or "none"
+            known = ", ".join(map(repr, self.sources)) or "none"
             msg = (
                 f"persist(source={name!r}): this engine has no such source (known: {known}). Give it a URL, for example "
                 f'[sources.{name}] url = "mongodb://localhost:27017/koan" in koan.toml, or run `koan-ray dev`.'
@@ -97,28 +111,45 @@ class Catalog:
             StoreUnavailableError: It is not in memory, and a source that may have it does not answer.
         """
         found = await self.memory.get(job_id)
-        tenures = list(self.tenures.values()) if found is None else []
-        for tenure in [*tenures, *tenures[:-1]]:  # the first ones again: it may have moved there meanwhile
-            found = await tenure.store.get(job_id)
+        sources = list(self.sources.values()) if found is None else []
+        for shards in [*sources, *sources[:-1]]:  # the first ones again: it may have moved there meanwhile
+            found = await shards.store.get(job_id)
             if found is not None:
-                return self.placed(found, tenure)
+                return self.placed(found, shards.source)
+        return found
+
+    async def known(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those of these jobs that a source has, in whatever partition.
+
+        Looks where jobs come from, where they are archived, and where they come from again, as `get` does.
+
+        Raises:
+            StoreUnavailableError: A source that may have them does not answer.
+        """
+        found: set[str] = set()
+        sources = list(self.sources.values())
+        for shards in [*sources, *sources[:-1]]:
+            partitions = sorted(await shards.store.partitions(), key=is_archive)
+            for partition in [*partitions, *(name for name in partitions if not is_archive(name))]:
+                if left := [job_id for job_id in job_ids if job_id not in found]:
+                    found.update(await shards.store.statuses(left, partition))
         return found
 
     async def executions(self, job: JobRecord) -> list[ExecutionRecord]:
         """Return a job's executions, oldest first."""
-        tenure = self.tenure_of(job.particulars.residence)
+        tenure = self.tenure_of(job)
         if tenure is None:
             return await self.memory.executions(job.id)
         found = await tenure.audit.executions(job.id)
-        if len(self.tenures) > 1 and job.status.is_final:
+        if len(self.sources) > 1 and job.status.is_final:
             again = await self.get(job.id)
-            if again is not None and (now_at := self.tenure_of(again.particulars.residence)) not in (None, tenure):
+            if again is not None and (now_at := self.tenure_of(again)) not in (None, tenure):
                 return await now_at.audit.executions(job.id)  # it has moved there meanwhile
         return found
 
     async def remove(self, job: JobRecord) -> bool:
         """Delete a job that has ended, with its executions."""
-        tenure = self.tenure_of(job.particulars.residence)
+        tenure = self.tenure_of(job)
         if tenure is None:
             return await self.memory.remove(job.id)
         if tenure.audit is not tenure.store:
@@ -130,9 +161,9 @@ class Catalog:
     async def flushed(self) -> None:
         """Return when what was staged before this call can be seen in the stores that answer."""
         await self.memory_writer.flushed()
-        for tenure in self.tenures.values():
-            if tenure.may_act and tenure.writer.n_dirty:
-                await tenure.writer.flushed()
+        tenures = (tenure for shards in self.sources.values() for tenure in shards.tenures)
+        dirty = [tenure.writer for tenure in tenures if tenure.may_act and tenure.writer.n_dirty]
+        await written(dirty)
 
     async def query(self, query: Query) -> Page:
         """Return one page over all places that the query names, merged in its order."""
@@ -150,17 +181,17 @@ class Catalog:
         """Return how many jobs match in all places that the query names."""
         return sum(await asyncio.gather(*[store.count(query) for store, _ in self._asked(query)]))
 
-    async def _page(self, query: Query, store: JobStore, tenure: Tenure | None) -> Page:
+    async def _page(self, query: Query, store: JobStore, source: str | None) -> Page:
         page = await store.query(query)
-        return page if tenure is None else page._replace(jobs=[self.placed(job, tenure) for job in page.jobs])
+        return page if source is None else page._replace(jobs=[self.placed(job, source) for job in page.jobs])
 
-    def _asked(self, query: Query) -> list[tuple[JobStore, Tenure | None]]:
+    def _asked(self, query: Query) -> list[tuple[JobStore, str | None]]:
         """Return the stores a query is for: one source, or everything; memory has no partitions."""
-        if query.source is not None and query.source not in (MEMORY, *self.tenures):
-            known = ", ".join(map(repr, (*self.tenures, MEMORY)))
+        if query.source is not None and query.source not in (MEMORY, *self.sources):
+            known = ", ".join(map(repr, (*self.sources, MEMORY)))
             msg = f"source: {query.source!r} is none of this engine's sources ({known})"
             raise ConfigurationError(msg)
-        asked: list[tuple[JobStore, Tenure | None]] = []
+        asked: list[tuple[JobStore, str | None]] = []
         if query.source in (None, MEMORY) and query.partition in (None, "", "*"):
             asked.append((self.memory, None))
         asked += self._stores(query.source)
@@ -169,19 +200,28 @@ class Catalog:
             raise ConfigurationError(msg)
         return asked
 
-    def _stores(self, source: str | None) -> Iterable[tuple[JobStore, Tenure | None]]:
-        for name, tenure in self.tenures.items():
+    def _stores(self, source: str | None) -> Iterable[tuple[JobStore, str | None]]:
+        for name, shards in self.sources.items():
             if source in (None, name):
-                if isinstance(tenure.problem, ConfigurationError):
-                    msg = f"source {name!r} cannot be read: {tenure.problem}"
+                if isinstance(shards.problem, ConfigurationError):
+                    msg = f"source {name!r} cannot be read: {shards.problem}"
                     raise StoreUnavailableError(msg)
-                yield tenure.store, tenure
+                yield shards.store, name
 
     @staticmethod
-    def placed(job: JobRecord, tenure: Tenure) -> JobRecord:
+    def placed(job: JobRecord, source: str) -> JobRecord:
         """Name the source that a record came from; documents do not repeat it."""
         about = job.particulars
-        if about.residence.source == tenure.source:
+        if about.residence.source == source:
             return job
-        residence = about.residence._replace(source=tenure.source)
+        residence = about.residence._replace(source=source)
         return job.evolve(particulars=about._replace(residence=residence))
+
+
+async def written(writers: Iterable[Writer]) -> None:
+    """Return when what was staged with each of these writers is written; their flushes go on side by side."""
+    flushing = [writer.flushed() for writer in writers]
+    if len(flushing) == 1:
+        await flushing[0]
+    else:
+        await asyncio.gather(*flushing)

@@ -104,10 +104,10 @@ class Checkpoints:
         give_up_at = self._clock.monotonic() + _UNDECIDED_S
         while (job := self._jobs.current(job_id, execution_id)) is None:
             is_decided = job_id in self._live or await self._catalog.memory.get(job_id) is not None
-            if is_decided or all(each.state is TenureState.ACTIVE for each in self._catalog.tenures.values()):
+            if is_decided or self._catalog.is_whole:
                 return self._jobs.current(job_id, execution_id)
             if self._clock.monotonic() > give_up_at:
-                waiting = "; ".join(f"{name}: {each.explain()}" for name, each in self._catalog.tenures.items())
+                waiting = "; ".join(f"{name}: {each.explain()}" for name, each in self._catalog.sources.items())
                 msg = f"job {job_id}: not every source is ours yet, and it may live there ({waiting}); repeat the request"
                 raise StoreUnavailableError(msg)
             await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
@@ -122,10 +122,10 @@ class Checkpoints:
         ``parts``: None for a checkpoint that is staged already, whose flush is waited for.
         """
         residence = job.particulars.residence
-        tenure = self._catalog.tenure_of(residence)
+        tenure = self._catalog.tenure_of(job)
         if not _is_certain(tenure):
             return False
-        writer = self._catalog.writer_of(residence)
+        writer = self._catalog.writer_of(job.id, residence)
         if parts is not None:
             follows = counted(job, checkpoint, parts)
             try:
@@ -167,7 +167,7 @@ class Checkpoints:
             msg = f"job {job_id}: execution {execution_id} is not its current one any more; stop it"
             raise ConflictError(msg)
         residence = job.particulars.residence
-        tenure = self._catalog.tenure_of(residence)
+        tenure = self._catalog.tenure_of(job)
         if job.ordinal > 1 and _is_certain(tenure):
             store, done = self._catalog.store_of(residence), job.checkpoint
             below = part_fence(tenure.term if tenure else 0, job.ordinal)
@@ -229,7 +229,7 @@ class Checkpoints:
                 raise
 
     async def _copy(self, old: JobRecord, new_id: str, home: Residence) -> None:
-        tenure = self._catalog.tenure_of(home)
+        tenure = self._catalog.tenure_at(new_id, home)
         for stream in STREAMS:
             after = -1
             while page := await self._page_of(old, stream, after):
@@ -238,7 +238,7 @@ class Checkpoints:
                 await self._write([part._replace(job_id=new_id, fence=fence) for part in page], home, tenure)
 
     async def _forget(self, new_id: str, home: Residence) -> None:
-        tenure = self._catalog.tenure_of(home)
+        tenure = self._catalog.tenure_at(new_id, home)
         below = part_fence(tenure.term if tenure else 0, 1)
         with contextlib.suppress(StoreError):
             for stream in STREAMS:

@@ -23,7 +23,6 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from koan_ray.domain.lease import slots_of
 from koan_ray.domain.query import parse_query
 from koan_ray.domain.records import Checkpoint, JobRecord, JobView, Part, Particulars, Terms, end_of, view
 from koan_ray.domain.status import JobStatus, Reason
@@ -37,17 +36,16 @@ from koan_ray.engine.live import LiveJobs
 from koan_ray.engine.messages import Accepted, Ends, ExecutionView, Row, Submission, execution_view
 from koan_ray.engine.recovery import Recovery
 from koan_ray.engine.settling import Settling
+from koan_ray.engine.shards import Shards
 from koan_ray.engine.submitting import Submitting
 from koan_ray.engine.takeover import Takeover
 from koan_ray.engine.tasks import Tasks
-from koan_ray.engine.tenure import Source, Tenure, TenureState
 from koan_ray.engine.waiters import Waiters
 from koan_ray.engine.writer import Writer
 from koan_ray.errors import (
     ConflictError,
     CoordinatorUnavailableError,
     JobNotFoundError,
-    KoanRayError,
     StoreUnavailableError,
 )
 from koan_ray.ports import Silence
@@ -57,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from koan_ray.engine.settings import EngineSettings
+    from koan_ray.engine.tenure import Source, Tenure
     from koan_ray.ports import Clock, JobStore, Launcher, Log, Push, Random, TimerHandle
 
 _SWEEP_S = 10.0
@@ -110,7 +109,7 @@ class Coordinator:
             self._jobs, self._kinds, self._catalog, self._recovery, self._waiters, self._elsewhere, self._tasks, self._log
         )
         self._archivist = Archivist(
-            settings.archival_policies, lambda: self._catalog.tenures, lambda: self._catalog.default,
+            settings.archival_policies, lambda: self._catalog.sources, lambda: self._catalog.default,
             self._live.__contains__, clock, self._log,
         )  # fmt: skip
         self._sweeper: TimerHandle | None = None
@@ -141,11 +140,11 @@ class Coordinator:
         if self._sources:
             for terms, blob in await self._launcher.kept_code():
                 self._kinds.learn([terms], {terms.code_id: blob})
-            tenures = {source.name: self._tenure(source) for source in self._sources}
-            self._catalog.tenures = tenures
-            for tenure in tenures.values():
+            sources = {source.name: self._shards(source) for source in self._sources}
+            self._catalog.sources = sources
+            for tenure in self._tenures():
                 self._tasks.spawn(tenure.run())
-            settled = asyncio.gather(*[tenure.settled() for tenure in tenures.values()])
+            settled = asyncio.gather(*[shards.settled() for shards in sources.values()])
             limit = self._clock.call_later(_SETTLE_SOURCES_S, lambda: _cancel(settled))
             with contextlib.suppress(asyncio.CancelledError):
                 await settled
@@ -157,12 +156,15 @@ class Coordinator:
             self._archive_later(min(_FIRST_ARCHIVAL_S, self._settings.archive_interval_s))
         self._log.info("coordinator_started", epoch=self.epoch, n_live=len(self._live))
 
-    def _tenure(self, source: Source) -> Tenure:
+    def _shards(self, source: Source) -> Shards:
         settings = self._settings
-        return Tenure(
-            source, shard=f"{settings.namespace}/0", slots=slots_of(0, 1), holder=source.holder or self.epoch,
+        return Shards(
+            source, namespace=settings.namespace, n_shards=settings.shards, holder=source.holder or self.epoch,
             ttl_s=settings.lease_ttl_s, clock=self._clock, host=self._takeover, log=self._log,
         )  # fmt: skip
+
+    def _tenures(self) -> list[Tenure]:
+        return [tenure for shards in self._catalog.sources.values() for tenure in shards.tenures]
 
     def stop(self) -> None:
         """End all actors and dispatch nothing more."""
@@ -175,7 +177,7 @@ class Coordinator:
         self._dispatcher.vanish()
         gone = CoordinatorUnavailableError("this coordinator is gone")
         self._memory_writer.abandon(gone)
-        for tenure in self._catalog.tenures.values():
+        for tenure in self._tenures():
             tenure.vanish(gone)
         self._tasks.cancel()
 
@@ -192,11 +194,8 @@ class Coordinator:
             job = self._live.get(active.job_id)
             if job is not None and job.particulars.residence.source is not None:
                 self._settling.interrupted(active)
-        for tenure in self._catalog.tenures.values():
-            if tenure.may_act:
-                with contextlib.suppress(KoanRayError):
-                    await tenure.writer.flushed()
-            await tenure.close()
+        for shards in self._catalog.sources.values():
+            await shards.close()
 
     # --- submit ----------------------------------------------------------------------------------------------------
 
@@ -244,7 +243,7 @@ class Coordinator:
         """Return a job that has ended; one that another coordinator runs, or may run, is watched from afar."""
         try:
             stored = await self._catalog.get(job_id)
-            is_certain = all(tenure.state is TenureState.ACTIVE for tenure in self._catalog.tenures.values())
+            is_certain = self._catalog.is_whole
         except StoreUnavailableError:
             stored, is_certain = None, False
         if job_id in self._live or (stored is not None and stored.status.is_final) or (stored is None and is_certain):
@@ -268,7 +267,7 @@ class Coordinator:
                 raise JobNotFoundError(job_id)
             if stored.status.is_final:
                 return stored.status
-            tenure = self._catalog.tenure_of(stored.particulars.residence)
+            tenure = self._catalog.tenure_of(stored)
             if tenure is None or not tenure.may_act or not await tenure.has_all() or job_id not in self._live:
                 raise ConflictError(_is_elsewhere(job_id))
             return await self.cancel(job_id, reason)
@@ -438,10 +437,7 @@ class Coordinator:
             "live": len(self._live),
             "limits": {"max_queued": self._settings.max_queued, "max_actors": self._settings.max_actors},
             "jobs": dict(self.counters),
-            "sources": {
-                name: {"state": tenure.state.value, "term": tenure.term, "problem": tenure.problem and str(tenure.problem)}
-                for name, tenure in self._catalog.tenures.items()
-            },
+            "sources": {name: shards.snapshot() for name, shards in self._catalog.sources.items()},
             "archival": {"enabled": self._settings.archives, **self._archivist.snapshot()},
             "checkpoints": dict(self._checkpoints.counters),
             "unroutable": self._kinds.unroutable(),
@@ -461,7 +457,7 @@ class Coordinator:
         if push.actor in self._recovery.limbo:
             return None
         known = self._dispatcher.pushed(push)
-        if push.ended and self._catalog.tenures:
+        if push.ended and self._catalog.sources:
             await self._catalog.flushed()
         return known
 

@@ -26,15 +26,18 @@ from typing import TYPE_CHECKING, Protocol
 from koan_ray.domain.ids import new_id
 from koan_ray.domain.lane import DueTimes, Lane
 from koan_ray.domain.status import Isolation
+from koan_ray.engine.claims import Claimed, Claims, group_of
 from koan_ray.engine.pool import Active, Actor, ActorState, Batch, Pool
-from koan_ray.ports import OrderBatch
+from koan_ray.killpoints import killpoint
+from koan_ray.ports import OrderBatch, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from koan_ray.domain.records import ActorSpec, ExecutionRecord, JobRecord, Progress, Terms
+    from koan_ray.engine.claims import Group
     from koan_ray.engine.settings import EngineSettings
-    from koan_ray.ports import ActorInfo, BatchReply, Clock, Launcher, Order, Push, Report, Running, Survey, TimerHandle
+    from koan_ray.ports import ActorInfo, BatchReply, Clock, Launcher, Order, Push, Running, Survey, TimerHandle
 
 _START_RETRY_S = (0.5, 1.0, 2.0, 4.0)
 _BRIEF_S = 0.001
@@ -54,7 +57,7 @@ class Jobs(Protocol):
         """Return the job if it waits to be dispatched now."""
 
     def begin(self, job: JobRecord, execution_id: str, now: float) -> tuple[ExecutionRecord, Order]:
-        """Move a queued job to Running."""
+        """Move a queued job to Running; its order waits for `when_claimed` if it is claimed ahead."""
 
     def ended(self, active: Active, report: Report) -> None:
         """The execution ended by itself."""
@@ -73,6 +76,12 @@ class Jobs(Protocol):
 
     def progressed(self, active: Active, progress: Progress) -> None:
         """A running body has reported."""
+
+    def when_claimed(self, jobs: Sequence[JobRecord], then: Callable[[], None]) -> None:
+        """Call ``then`` when it is stored that these jobs run; never, if their source is lost before."""
+
+    def may_begin(self, job_id: str, execution_id: str) -> JobRecord | None:
+        """Return the job if the body of this execution, which is stored, may begin now."""
 
     def code_for(self, code_id: str) -> bytes:
         """Return a shipped class."""
@@ -105,6 +114,8 @@ class Dispatcher:
         self._due_timer_at = math.inf
         self._pool = Pool()
         self._active: dict[str, Active] = {}
+        self._claims = Claims()
+        self._unwritten: list[tuple[JobRecord, Claimed]] = []  # claimed in this turn of the loop
         self._deadlines: list[tuple[float, str, str]] = []  # when (monotonic), execution id, cause
         self._deadline_timer: TimerHandle | None = None
         self._brief: dict[int, tuple[float, str]] = {}  # unanswered batches that should be brief: sent when, to whom
@@ -167,12 +178,13 @@ class Dispatcher:
         if was_waiting:
             self._due.dropped(lambda due_at, job_id: self._jobs.due_at(job_id) == due_at)
         elif (lane := self._lanes.get(spec)) is not None:
-            lane.dropped(lambda job_id: self._jobs.queued(job_id) is not None)
+            lane.dropped(self._is_waiting)
 
     def stop(self, execution_id: str, cause: str) -> None:
         """Ask a body to stop, and kill its actor when it has not after the grace period."""
         active = self._active.get(execution_id)
         if active is None:
+            self._withdraw(execution_id)
             return
         active.stop_cause = active.stop_cause or cause
         self._launcher.cancel(active.actor.name, execution_id, cause)
@@ -189,6 +201,7 @@ class Dispatcher:
             "queued": sum(map(len, self._lanes.values())),
             "waiting": len(self._due),
             "running": len(self._active),
+            "claimed": len(self._claims),
             "actors": [
                 {
                     "name": actor.name, "spec": actor.spec.label, "state": actor.state.name.lower(),
@@ -235,18 +248,25 @@ class Dispatcher:
         if (active := self._active.pop(execution_id, None)) is not None:
             active.actor.running.pop(execution_id, None)
             self._kill(active.actor)
+        else:
+            self._unclaim(execution_id)
 
     def running(self) -> list[Active]:
-        """Return all executions that actors have."""
-        return list(self._active.values())
+        """Return all executions that actors have, or will have when it is stored that they run."""
+        return [*self._active.values(), *(claim.active for claim in self._claims)]
 
     def width(self) -> int:
         """Return how many actors may run bodies at a time."""
         return self._limit()
 
     def has(self, execution_id: str) -> bool:
-        """Tell whether an actor of ours has this execution."""
-        return execution_id in self._active
+        """Tell whether an actor of ours has this execution, or will have it."""
+        return execution_id in self._active or execution_id in self._claims
+
+    def resume(self, job_id: str) -> None:
+        """The lease is certain again: let a job that is claimed be sent, if it is one."""
+        if (claim := self._claims.of(job_id)) is not None and claim.is_stored:
+            self.enqueue(job_id, claim.group.spec, claim.depth, first=True)
 
     # --- what launchers and actors say -----------------------------------------------------------------------------
 
@@ -302,7 +322,7 @@ class Dispatcher:
         for running in reply.running:
             if (active := self._active.get(running.execution_id)) is not None:
                 active.began_at = now - running.age_s
-                active.parked = running.parked
+                active.parked = active.parked if active.has_told else running.parked
                 actor.running[running.execution_id] = active
                 self._watch_long(actor, active)
         for execution_id in reversed(reply.returned):
@@ -322,10 +342,10 @@ class Dispatcher:
         actor.heard_at = self._clock.monotonic()
         for execution_id in push.parked:
             if (active := self._active.get(execution_id)) is not None:
-                active.parked = True
+                active.parked = active.has_told = True
         for execution_id in push.resumed:
             if (active := self._active.get(execution_id)) is not None:
-                active.parked = False
+                active.parked, active.has_told = False, True
         for execution_id, progress in push.progress:
             if (active := self._active.get(execution_id)) is not None:
                 self._jobs.progressed(active, progress)
@@ -408,9 +428,9 @@ class Dispatcher:
         is_short, is_brief, is_held, label = True, True, False, ""
         target_s, typical_s = settings.batch_target_s, self._typical_s
         for job_id in lane.take(most):
-            job = self._jobs.queued(job_id)
+            job = self._sendable(job_id, now)
             if job is None:
-                continue  # cancelled or removed meanwhile
+                continue  # cancelled or removed meanwhile, or not to be sent before it is stored that it runs
             terms = job.terms
             expected_s = typical_s.get(terms.id, target_s)  # unknown counts as long
             is_long = expected_s >= target_s or job.crashes > 0
@@ -421,10 +441,9 @@ class Dispatcher:
             if not fits:
                 lane.push_front(job_id, job.particulars.depth)
                 break
-            execution_id = new_id()
-            execution, order = self._jobs.begin(job, execution_id, now)
-            self._active[execution_id] = Active(actor, execution, terms.id, sent_at)
-            execution_ids.append(execution_id)
+            execution, order = self._begin(job, now)
+            self._active[execution.id] = Active(actor, execution, terms.id, sent_at)
+            execution_ids.append(execution.id)
             batch.orders.append(order)
             budget_s -= expected_s
             if terms.id not in actor.known and terms.id not in introduced:
@@ -450,7 +469,90 @@ class Dispatcher:
             self._brief[self._n_batches] = (sent_at, actor.name)
             if self._hurry_timer is None:
                 self._hurry_timer = self._clock.call_later(settings.overrun_s + _HURRY_SLACK_S, self._hurry)
-        self._launcher.send(actor.name, self._n_batches, batch, label="" if is_brief else label)
+        self._hand_over(actor, batch, label="" if is_brief else label)
+
+    def _hand_over(self, actor: Actor, batch: OrderBatch, *, label: str) -> None:
+        killpoint("dispatch.decided")
+        self._launcher.send(actor.name, self._n_batches, batch, label=label)
+        killpoint("dispatch.sent")
+
+    # --- claims that are written ahead -------------------------------------------------------------------------------
+
+    def _sendable(self, job_id: str, now: float) -> JobRecord | None:
+        """Return a job whose order may go out now; one that is claimed ahead is claimed first."""
+        if self._claims and (claim := self._claims.of(job_id)) is not None:
+            return self._jobs.may_begin(job_id, claim.order.execution_id) if claim.is_stored else None
+        job = self._jobs.queued(job_id)
+        if job is not None and job.is_claimed_ahead:
+            self._claim(job, now)
+            self.pump_soon()  # this pass took its share of the lane, and may have sent nothing
+            return None
+        return job
+
+    def _begin(self, job: JobRecord, now: float) -> tuple[ExecutionRecord, Order]:
+        """Return the execution and the order of a job that is sent now."""
+        if self._claims and (claim := self._claims.of(job.id)) is not None:
+            self._unclaim(claim.order.execution_id)
+            return claim.active.execution, claim.order
+        return self._jobs.begin(job, new_id(), now)
+
+    def _claim(self, job: JobRecord, now: float) -> None:
+        """Have it written that a job runs, and send it then; or set it aside if as many are claimed as could begin."""
+        group, settings = group_of(job), self._settings
+        expected_s = self._typical_s.get(job.terms.id, settings.batch_target_s)
+        room = sum(actor.room() for actor in self._pool.of(group.spec))
+        limit = max(1, room) * max(1, int(settings.batch_target_s / max(expected_s, 1e-6)))
+        self._claims.allow(group, min(limit, settings.batch_limit))
+        if self._claims.n_free(group) <= 0 or self._claims.is_behind(job):
+            self._claims.set_aside(job)
+            self._recall(group)
+            return
+        execution_id = new_id()
+        claim = Claimed(job, *self._jobs.begin(job, execution_id, now), self._clock.monotonic())
+        self._claims.add(claim)
+        self._unwritten.append((job, claim))
+        if len(self._unwritten) == 1:  # one wait for all that this pass claims
+            asyncio.get_running_loop().call_soon(self._await_claims)
+
+    def _await_claims(self) -> None:
+        claimed, self._unwritten = self._unwritten, []
+        by_group: dict[Group, list[tuple[JobRecord, Claimed]]] = {}
+        for job, claim in claimed:
+            by_group.setdefault(claim.group, []).append((job, claim))
+        killpoint("claim.before_flush")
+        for together in by_group.values():
+            jobs, claims = [job for job, _ in together], [claim for _, claim in together]
+            self._jobs.when_claimed(jobs, lambda claims=claims: self._claims_stored(claims))  # type: ignore[misc]
+
+    def _claims_stored(self, claims: Sequence[Claimed]) -> None:
+        killpoint("claim.after_flush")
+        for claim in reversed(claims):
+            if claim.order.execution_id in self._claims:  # not withdrawn meanwhile
+                claim.is_stored = True
+                self.resume(claim.order.job_id)
+
+    def _unclaim(self, execution_id: str) -> Claimed | None:
+        """A claim was sent or withdrawn: the jobs behind it may be claimed."""
+        if (claim := self._claims.pop(execution_id)) is not None:
+            self._recall(claim.group)
+        return claim
+
+    def _recall(self, group: Group) -> None:
+        """Bring back as many of the jobs that were set aside as may be claimed now."""
+        recalled: list[tuple[str, int]] = []
+        while len(recalled) < self._claims.n_free(group) and (aside := self._claims.take_aside(group)) is not None:
+            if self._jobs.queued(aside[0]) is not None:  # not cancelled meanwhile
+                recalled.append(aside)
+        for job_id, depth in reversed(recalled):
+            self.enqueue(job_id, group.spec, depth, first=True)
+
+    def _withdraw(self, execution_id: str) -> None:
+        """A job was cancelled between its claim and its order: its body never begins."""
+        if (claim := self._unclaim(execution_id)) is not None:
+            self._jobs.ended(claim.active, Report(execution_id, claim.order.job_id, "cancelled", self._clock.now(), 0.0))
+
+    def _is_waiting(self, job_id: str) -> bool:
+        return self._claims.of(job_id) is not None or self._jobs.queued(job_id) is not None
 
     def _hurry(self) -> None:
         """Ask after batches that should have been answered by now: a brief body turned out to be long."""
@@ -567,6 +669,9 @@ class Dispatcher:
         failures = self._start_failures[spec] = self._start_failures.get(spec, 0) + 1
         if failures > len(_START_RETRY_S):
             self._start_failures.pop(spec)
+            for claim in self._claims:
+                if claim.group.spec == spec and self._unclaim(claim.order.execution_id) is not None:
+                    self._jobs.unbegun(claim.active)
             self._jobs.refuse_all(spec, cause)
             return
         delay = _START_RETRY_S[failures - 1]
@@ -651,6 +756,8 @@ class Dispatcher:
                 waits_since = min(waits_since, actor.heard_at)
             if now - waits_since > settings.stuck_after_s and not actor.is_killed:
                 self._kill_stuck(actor, now)
+        for group in self._claims.idle_groups():  # what was brought back was cancelled before it could be claimed
+            self._recall(group)
         self._drop_idle_lanes()
         self._housekeeping = self._clock.call_later(_HOUSEKEEPING_S, self._keep_house)
         self.pump_soon()
@@ -659,7 +766,7 @@ class Dispatcher:
         """The cluster has no room, or no node, for an actor: let others start, and end it when nobody wants it any more."""
         actor.is_delayed = True
         lane = self._lanes.get(actor.spec)
-        if lane is None or not lane.has_queued(lambda job_id: self._jobs.queued(job_id) is not None):
+        if lane is None or not lane.has_queued(self._is_waiting):
             self._retire(actor)
 
     def _forgive_own_absence(self, now: float) -> None:

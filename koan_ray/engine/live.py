@@ -11,14 +11,16 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from koan_ray.domain import transitions
-from koan_ray.domain.records import end_of
-from koan_ray.domain.status import JobStatus, ParentPolicy
+from koan_ray.domain.records import ErrorInfo, ExecutionRecord, end_of
+from koan_ray.domain.status import ExecutionStatus, FailureKind, JobStatus, ParentPolicy, Reason
 from koan_ray.engine.lingering import Lingering
+from koan_ray.errors import LimitExceededError
+from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from koan_ray.domain.records import ExecutionRecord, JobRecord
+    from koan_ray.domain.records import JobRecord
     from koan_ray.engine.catalog import Catalog
     from koan_ray.engine.dispatcher import Dispatcher
     from koan_ray.engine.kinds import Kinds
@@ -45,6 +47,7 @@ class LiveJobs:
         self.children: dict[str, set[str]] = {}  # live children by parent
         self.counters: Counter[str] = Counter()
         self.duplicates: dict[str, JobRecord] = {}  # refused inserts, by id, until their submit is answered
+        self.unstorable: dict[str, LimitExceededError] = {}  # inserts that no document can hold, as long as that
         self.lingering = Lingering(clock)
         self._kinds, self._waiters, self._clock, self._log = kinds, waiters, clock, log
 
@@ -78,11 +81,29 @@ class LiveJobs:
     # --- moves -----------------------------------------------------------------------------------------------------
 
     def enqueue(self, job: JobRecord, *, first: bool = False) -> None:
-        """Let a queued job be dispatched when it is due."""
+        """Let a queued job be dispatched when it is due, and when a class of its kind is known."""
+        if not job.terms.code_id:
+            routed = self._route(job)
+            if routed is None:
+                return
+            job = routed
         if job.due_at is not None:
             self._dispatcher.enqueue_at(job.id, job.due_at)
         else:
             self._dispatcher.enqueue(job.id, job.terms.spec, job.particulars.depth, first=first)
+
+    def _route(self, job: JobRecord) -> JobRecord | None:
+        """Give a job that came from a source the class of its kind; None, and it waits for one, if there is none."""
+        routed = self._kinds.routed(job)
+        if routed is not None and self.by_id.get(job.id) is job:
+            self._kinds.ended(job)
+            self._kinds.begun(routed.terms.id)
+            self.by_id[job.id] = routed
+        return routed
+
+    def resume(self, job: JobRecord) -> None:
+        """Let a claimed job go on to its actor."""
+        self._dispatcher.resume(job.id)
 
     def move(self, after: JobRecord, execution: ExecutionRecord | None = None, *, first: bool = False) -> None:
         """Make ``after`` the job's state: queue it again, or let go of its children, and stage it."""
@@ -115,7 +136,7 @@ class LiveJobs:
 
     def writer_of(self, job: JobRecord) -> Writer:
         """Return what writes this job."""
-        return self._catalog.writer_of(job.particulars.residence)
+        return self._catalog.writer_of(job.id, job.particulars.residence)
 
     def cancel(self, job: JobRecord, reason: str | None) -> None:
         """Cancel a job that waits; ask one that runs to stop, after its children: it may be waiting for them."""
@@ -160,6 +181,7 @@ class LiveJobs:
                 if job.rev == 1 and job.particulars.residence.source is not None and job.status is JobStatus.QUEUED:
                     self.enqueue(job)  # the submit of a job in documents is written: now it may run
                 continue
+            killpoint("settle.after_flush")
             del live[job.id]
             self._kinds.ended(job)
             self.counters["chunks" if job.terms.part else job.status] += 1
@@ -175,6 +197,35 @@ class LiveJobs:
             if job.particulars.residence.source is not None:
                 waiters.recent.add(end_of(job))
         waiters.wake()
+
+    def unstored(self, job: JobRecord, size: int, limit: int) -> None:
+        """No document can hold this state: refuse the submit, or fail the job for what it has added since."""
+        now_is = self.by_id.get(job.id)
+        if job.rev == 1:
+            self.unstorable[job.id] = LimitExceededError("bytes of a job's document", size, limit, "nothing: shorten it")
+            if now_is is not None:
+                del self.by_id[job.id]
+                self._kinds.ended(now_is)
+        elif now_is is not None:
+            now_is.rev = job.rev - 1  # as it is stored
+            if now_is is job:
+                self._fail_unstored(job, f"its document would have {size:,} bytes; the limit is {limit:,}")
+
+    def _fail_unstored(self, job: JobRecord, problem: str) -> None:
+        """Fail a job that has outgrown its document, without what made it grow: result, progress, or error."""
+        now, execution_id = self._clock.now(), job.execution_id or job.last_execution_id
+        if job.execution_id is not None:
+            self._dispatcher.forget(job.execution_id)
+        error = ErrorInfo("DocumentTooLarge", f"job {job.id}: {problem}. Keep large results elsewhere and return where.")
+        stored = job.evolve(
+            status=JobStatus.RUNNING, result=None, progress=None, error=None, reason=None, completed_at=None, due_at=None,
+            cancel_requested_at=None,
+        )  # fmt: skip
+        closed = None
+        if execution_id is not None:
+            execution = ExecutionRecord(execution_id, job.id, job.attempts, job.started_at or job.created_at)
+            closed = execution.close(status=ExecutionStatus.FAILED, reason=Reason.RESULT_REJECTED, at=now, error=error)
+        self.move(transitions.failed(stored, FailureKind.RESULT_REJECTED, error, at=now), closed)
 
     def fenced(self, job: JobRecord) -> None:
         """Another writer has this job now: stop touching it, and let its waiters ask again."""

@@ -34,6 +34,7 @@ class Active:
         "actor",
         "began_at",
         "execution",
+        "has_told",
         "job_id",
         "kill_cause",
         "parked",
@@ -50,6 +51,7 @@ class Active:
         self.sent_at = sent_at  # monotonic
         self.began_at: float | None = None  # monotonic; None while it is in a batch that was not answered yet
         self.parked = False
+        self.has_told = False  # by itself, whether it is parked; what a batch's answer says may be older
         self.stop_cause: str | None = None  # why it was asked to stop
         self.kill_cause: str | None = None  # why its actor is being killed
 

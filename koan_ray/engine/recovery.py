@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Protocol
 from koan_ray.domain import transitions
 from koan_ray.domain.records import ExecutionRecord
 from koan_ray.domain.status import JobStatus
+from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from koan_ray.domain.records import JobRecord
     from koan_ray.engine.dispatcher import Dispatcher
-    from koan_ray.engine.tenure import Tenure
+    from koan_ray.engine.shards import Shards
     from koan_ray.ports import Clock, Launcher, Log, Running, Survey
 
 
@@ -67,19 +68,21 @@ class Recovery:
                 self._launcher.adopt(found.name, self._dispatcher)
                 self._launcher.kill(found.name)
 
-    async def adopt(self, tenure: Tenure, jobs: Iterable[JobRecord]) -> None:
-        """Match a source's jobs, which are live by now, with what actors run and hold."""
+    async def adopt(self, shards: Shards, slots: Sequence[int], jobs: Iterable[JobRecord]) -> None:
+        """Match a source's jobs in these slots, which are live by now, with what actors run and hold."""
         executions = {
             execution.id: execution
-            async for batch in tenure.audit.open_executions(tenure.slots)
+            async for batch in shards.audit.open_executions(slots)
             for execution in batch
         }  # fmt: skip
+        killpoint("takeover.before_adopt")
         for found in list(self._limbo.values()):
             sources = {running.source for running in found.running}
-            if tenure.source in sources or not sources - {None}:
+            if shards.source in sources or not sources - {None}:
                 self._adopt_actor(found, executions)
-        await self._close_left_open(tenure, executions)
-        await self._file_missing(tenure)
+        killpoint("takeover.after_adopt")
+        await self._close_left_open(shards, executions)
+        await self._file_missing(shards, slots)
         for job in jobs:
             if job.status is JobStatus.RUNNING and not self._dispatcher.has(job.execution_id or ""):
                 execution = executions.get(job.execution_id or "") or self._rebuilt(job, age_s=0.0)
@@ -116,36 +119,38 @@ class Recovery:
             for execution_id in strangers:
                 self._launcher.cancel(found.name, execution_id, "cancelled")
 
-    async def _close_left_open(self, tenure: Tenure, executions: Mapping[str, ExecutionRecord]) -> None:
+    async def _close_left_open(self, shards: Shards, executions: Mapping[str, ExecutionRecord]) -> None:
         closed = []
         for execution in executions.values():
             if self._jobs.current(execution.job_id, execution.id) is not None:
                 continue
-            job = await tenure.store.get(execution.job_id)
+            job = await shards.store.get(execution.job_id)
             if job is not None and job.execution_id != execution.id:
                 ended = transitions.closure(execution, job, at=self._clock.now())
                 closed.append((ended, job.particulars.residence.partition))
         if closed:
-            await tenure.audit.close_executions(closed)
+            killpoint("takeover.before_close")
+            await shards.audit.close_executions(closed)
+            killpoint("takeover.after_close")
             self._log.info("executions_closed", n=len(closed))
 
-    async def _file_missing(self, tenure: Tenure) -> None:
+    async def _file_missing(self, shards: Shards, slots: Sequence[int]) -> None:
         """Write the executions of jobs that ended in the last flush of an earlier holder, if it died in the middle of it.
 
         A flush writes jobs before executions, at most a thousand at a time, so only the newest can lack theirs.
         """
         filed = []
-        async for jobs in tenure.store.last_settled(tenure.slots, _LAST_FLUSH):
+        async for jobs in shards.store.last_settled(slots, _LAST_FLUSH):
             for job in jobs:
                 if not job.particulars.residence.audit or job.last_execution_id is None:
                     continue
-                if not any(e.id == job.last_execution_id for e in await tenure.audit.executions(job.id)):
+                if not any(e.id == job.last_execution_id for e in await shards.audit.executions(job.id)):
                     began_at = job.started_at or job.created_at
                     execution = ExecutionRecord(job.last_execution_id, job.id, job.attempts, began_at)
                     ended = transitions.closure(execution, job, at=self._clock.now())
                     filed.append((ended, job.particulars.residence.partition))
         if filed:
-            await tenure.audit.close_executions(filed)
+            await shards.audit.close_executions(filed)
             self._log.info("executions_filed", n=len(filed))
 
     def _rebuilt(self, job: JobRecord, *, age_s: float) -> ExecutionRecord:

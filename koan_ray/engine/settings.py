@@ -20,6 +20,7 @@ class EngineSettings:
     archive_interval_s: float = 3600.0  # between two passes
     archival_policies: tuple[ArchivalPolicy, ...] = (ArchivalPolicy(),)  # the first that covers a job decides
     lease_ttl_s: float = 15.0  # of the right to write a source
+    shards: int = 1  # parts of each source, each with a lease and a writer of its own
     max_actors: int = 0  # 0: as many as the cluster has CPUs
     max_queued: int = 2_000_000  # jobs that are not final; one more is refused
     max_depth: int = 100  # of a job tree

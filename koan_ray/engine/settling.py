@@ -13,7 +13,9 @@ from koan_ray.domain import transitions
 from koan_ray.domain.records import ErrorInfo, ExecutionRecord, JobRecord, Progress, Terms
 from koan_ray.domain.retry import Advice, decide
 from koan_ray.domain.status import ExecutionStatus, FailureKind, JobStatus, Reason
+from koan_ray.engine.catalog import written
 from koan_ray.errors import KoanRayError
+from koan_ray.killpoints import killpoint
 from koan_ray.ports import Order, Report
 
 if TYPE_CHECKING:
@@ -56,18 +58,18 @@ class Settling:
         job = self._live.get(job_id)
         if job is None or job.status is not JobStatus.QUEUED or job.due_at is not None:
             return None
-        tenure = self._catalog.tenure_of(job.particulars.residence)
+        tenure = self._catalog.tenure_of(job)
         if tenure is not None and not tenure.may_act:
             tenure.hold(job_id)  # nothing is started while the lease may be somebody else's
             return None
         return job
 
     def begin(self, job: JobRecord, execution_id: str, now: float) -> tuple[ExecutionRecord, Order]:
-        """Move a queued job to Running; written behind, so that a job that ends at once is written once."""
+        """Move a queued job to Running; written behind, so that a job that ends at once is written once, or at once."""
         running = transitions.dispatched(job, execution_id, at=now)
         execution = ExecutionRecord(execution_id, job.id, running.attempts, now)
         self._live[job.id] = running
-        self._jobs.stage_behind(running, execution)
+        (self._jobs.stage if job.is_claimed_ahead else self._jobs.stage_behind)(running, execution)
         order = Order(
             execution_id, job.id, job.terms.id, job.context, running.attempts, job.ordinal, job.created_at,
             job.queued_at or now, job.particulars, job.error, job.checkpoint,
@@ -168,15 +170,35 @@ class Settling:
         """Call ``then`` when what became of these reports is written."""
 
         async def follow() -> None:
+            found = (self._live.get(report.job_id) for report in reports)
+            writers = {self._jobs.writer_of(job) for job in found if job is not None}
             with contextlib.suppress(KoanRayError):  # not written here: the next coordinator asks the actor
-                for report in reports:
-                    job = self._live.get(report.job_id)
-                    if job is not None:
-                        await self._jobs.writer_of(job).flushed()
-                        break
+                await written(writers)
                 then()
 
         self._tasks.spawn(follow())
+
+    def when_claimed(self, jobs: Sequence[JobRecord], then: Callable[[], None]) -> None:
+        """Call ``then`` when it is stored, by us, that these jobs run."""
+
+        async def follow() -> None:
+            try:
+                for writer in dict.fromkeys(map(self._jobs.writer_of, jobs)):
+                    await writer.flushed()
+            except KoanRayError:
+                return  # they are another coordinator's now
+            then()
+
+        self._tasks.spawn(follow())
+
+    def may_begin(self, job_id: str, execution_id: str) -> JobRecord | None:
+        """Return the job if this body may begin now; `Dispatcher.resume` is called when it may after all."""
+        job = self._jobs.current(job_id, execution_id)
+        tenure = self._catalog.tenure_of(job) if job is not None else None
+        if tenure is not None and not tenure.may_act:
+            tenure.hold(job_id)
+            return None
+        return job
 
     def code_for(self, code_id: str) -> bytes:
         """Return a shipped class."""
@@ -271,3 +293,4 @@ class Settling:
             metrics = (*metrics, ("actor", actor.name), ("where", actor.info))
         closed = execution.close(status=status, reason=reason, at=now, error=error, metrics=metrics)
         self._jobs.move(after, closed, first=first)
+        killpoint("settle.before_flush")

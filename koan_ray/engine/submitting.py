@@ -5,14 +5,26 @@ Idempotence: a submit may be repeated. Under a known id it succeeds when kind an
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from koan_ray.domain import transitions
+from koan_ray.domain.ids import made_at
 from koan_ray.domain.records import End, JobRecord, Particulars, Terms
 from koan_ray.domain.status import JobStatus, ParentPolicy, Reason
+from koan_ray.engine.catalog import written
 from koan_ray.engine.messages import Accepted, Row, Submission
-from koan_ray.errors import JobIdConflictError, JobNotFoundError, KoanRayError, LimitExceededError
+from koan_ray.engine.writer import pause
+from koan_ray.errors import (
+    JobIdConflictError,
+    JobNotFoundError,
+    KoanRayError,
+    LimitExceededError,
+    StoreUnavailableError,
+)
+from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +35,10 @@ if TYPE_CHECKING:
     from koan_ray.engine.live import LiveJobs
     from koan_ray.engine.settings import EngineSettings
     from koan_ray.engine.waiters import Waiters
+    from koan_ray.engine.writer import Writer
     from koan_ray.ports import Clock
+
+_LOOK_AGAIN_S = 1.0
 
 
 class Submitting:
@@ -45,6 +60,7 @@ class Submitting:
         dispatcher: Dispatcher, clock: Clock,
     ) -> None:  # fmt: skip
         self._epoch, self._settings, self._clock = epoch, settings, clock
+        self._archived_after_s = min((policy.older_than_s for policy in settings.archival_policies), default=math.inf)
         self._jobs, self._live = live, live.by_id
         self._kinds, self._catalog, self._waiters, self._dispatcher = kinds, catalog, waiters, dispatcher
 
@@ -66,42 +82,81 @@ class Submitting:
                 "jobs queued or running", len(self._live) + len(rows), self._settings.max_queued, "engine.max_queued"
             )
         terms = [self._kinds.terms(terms_id) for terms_id in terms_ids]
+        known: set[str] = set()
         if not all(item.part for item in terms):  # chunks of items are kept nowhere
             particulars = [await self._placed(about) for about in particulars]
+            await self._ready(particulars, rows)
+            known = await self._known(particulars, rows)
         now = self._clock.now()
         refused: dict[int, KoanRayError] = {}
+        writers: set[Writer] = set()
         for place, raw in enumerate(rows):
             row = Row(*raw)
             job_terms, about = terms[row.terms], particulars[row.particulars]
+            is_new = row.job_id not in self._live and row.job_id not in known
             has_ties = about.parent_job_id is not None or about.retry_of is not None
-            if row.job_id in self._live or (has_ties and not job_terms.part):
+            if not is_new or (has_ties and not job_terms.part):
                 error = await self._examine(row, job_terms, about)
                 if isinstance(error, KoanRayError):
                     refused[place] = error
                 if error is not None:
+                    writers.add(self._catalog.writer_of(row.job_id, about.residence))
                     continue
-            self._accept(row, job_terms, about, now)
+            writers.add(self._accept(row, job_terms, about, now))
         may_linger = watcher is not None and len(rows) == 1 and not refused and particulars[0].residence.source is None
         if may_linger and not terms[0].part and (end := await self._linger(rows[0][0])) is not None:
             return Accepted(self._epoch, now, refused, [], ended=(end,))
         is_watched = watcher is not None and self._watch_early(watcher, [row[0] for row in rows])
-        for residence in {about.residence for about in particulars}:
-            # A job is told to be accepted when its flush is written, and nothing else is waited for.
-            await self._catalog.writer_of(residence).flushed()
+        # A job is told to be accepted when its flush is written, and nothing else is waited for: by the writers that it was
+        # staged with, because one that was abandoned meanwhile has written nothing.
+        await written(writers)
+        killpoint("submit.after_flush")
+        if self._jobs.unstorable:
+            self._answer_unstorable(rows, refused)
         if self._jobs.duplicates:
             await self._answer_duplicates(rows, refused)
         return Accepted(self._epoch, now, refused, [], is_watched)
 
     async def _placed(self, about: Particulars) -> Particulars:
-        """Fill in where jobs are kept: as asked, or with their parent; and see that the place takes jobs."""
+        """Fill in where jobs are kept: as asked, or with their parent."""
         residence = about.residence
         if residence.source is None and about.parent_job_id is not None:
             parent = self._live.get(about.parent_job_id) or await self._catalog.get(about.parent_job_id)
             residence = self._catalog.home(parent.particulars.residence) if parent is not None else residence
         residence = self._catalog.place(residence)
-        if (tenure := self._catalog.tenure_of(residence)) is not None:
-            await tenure.ready()
         return about if residence == about.residence else about._replace(residence=residence)
+
+    async def _ready(self, particulars: Sequence[Particulars], rows: Sequence[tuple[Any, ...]]) -> None:
+        """Wait until every shard that these jobs fall into takes them.
+
+        Raises:
+            ConfigurationError: A source cannot be used as configured.
+            StoreUnavailableError: A source has not become ready within 30 s; nothing was accepted.
+        """
+        sources = [about.residence.source for about in particulars]
+        if not any(sources):
+            return
+        named = ((row[0], sources[row[2]]) for row in rows)
+        tenures = {self._catalog.sources[source].of(job_id) for job_id, source in named if source is not None}
+        waiting = [tenure.ready() for tenure in tenures if not tenure.is_ready]
+        if waiting:
+            await asyncio.gather(*waiting)
+
+    async def _known(self, particulars: Sequence[Particulars], rows: Sequence[tuple[Any, ...]]) -> set[str]:
+        """Return the ids of jobs that were submitted before, of those that can have been archived since.
+
+        An insert is checked against its own partition only. An id says how old it is, so this costs new jobs nothing.
+        """
+        if not any(about.residence.source for about in particulars):
+            return set()
+        before = self._clock.now() - self._archived_after_s
+        old = [row[0] for row in rows if particulars[row[2]].residence.source is not None and made_at(row[0]) <= before]
+        while old:
+            try:
+                return await self._catalog.known(old)
+            except StoreUnavailableError:  # like a flush: nothing is answered before the sources are back
+                await pause(self._clock, _LOOK_AGAIN_S)
+        return set()
 
     async def _answer_duplicates(self, rows: Sequence[tuple[Any, ...]], refused: dict[int, KoanRayError]) -> None:
         """A submit that was made before, and whose job has ended or is known: the same again is a success."""
@@ -112,6 +167,11 @@ class Submitting:
             stored = await self._catalog.get(job.id)
             if stored is None or stored.terms.kind != job.terms.kind or not _same_json(stored.context, job.context):
                 refused[place] = JobIdConflictError(job.id)
+
+    def _answer_unstorable(self, rows: Sequence[tuple[Any, ...]], refused: dict[int, KoanRayError]) -> None:
+        for place, row in enumerate(rows):
+            if (error := self._jobs.unstorable.pop(row[0], None)) is not None:
+                refused[place] = error
 
     async def _linger(self, job_id: str) -> End | None:
         """Return the end of a job that is known to take no time, so that its submission is answered with its result.
@@ -133,7 +193,7 @@ class Submitting:
             return False  # it will ask, and be told of the limit then
         return True
 
-    def _accept(self, row: Row, terms: Terms, about: Particulars, now: float) -> None:
+    def _accept(self, row: Row, terms: Terms, about: Particulars, now: float) -> Writer:
         job = JobRecord(row.job_id, terms, about, row.context, row.created_at, checkpoint=row.checkpoint)
         job.status, job.queued_at, job.last_modified = JobStatus.QUEUED, now, now  # T1, as `transitions.queued`
         self._jobs.put(job)
@@ -141,24 +201,26 @@ class Submitting:
             job.due_at, job.reason = now + row.delay_s, Reason.DELAY
         if about.residence.source is None:
             self._jobs.enqueue(job)
+        writer = self._catalog.writer_of(job.id, about.residence)
         self._jobs.stage(job)
         parent_id = about.parent_job_id
         if parent_id is not None and self._is_closing(parent_id) and terms.when_parent_ends is ParentPolicy.CANCEL:
             self._jobs.move(transitions.cancelled(job, at=now, reason="its parent has ended or is being cancelled"))
             self._dispatcher.dequeued(terms.spec, was_waiting=row.delay_s > 0)
+        return writer
 
     async def _examine(self, row: Row, terms: Terms, about: Particulars) -> KoanRayError | bool | None:
         """Return what is wrong with a row, True for one that is here already, None for one to accept."""
-        known = self._live.get(row.job_id) or await self._catalog.get(row.job_id)
+        parent_id = about.parent_job_id
+        stored = None if row.job_id in self._live else await self._catalog.get(row.job_id)
+        has_parent = parent_id is None or parent_id in self._live or await self._catalog.get(parent_id) is not None
+        known = self._live.get(row.job_id) or stored  # while we looked, the same submit may have been accepted
         if known is not None:
             same = known.terms.kind == terms.kind and _same_json(known.context, row.context)
             return True if same else JobIdConflictError(row.job_id)
         if about.depth > self._settings.max_depth:
             return LimitExceededError("depth of a job tree", about.depth, self._settings.max_depth, "engine.max_depth")
-        parent_id = about.parent_job_id
-        if parent_id is not None and parent_id not in self._live and await self._catalog.get(parent_id) is None:
-            return JobNotFoundError(parent_id)
-        return None
+        return None if has_parent else JobNotFoundError(parent_id or "")
 
     def _is_closing(self, parent_id: str) -> bool:
         parent = self._live.get(parent_id)
@@ -168,11 +230,8 @@ class Submitting:
         """Take in job classes; jobs that have waited for one of their kinds can run from now on."""
         for job_id in self._kinds.learn(terms, code):
             job = self._live.get(job_id)
-            if job is not None and job.status is JobStatus.QUEUED and (routed := self._kinds.routed(job)) is not None:
-                self._kinds.ended(job)
-                self._kinds.begun(routed.terms.id)
-                self._live[job_id] = routed
-                self._jobs.enqueue(routed)
+            if job is not None and job.status is JobStatus.QUEUED:
+                self._jobs.enqueue(job)
 
 
 def _same_json(one: bytes, other: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""A coordinator's hold on one source: the lease, its beat, taking over, and standing down.
+"""A coordinator's hold on one shard of a source: the lease, its beat, taking over, and standing down.
 
 ::
 
@@ -16,6 +16,13 @@
 
 A store that does not answer changes no holder: a failed read starts the observation afresh, and a holder whose beats fail
 waits, with everything it knows, until the store is back or the lease is seen to be replaced.
+
+*Several shards.* The first shard of a source leads. Only its lease is observed and only it beats; whoever holds it may take
+those of the others at once, and acts on them only while it may act on the first. So a source belongs to one coordinator
+as a whole, whatever number of shards either was configured with: a job whose id falls into any of them can be accepted.
+The leader's term is above that of every shard's lease, and a follower's at least the leader's, so that a stamp reaches every
+document, also one that was written when there were more shards, or fewer. What remains to each shard: its own lease and
+term, its own takeover, and a writer whose flushes do not wait for those of others.
 """
 
 from __future__ import annotations
@@ -26,10 +33,11 @@ import threading
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from koan_ray.domain.lease import BEATS_PER_TTL, STANDS_DOWN_AFTER, Observation
+from koan_ray.domain.lease import BEATS_PER_TTL, MAX_SHARDS, STANDS_DOWN_AFTER, Observation, shard_name
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.writer import Writer, pause
 from koan_ray.errors import ConfigurationError, StaleLeaseError, StoreError, StoreUnavailableError
+from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -79,8 +87,11 @@ class Host(Protocol):
     async def opened(self, tenure: Tenure) -> None:
         """All are taken in: adopt what runs, count as lost what nobody runs, and dispatch."""
 
-    async def found(self, tenure: Tenure, jobs: Sequence[JobRecord]) -> None:
-        """These unfinished jobs carry our term; those that are not ours yet were inserted late by an earlier holder."""
+    async def found(self, tenure: Tenure, jobs: Sequence[JobRecord], *, is_late: bool = False) -> None:
+        """These unfinished jobs carry our term; those that are not ours yet are left by an earlier holder.
+
+        ``is_late``: they were read while we served, so those of them that were ours may have ended since.
+        """
 
     def stood_down(self, tenure: Tenure) -> None:
         """Another coordinator has the source: let go of everything that lives there."""
@@ -91,12 +102,15 @@ class Host(Protocol):
     def refused(self, job: JobRecord) -> None:
         """The insert of a job found its id taken."""
 
+    def unstorable(self, job: JobRecord, size: int, limit: int) -> None:
+        """The store cannot keep a record of this size, in bytes; what it held before is unchanged."""
+
     def resumed(self, job_ids: Sequence[str]) -> None:
         """The lease is certain again: these were held back."""
 
 
 class Tenure:
-    """One source as one coordinator has it.
+    """One shard of a source as one coordinator has it.
 
     Args:
         source: Its name and its stores.
@@ -107,27 +121,34 @@ class Tenure:
         clock: Time and timers.
         host: The coordinator.
         log: Where changes of state are told.
+        lead: The tenure of the source's first shard; None for that itself.
     """
 
     def __init__(
         self, source: Source, *, shard: str, slots: Sequence[int], holder: str, ttl_s: float, clock: Clock, host: Host,
-        log: Log,
+        log: Log, lead: Tenure | None = None,
     ) -> None:  # fmt: skip
         self.source, self.store, self.slots = source.name, source.store, slots
         self.audit = source.audit or source.store
         self.state = TenureState.OPENING
-        self.problem: BaseException | None = None  # why it is not active, as last seen
         self.lease: Lease | None = None
-        self._shard, self._holder, self._ttl_s, self._clock, self._host = shard, holder, ttl_s, clock, host
+        self.replaced = asyncio.Event()  # the lease is somebody else's, or we behave as if it were
+        self.read = asyncio.Event()  # what runs was taken in
+        self.shard = shard
+        self._problem: BaseException | None = None
+        self._lead, self._leads = lead, asyncio.Event()
+        self._followers: list[Tenure] = []
+        if lead is not None:
+            lead._followers.append(self)  # noqa: SLF001 - of the same class
+        self._holder, self._ttl_s, self._clock, self._host = holder, ttl_s, clock, host
         self._log = log.bind(source=source.name, shard=shard)
         self._heart, self._aside, self._is_dead = source.heart or source.store, source.aside, source.is_dead
         self._held: list[str] = []  # jobs that were not started because the lease was not certain
         self._beat_at = float("-inf")  # monotonic, when the last acknowledged beat was sent; written by the beating thread
-        self._replaced = asyncio.Event()
         self._woken = asyncio.Event()
         self._has_all = asyncio.Event()
+        self._is_sweeping = False  # the last sweep has not come to its end, if this is so at the beginning of one
         self._settled = asyncio.Event()  # the first attempt has come to an end, whatever that is
-        self._active = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._is_closing = False
         self._stop_beating: Callable[[], None] = lambda: None
@@ -141,27 +162,33 @@ class Tenure:
         return self.lease.term if self.lease is not None else 0
 
     @property
+    def problem(self) -> BaseException | None:
+        """Why it is not active, as last seen."""
+        return self._problem if self._problem is not None or self._lead is None else self._lead.problem
+
+    @property
     def may_act(self) -> bool:
-        """We hold the lease, and its last beat was acknowledged recently enough to rely on that."""
-        return (
-            self.lease is not None
-            and not self._replaced.is_set()
-            and self._clock.monotonic() - self._beat_at < STANDS_DOWN_AFTER * self._ttl_s
-        )
+        """We hold the lease, and the last beat was acknowledged recently enough to rely on that."""
+        if self.lease is None or self.replaced.is_set():
+            return False
+        if self._lead is not None:
+            return self._lead.may_act
+        return self._clock.monotonic() - self._beat_at < STANDS_DOWN_AFTER * self._ttl_s
+
+    @property
+    def is_ready(self) -> bool:
+        """This shard takes jobs now."""
+        return self.state is TenureState.ACTIVE and self.may_act
 
     async def ready(self) -> None:
-        """Return when this source takes jobs.
+        """Return when this shard takes jobs.
 
         Raises:
             ConfigurationError: The source cannot be used as configured.
             StoreUnavailableError: It has not become ready within 30 s; the message says what it waits for.
         """
-        if self.state is TenureState.ACTIVE and self.may_act:
-            return
-        if isinstance(self.problem, ConfigurationError):
-            raise self.problem
         deadline = self._clock.monotonic() + _READY_TIMEOUT_S
-        while not (self.state is TenureState.ACTIVE and self.may_act):
+        while not self.is_ready:
             if isinstance(self.problem, ConfigurationError):
                 raise self.problem
             if self._clock.monotonic() > deadline or self._is_closing:
@@ -184,8 +211,9 @@ class Tenure:
 
     def explain(self) -> str:
         """Say in words why jobs of this source are not taken at present."""
-        if self.state is TenureState.STANDBY and self.problem is None:
-            return f"another coordinator holds the lease of shard {self._shard} and is alive"
+        leader = self._lead or self
+        if leader.state is TenureState.STANDBY and self.problem is None:
+            return f"another coordinator holds the lease of shard {leader.shard} and is alive"
         return str(self.problem) if self.problem is not None else f"is {self.state}"
 
     async def settled(self) -> None:
@@ -199,9 +227,10 @@ class Tenure:
         turn = 0
         while not self._is_closing:
             try:
-                await self.store.open()
-                if self.audit is not self.store:
-                    await self.audit.open()
+                if self._lead is None:
+                    await self.store.open()
+                    if self.audit is not self.store:
+                        await self.audit.open()
                 self.lease = await self._obtain()
                 turn = 0
                 await self._serve(self.lease)
@@ -218,8 +247,12 @@ class Tenure:
         """Keep why nothing is written, for whoever asks, and tell the log of what is new."""
         if str(error) != str(self.problem):
             self._log.error(event, problem=str(error))
-        self.problem = error
+        self._problem = error
         self._settled.set()
+
+    def note_health(self) -> None:
+        """The store answers."""
+        self._problem = None
 
     def vanish(self, why: BaseException) -> None:
         """Stop as a killed process does; the lease stays where it is."""
@@ -228,29 +261,43 @@ class Tenure:
         self.writer.abandon(why)
 
     async def close(self) -> None:
-        """Stop, give the lease back, and let go of connections."""
+        """Stop, and give the lease back."""
         self._is_closing = True
         lease, self.lease = self.lease, None
         self._note_replaced()
         self.state = TenureState.CLOSED
         self._stop_beating()
-        for store in {id(s): s for s in (self.store, self.audit)}.values():
-            if lease is not None and store is self.store:
-                with contextlib.suppress(StoreError):  # the lease lapses by itself
-                    await store.release(lease)
-            with contextlib.suppress(StoreError):
-                await store.close()
+        if lease is not None:
+            killpoint("lease.before_release")
+            with contextlib.suppress(StoreError):  # the lease lapses by itself
+                await self.store.release(lease)
+            killpoint("lease.after_release")
 
     async def _obtain(self) -> Lease:
+        return await (self._obtain_lead() if self._lead is None else self._follow(self._lead))
+
+    async def _follow(self, lead: Tenure) -> Lease:
+        """Take the lease of a shard whose source is ours: nobody else may act on it."""
+        while True:
+            self.state = TenureState.OPENING if self.state is TenureState.OPENING else TenureState.STANDBY
+            await lead._leads.wait()
+            term = lead.term
+            taken = await self._take(await self.store.read_lease(self.shard), at_least=term)
+            if taken is not None and lead._leads.is_set() and lead.term == term:
+                self._problem = None
+                return taken
+            await pause(self._clock, self._ttl_s / BEATS_PER_TTL)
+
+    async def _obtain_lead(self) -> Lease:
         seen = Observation(self._ttl_s)
         turn = 0
         while True:
             self.state = TenureState.OPENING if self.state is TenureState.OPENING else TenureState.STANDBY
             try:
-                lease = await self.store.read_lease(self._shard)
-                self.problem = None
+                lease = await self.store.read_lease(self.shard)
+                self._problem = None
                 if self._is_free(lease, seen):
-                    taken = await self._take(lease)
+                    taken = await self._take(lease, at_least=1 + await self.store.latest_term(self._all_shards()))
                     if taken is not None:
                         return taken
                 if lease is not None and self.state is TenureState.OPENING:
@@ -269,29 +316,39 @@ class Tenure:
             return True  # nobody's, ours from an attempt to take over that was interrupted, or a dead process's
         return seen.read(lease, self._clock.monotonic())
 
-    async def _take(self, lease: Lease | None) -> Lease | None:
+    def _all_shards(self) -> list[str]:
+        """Return the names of all shards that this source can ever have had."""
+        namespace = self.shard.rpartition("/")[0]
+        return [shard_name(namespace, number) for number in range(MAX_SHARDS)]
+
+    async def _take(self, lease: Lease | None, *, at_least: int) -> Lease | None:
         sent_at = self._clock.monotonic()
+        killpoint("lease.before_take")
         try:
-            taken = await self.store.take_lease(self._shard, holder=self._holder, seen=lease)
+            taken = await self.store.take_lease(self.shard, holder=self._holder, seen=lease, at_least=at_least)
         except StoreUnavailableError:
             # Unknown: it may be ours. Only what a read says counts.
-            found = await self.store.read_lease(self._shard)
+            found = await self.store.read_lease(self.shard)
             taken = found if found is not None and found.holder == self._holder else None
         if taken is not None:
+            killpoint("lease.after_take")
             self._beat_at = sent_at
             self._log.info("lease_taken", term=taken.term, after=lease.holder if lease is not None else None)
         return taken
 
     async def _serve(self, lease: Lease) -> None:
-        self._replaced.clear()
+        self.replaced.clear()
         self._has_all.clear()
         self.state = TenureState.RECOVERING
         self.writer = self._new_writer(lease.term)
-        self._stop_beating = self._start_beating(lease)
+        if self._lead is None:
+            self._stop_beating = self._start_beating(lease)
+            self._leads.set()
         try:
             await self._take_over(lease.term)
-            self.state = TenureState.ACTIVE
+            self.read.set()
             await self._host.opened(self)
+            self.activate()
             self._settled.set()
             self._log.info("source_opened", term=lease.term)
             taking_over = self._loop.create_task(self._take_over_queue(lease.term))
@@ -301,13 +358,27 @@ class Tenure:
                 taking_over.cancel()
         finally:
             self._stop_beating()
+            self._leads.clear()
+            for follower in self._followers:
+                follower._note_replaced()  # noqa: SLF001 - of the same class
+            self.read.clear()
             self.state = TenureState.CLOSED if self._is_closing else TenureState.STANDBY
             self.lease = None
             self._held.clear()
-            self.writer.abandon(StaleLeaseError(self._shard, lease.term, lease.term + 1))
+            self.writer.abandon(StaleLeaseError(self.shard, lease.term, lease.term + 1))
             if not self._is_closing:
                 self._log.warning("stood_down", term=lease.term)
                 self._host.stood_down(self)
+
+    @property
+    def is_to_be_opened(self) -> bool:
+        """What runs was taken in, and nothing was done about it so far."""
+        return self.state is TenureState.RECOVERING and self.read.is_set() and not self.replaced.is_set()
+
+    def activate(self) -> None:
+        """All is taken in and adopted: from here on jobs are accepted."""
+        if self.state is TenureState.RECOVERING and not self.replaced.is_set():
+            self.state = TenureState.ACTIVE
 
     async def _take_over(self, term: int) -> None:
         """Take in what runs; what is queued follows while we serve, so that a long queue does not hold up its own head.
@@ -319,13 +390,12 @@ class Tenure:
 
     async def _take_over_queue(self, term: int) -> None:
         turn = 0
-        while not self._replaced.is_set():
+        while not self.replaced.is_set():
             try:
                 async for jobs in self.store.take_over(self.slots, term, (JobStatus.QUEUED,)):
                     await self._host.found(self, jobs)
                 if turn:  # what was stamped when we were interrupted carries our term, and was not read
-                    async for jobs in self.store.unfinished(self.slots, term):
-                        await self._host.found(self, jobs)
+                    await self._look(term)
             except StoreUnavailableError as error:
                 self._log.warning("take_over_interrupted", problem=str(error))
                 await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
@@ -335,9 +405,14 @@ class Tenure:
                 self._has_all.set()
                 return
 
+    async def _look(self, term: int) -> None:
+        """Hand over what carries our term and is not known to our host."""
+        async for jobs in self.store.unfinished(self.slots, term):
+            await self._host.found(self, jobs, is_late=True)
+
     async def has_all(self) -> bool:
         """Wait until every unfinished job of the source was taken in; false if the source is not ours."""
-        waiting = [asyncio.ensure_future(event.wait()) for event in (self._has_all, self._replaced)]
+        waiting = [asyncio.ensure_future(event.wait()) for event in (self._has_all, self.replaced)]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -347,21 +422,35 @@ class Tenure:
 
     async def _serve_until_replaced(self, term: int) -> None:
         """Sweep for late inserts of an earlier holder, which no stamp can fence, until the lease is lost."""
-        while not self._replaced.is_set():
+        while not self.replaced.is_set():
             timer = self._clock.call_later(self._ttl_s, self._woken.set)
             await self._woken.wait()
             timer.cancel()
             self._woken.clear()
-            if self._replaced.is_set() or not self.may_act:
+            # Not before the queue is taken over: of what is read there, nothing can have ended meanwhile.
+            if self.replaced.is_set() or not self.may_act or not self._has_all.is_set():
                 continue
             with contextlib.suppress(StoreUnavailableError):
-                if await self.store.claim(self.slots, term):
-                    self._log.warning("late_inserts_claimed", term=term)
-                    async for jobs in self.store.unfinished(self.slots, term):
-                        await self._host.found(self, jobs)
+                await self._sweep(term)
+
+    async def _sweep(self, term: int) -> None:
+        was_interrupted, self._is_sweeping = self._is_sweeping, True
+        n_claimed = await self.store.claim(self.slots, term)
+        if n_claimed:
+            self._log.warning("late_inserts_claimed", term=term, n=n_claimed)
+        if n_claimed or was_interrupted:  # then it may have claimed, too, and nobody has looked
+            await self._look(term)
+        self._is_sweeping = False
 
     def fenced(self, job: JobRecord) -> None:
-        """A guard of ours failed: an id was taken, or somebody else has written a document, so the shard is not ours."""
+        """A write was refused: a record too large, an id that was taken, or a document that somebody else has written.
+
+        Only the last says that the shard is not ours.
+        """
+        if (excess := self.store.excess(job)) is not None:
+            self._log.warning("job_too_large", job_id=job.id, rev=job.rev, size=excess[0], limit=excess[1])
+            self._host.unstorable(job, *excess)
+            return
         if job.rev == 1:
             self._host.refused(job)
             return
@@ -369,7 +458,7 @@ class Tenure:
         self._note_replaced()
 
     def _note_replaced(self) -> None:
-        self._replaced.set()
+        self.replaced.set()
         self._woken.set()
 
     def _new_writer(self, term: int) -> Writer:
@@ -407,7 +496,9 @@ class Tenure:
             try:
                 if self._heart is not self.store:
                     await self._heart.open()
+                killpoint("lease.before_beat")
                 after = await self._heart.beat(lease)
+                killpoint("lease.after_beat")
             except StoreError:
                 after = lease  # unknown; what may_act allows shrinks meanwhile
             else:
@@ -437,12 +528,13 @@ class _Guarded:
         try:
             refused = await tenure.store.apply(changes)
             if tenure.audit is not tenure.store:
+                killpoint("flush.between")
                 gone = {id(change) for change in refused}
                 await tenure.audit.file_executions([change for change in changes if id(change) not in gone])
         except StoreError as error:
             tenure.note_problem(error, "flush_failed")
             raise
-        tenure.problem = None
+        tenure.note_health()
         return refused
 
     async def file_executions(self, changes: Sequence[Change]) -> None:

@@ -39,7 +39,7 @@ from koan_ray.domain.records import (
     identified,
 )
 from koan_ray.domain.retry import RetryPolicy, RetryStrategy
-from koan_ray.domain.status import ExecutionStatus, Isolation, JobStatus, ParentPolicy, Reason
+from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy, Reason
 from koan_ray.errors import ConfigurationError, RecordCorruptError
 from koan_ray.ports import ActorInfo
 
@@ -263,6 +263,8 @@ def _encode_terms(terms: Terms) -> Document:
     }
     if terms.timeout_s is not None:
         document["timeout_s"] = terms.timeout_s
+    if terms.claim is not Claim.WRITE_BEHIND:
+        document["claim"] = terms.claim.value
     return document
 
 
@@ -365,6 +367,7 @@ def _read_terms(fields: _Fields) -> Terms:
     return make_terms(
         fields.text("kind"), _read_retry(terms.needed_sub("retry")), timeout_s, _read_spec(terms.needed_sub("spec")),
         terms.member("isolation", Isolation), terms.member("when_parent_ends", ParentPolicy),
+        terms.member("claim", Claim) if "claim" in terms.document else Claim.WRITE_BEHIND,
     )  # fmt: skip
 
 
@@ -375,9 +378,10 @@ def make_terms(
     spec: ActorSpec,
     isolation: Isolation,
     when_parent_ends: ParentPolicy,
+    claim: Claim = Claim.WRITE_BEHIND,
 ) -> Terms:
     """Return terms without a shipped class, with the id that `koan_ray.definition.Definition.terms` would give them."""
-    return identified(Terms("", kind, "", retry, timeout_s, spec, isolation, when_parent_ends))
+    return identified(Terms("", kind, "", retry, timeout_s, spec, isolation, when_parent_ends, claim))
 
 
 def stored_terms(terms: Terms) -> Terms:

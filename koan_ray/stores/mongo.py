@@ -29,6 +29,7 @@ from koan_ray.domain.lease import SLOTS, Lease
 from koan_ray.domain.query import Page
 from koan_ray.domain.status import ExecutionStatus, JobStatus
 from koan_ray.errors import ConfigurationError, RecordCorruptError, StoreUnavailableError
+from koan_ray.killpoints import killpoint
 from koan_ray.stores import mongo_filters, mongo_schema, mongo_windows
 from koan_ray.stores.codec import (
     SCHEMA_VERSION,
@@ -64,6 +65,7 @@ _BATCH: Final = 500
 _BATCH_BYTES: Final = 16 * 1024 * 1024  # of contexts and results, in one batch of a scan
 _PAGE_BYTES: Final = 8 * 1024 * 1024  # of parts in one answer
 _KEYS: Final = 2000  # entries of an index that are looked at together
+_MOVES: Final = "moves"  # the document of those that are under way
 _READ_MS: Final = 8_000  # the server gives up on a read after this long
 _SCAN_MS: Final = 120_000  # and on one of the scans at a start
 _MAX_DOCUMENT: Final = 16 * 1024 * 1024
@@ -209,16 +211,22 @@ class MongoStore:
     async def _apply_to(self, partition: str, changes: list[Change]) -> list[Change]:
         with self._errors(f"writing {len(changes)} jobs"):
             await self._write_blobs(partition, [change.job for change in changes])
+            killpoint("flush.before_jobs")
             refused = await self._write_jobs(partition, changes)
+            if refused:
+                await self._delete_unused_blobs(partition, [change.job for change in refused if change.expect == 0])
             gone = {id(change) for change in refused}
             kept = [change for change in changes if id(change) not in gone] if refused else changes
             audited = [change for change in kept if self._is_audited(change.job)]
+            if any(change.executions for change in audited):
+                killpoint("flush.between")
             await self._write_executions(
                 partition,
                 [execution for change in audited if change.expect > 1 for execution in change.executions],
                 # Of a job that was only queued so far no execution can be there: an insert costs a quarter of an upsert.
                 new=[execution for change in audited if change.expect <= 1 for execution in change.executions],
             )
+            killpoint("flush.after_executions")
         return refused
 
     def _is_audited(self, job: JobRecord) -> bool:
@@ -289,6 +297,10 @@ class MongoStore:
             n_changed = sum(int(error.details.get(name, 0)) for name in ("nModified", "nUpserted", "nInserted"))
             return n_changed + await self._write_executions(partition, known)
         return int(result.modified_count) + int(result.upserted_count) + int(result.inserted_count)
+
+    def excess(self, job: JobRecord) -> tuple[int, int] | None:
+        size = len(to_bson(encode_job(job, self._inline_limit)))
+        return (size, _MAX_DOCUMENT) if size > _MAX_DOCUMENT else None
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -423,14 +435,15 @@ class MongoStore:
     # --- deleting ----------------------------------------------------------------------------------------------------
 
     async def remove(self, job_id: str) -> bool:
+        """Delete a job, its executions first: what an interruption leaves is a job, and removing it again finishes it."""
         with self._errors(f"removing job {job_id}"):
             was_there = False
             for partition in await self._refresh_partitions():
+                await self._executions(partition).delete_many({"job_id": job_id})
                 document = await self._jobs(partition).find_one_and_delete({"_id": job_id})
                 if document is not None:
                     was_there = True
                     await self._delete_blobs(partition, document)
-                await self._executions(partition).delete_many({"job_id": job_id})
                 await self._items(partition).delete_many({"job_id": job_id})
             return was_there
 
@@ -444,17 +457,23 @@ class MongoStore:
         with self._errors(f"reading the lease of {shard}"):
             return _lease(await self._db[mongo_schema.LEASES].find_one({"_id": shard}, max_time_ms=_READ_MS))
 
-    async def take_lease(self, shard: str, *, holder: str, seen: Lease | None) -> Lease | None:
+    async def take_lease(self, shard: str, *, holder: str, seen: Lease | None, at_least: int = 1) -> Lease | None:
         with self._errors(f"taking the lease of {shard}"):
             if seen is not None:
-                return await self._change_lease(seen, {"$set": {"holder": holder}, "$inc": {"term": 1, "beat": 1}})
-            taken = Lease(shard, holder, 1, 1)
-            document = {"_id": shard, "holder": holder, "term": 1, "beat": 1, "schema_version": SCHEMA_VERSION}
+                term = max(seen.term + 1, at_least)
+                return await self._change_lease(seen, {"$set": {"holder": holder, "term": term}, "$inc": {"beat": 1}})
+            taken = Lease(shard, holder, at_least, 1)
+            document = {"_id": shard, "holder": holder, "term": at_least, "beat": 1, "schema_version": SCHEMA_VERSION}
             try:
                 await self._db[mongo_schema.LEASES].insert_one(document)
             except errors.DuplicateKeyError:
                 return None
             return taken
+
+    async def latest_term(self, shards: Sequence[str]) -> int:
+        with self._errors("reading the leases"):
+            cursor = self._db[mongo_schema.LEASES].find({"_id": {"$in": list(shards)}}, {"term": 1}, max_time_ms=_READ_MS)
+            return max([int(document["term"]) async for document in cursor], default=0)
 
     async def beat(self, lease: Lease) -> Lease | None:
         with self._errors(f"beating for {lease.shard}"):
@@ -533,7 +552,9 @@ class MongoStore:
     async def _stamp(self, partition: str, ids: list[str], term: int) -> int:
         """Put a term on those of these jobs that are unfinished and have an older one; returns how many."""
         mine = {"_id": {"$in": ids}, "status": {"$in": list(_UNFINISHED)}, "term": {"$lt": term}}
+        killpoint("takeover.before_stamp")
         result = await self._jobs(partition).update_many(mine, {"$set": {"term": term}, "$inc": {"rev": 1}})
+        killpoint("takeover.after_stamp")
         return int(result.modified_count)
 
     async def unfinished(self, slots: Sequence[int], term: int) -> AsyncIterator[list[JobRecord]]:
@@ -793,6 +814,7 @@ class MongoStore:
             if self._keeps_executions:
                 stale = DeleteMany({"job_id": job.id, "_id": {"$nin": [execution.id for execution in executions]}})
                 await self._executions(partition).bulk_write([stale, *copies])
+            killpoint("archive.between_copies")
             document = encode_job(job, self._inline_limit)
             await self._jobs(partition).replace_one({"_id": job.id}, document, upsert=True)
 
@@ -803,6 +825,25 @@ class MongoStore:
                 return None
             return await self._record(document, partition), await self._executions_in(partition, job_id)
 
+    async def note_moves(self, partition: str, job_ids: Sequence[str]) -> None:
+        with self._errors(f"noting {len(job_ids)} moves"):
+            noted = {"partition": partition, "jobs": list(job_ids), "schema_version": SCHEMA_VERSION}
+            await self._db[mongo_schema.META].update_one({"_id": _MOVES}, {"$set": noted}, upsert=True)
+
+    async def finish_moves(self) -> int:
+        with self._errors("finishing moves"):
+            noted = await self._db[mongo_schema.META].find_one({"_id": _MOVES}, max_time_ms=_READ_MS)
+            if noted is None:
+                return 0
+            partition, job_ids = noted["partition"], noted["jobs"]
+            await self._ensure(partition)
+            there = {found["_id"] async for found in self._jobs(partition).find({"_id": {"$in": job_ids}}, {"_id": 1})}
+            left = {"job_id": {"$in": [job_id for job_id in job_ids if job_id not in there]}}
+            result = await self._executions(partition).delete_many(left)
+            await self._items(partition).delete_many(left)
+            await self._db[mongo_schema.META].delete_one({"_id": _MOVES})
+            return int(result.deleted_count)
+
     async def delete_if(self, job: JobRecord, partition: str) -> bool:
         """Delete a finished job under its guard. Where it is gone already, what an interrupted deletion left goes, too."""
         with self._errors(f"deleting job {job.id} from partition {partition!r}"):
@@ -811,6 +852,7 @@ class MongoStore:
             document = await jobs.find_one_and_delete(guard)
             if document is None and await jobs.find_one({"_id": job.id}, {"_id": 1}) is not None:
                 return False
+            killpoint("archive.between_deletes")
             await self._executions(partition).delete_many({"job_id": job.id})
             await self._items(partition).delete_many({"job_id": job.id})
             await self._delete_blobs(partition, document or encode_job(job, self._inline_limit))
@@ -847,6 +889,15 @@ class MongoStore:
         for name in blobs_named(document):
             with contextlib.suppress(NoFile):
                 await self._bucket(partition).delete(name)
+
+    async def _delete_unused_blobs(self, partition: str, jobs: Iterable[JobRecord]) -> None:
+        """Delete what was written for inserts that were refused, unless the job that is there has the same contents."""
+        for job in jobs:
+            if written := {name for name, _ in blobs_of(job, self._inline_limit)}:
+                stored = await self._jobs(partition).find_one({"_id": job.id}, max_time_ms=_READ_MS)
+                for name in written.difference(blobs_named(stored or {})):
+                    with contextlib.suppress(NoFile):
+                        await self._bucket(partition).delete(name)
 
     def _bucket(self, partition: str) -> Any:
         return self._open_connection().bucket(mongo_schema.collection_name(mongo_schema.BLOBS, partition))

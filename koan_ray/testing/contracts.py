@@ -569,6 +569,21 @@ class DocumentStoreContract(StoreContract):
         assert first == await store.read_lease("koan/0")
         assert second == await store.read_lease("koan/1")
 
+    async def test_a_term_is_at_least_what_is_asked_for(self, store: DocumentStore) -> None:
+        """So that a stamp reaches what was written under other leases."""
+        assert await store.latest_term(["koan/0", "koan/1"]) == 0
+        first = await store.take_lease("koan/0", holder="a", seen=None, at_least=7)
+        assert first is not None
+        assert (first.term, await store.latest_term(["koan/0", "koan/1"])) == (7, 7)
+        second = await store.take_lease("koan/0", holder="b", seen=first, at_least=3)
+        assert second is not None
+        assert second.term == 8
+        third = await store.take_lease("koan/0", holder="c", seen=second, at_least=20)
+        assert third is not None
+        assert (third.term, third.beat) == (20, 3)
+        assert await store.take_lease("koan/0", holder="d", seen=second, at_least=30) is None
+        assert await store.latest_term(["koan/1"]) == 0
+
     # --- taking over -------------------------------------------------------------------------------------------------
 
     async def test_claiming_refuses_what_the_old_holder_still_writes(self, store: DocumentStore) -> None:

@@ -57,6 +57,7 @@ class StoreFaults:
         lose_requests: So many of the next writes are not made; the caller cannot tell this from a lost answer.
         tear: So many of the next batches write their jobs and not their executions, and lose the answer; of parts, the
             first half.
+        tear_delete: So many of the next guarded deletions delete the job and not what belongs to it, and lose the answer.
         delay_s: Every call takes this long, before anything is done, in the loop's time.
         reply_delay_s: Every write takes this long after it was done.
     """
@@ -65,6 +66,7 @@ class StoreFaults:
     lose_replies: int = 0
     lose_requests: int = 0
     tear: int = 0
+    tear_delete: int = 0
     delay_s: float = 0.0
     reply_delay_s: float = 0.0
     n_fired: int = 0
@@ -101,8 +103,10 @@ class MemoryDatabase:
     executions: dict[str, dict[str, Document]] = field(default_factory=dict)
     parts: dict[str, dict[str, Document]] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
+    moves: tuple[str, list[str]] | None = None
     faults: StoreFaults = field(default_factory=StoreFaults)
     n_writes: int = 0
+    max_document: int | None = None  # bytes, roughly
 
 
 class MemoryDocumentStore:
@@ -177,6 +181,8 @@ class MemoryDocumentStore:
 
     def _apply_one(self, change: Change) -> bool:
         job, partition = change.job, change.job.particulars.residence.partition
+        if self.excess(job) is not None:
+            return False
         jobs = self._jobs(partition)
         stored = jobs.get(job.id)
         if (stored["rev"] if stored is not None else 0) == change.expect:
@@ -187,6 +193,11 @@ class MemoryDocumentStore:
         elif stored is None or not _is_same(stored, change):
             return False
         return True
+
+    def excess(self, job: JobRecord) -> tuple[int, int] | None:
+        limit = self.database.max_document
+        size = len(str(encode_job(job))) if limit is not None else 0
+        return (size, limit) if limit is not None and size > limit else None
 
     def _write_execution(self, execution: ExecutionRecord, partition: str) -> bool:
         executions = self.database.executions.setdefault(partition, {})
@@ -338,14 +349,18 @@ class MemoryDocumentStore:
         await self._begin()
         return self.database.leases.get(shard)
 
-    async def take_lease(self, shard: str, *, holder: str, seen: Lease | None) -> Lease | None:
+    async def take_lease(self, shard: str, *, holder: str, seen: Lease | None, at_least: int = 1) -> Lease | None:
         await self._begin(writes=True)
         if self.database.leases.get(shard) != seen:
             return None
-        taken = Lease(shard, holder, seen.term + 1 if seen else 1, seen.beat + 1 if seen else 1)
+        taken = Lease(shard, holder, max(at_least, seen.term + 1 if seen else 1), seen.beat + 1 if seen else 1)
         self.database.leases[shard] = taken
         await self.faults.after()
         return taken
+
+    async def latest_term(self, shards: Sequence[str]) -> int:
+        await self._begin()
+        return max((self.database.leases[shard].term for shard in shards if shard in self.database.leases), default=0)
 
     async def beat(self, lease: Lease) -> Lease | None:
         return await self._change_lease(lease, lease.holder)
@@ -501,11 +516,34 @@ class MemoryDocumentStore:
             return None
         return self._record(document, partition), self._executions_in(partition, job_id)
 
+    async def note_moves(self, partition: str, job_ids: Sequence[str]) -> None:
+        await self._begin(writes=True)
+        self.database.moves = (partition, list(job_ids))
+        await self.faults.after()
+
+    async def finish_moves(self) -> int:
+        await self._begin()
+        if self.database.moves is None:
+            return 0
+        await self._begin(writes=True)
+        partition, job_ids = self.database.moves
+        gone = set(job_ids) - self._jobs(partition).keys()
+        n_left = sum(document["job_id"] in gone for document in self.database.executions.get(partition, {}).values())
+        for job_id in gone:
+            self._delete(job_id, partition)
+        self.database.moves = None
+        await self.faults.after()
+        return n_left
+
     async def delete_if(self, job: JobRecord, partition: str) -> bool:
         await self._begin(writes=True)
         document = self.database.jobs.get(partition, {}).get(job.id)
         if document is not None and (document["rev"] != job.rev or document["status"] in _UNFINISHED):
             return False
+        if self.faults.tear_delete > 0:
+            self.faults.tear_delete -= 1
+            self._jobs(partition).pop(job.id, None)
+            self.faults.fire("the deletion stopped between the job and its executions")
         was_there = self._delete(job.id, partition)
         await self.faults.after()
         return was_there

@@ -172,7 +172,7 @@ class _SimActor:
                 live = self._todo.popleft()
                 if live.is_waiting:
                     live.is_waiting = False
-                    self._push(resumed=[live.order.execution_id])
+                    self._push([live.order.execution_id])
                 if self._launcher.strikes("die_at_begin"):
                     self.die("simulated: died before a body began")
                     return
@@ -271,9 +271,18 @@ class _SimActor:
             self._held[batch] = ended
         self._launcher.later(self, lambda: self.events.batch_answered(self.name, batch, reply))
 
-    def _push(self, *, parked: list[str] | None = None, resumed: list[str] | None = None) -> None:
-        push = Push(self.name, [], parked or [], resumed or [], [])
-        self._launcher.later(self, lambda: self._launcher.pushed(push))
+    def _push(self, turned: Sequence[str] = ()) -> None:
+        """Tell which of these bodies wait and which do not; again, if the coordinator has not decided on this actor."""
+        live = [self._live[execution_id] for execution_id in turned if execution_id in self._live]
+        parked = [each.order.execution_id for each in live if each.is_parked or each.is_waiting]
+        resumed = [each.order.execution_id for each in live if not (each.is_parked or each.is_waiting)]
+        push = Push(self.name, [], parked, resumed, [])
+
+        def arrive() -> None:
+            if not self._launcher.pushed(push) and turned:
+                self.clock.call_later(_TELL_AGAIN_S, lambda: None if self.is_dead else self._push(turned))
+
+        self._launcher.later(self, arrive)
 
     # --- Host ------------------------------------------------------------------------------------------------------------
 
@@ -292,7 +301,7 @@ class _SimActor:
         if live is not None:
             live.is_parked = True
             self._n_active -= 1
-            self._push(parked=[attempt.order.execution_id])
+            self._push([attempt.order.execution_id])
             self._fill()
             if live.batch in self._ended:
                 self._answer_if_settled(live.batch)
@@ -302,7 +311,7 @@ class _SimActor:
         if live is None or not live.is_parked or self.is_dead:
             return True
         live.is_parked = False
-        self._push(resumed=[attempt.order.execution_id])
+        self._push([attempt.order.execution_id])
         if self._n_active < self.spec.concurrency:
             self._n_active += 1
             return True
@@ -416,10 +425,9 @@ class SimLauncher:
             crashed.cancel()
             answer.cancel()
 
-    def pushed(self, push: Push) -> None:
-        """Bring news to the coordinator, if there is one."""
-        if self.coordinator is not None:
-            self.coordinator.pushed(push)
+    def pushed(self, push: Push) -> bool:
+        """Bring news to the coordinator; false if there is none, or if it does not know this actor (yet)."""
+        return self.coordinator is not None and self.coordinator.pushed(push)
 
     # --- for the actors --------------------------------------------------------------------------------------------------
 

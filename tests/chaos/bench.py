@@ -274,7 +274,7 @@ def local_engine(url, **sections):
 
 def tenure_of(engine):
     """The hold of a local engine on its only source."""
-    return engine._runtime.core._catalog.tenures["default"]
+    return engine._runtime.core._catalog.sources["default"].tenures[0]
 
 
 class Idle:
@@ -289,7 +289,7 @@ class Idle:
     async def opened(self, tenure):
         self.opened_terms.append(tenure.term)
 
-    async def found(self, tenure, jobs):
+    async def found(self, tenure, jobs, *, is_late=False):
         self.taken_in += [job.id for job in jobs]
 
     def stood_down(self, tenure):
@@ -297,6 +297,7 @@ class Idle:
 
     def written(self, jobs): ...
     def refused(self, job): ...
+    def unstorable(self, job, size, limit): ...
     def resumed(self, job_ids): ...
 
 

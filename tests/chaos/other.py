@@ -40,6 +40,13 @@ def said(process, within=60.0):
     return found[0]
 
 
+def status(process):
+    """Return what the engine of another process says of itself."""
+    process.stdin.write("status\n")
+    process.stdin.flush()
+    return said(process)
+
+
 def end(process):
     process.kill()
     process.wait()
@@ -53,7 +60,9 @@ def main(task):
     )  # fmt: skip
     jobs = Effectful.start_many(task["contexts"]).persist().audit().run().get(60) if task.get("contexts") else []
     print(json.dumps({"pid": os.getpid(), "jobs": [job.id for job in jobs]}), flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:  # until the test closes it
+        if line.strip() == "status":
+            print(json.dumps(koan.init().status().get(60), default=str), flush=True)
     os._exit(0)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import ray
 from pymongo import MongoClient
+from ray.cluster_utils import Cluster
 
 import koan_ray as koan
 from koan_ray.runtime.ray import options
@@ -33,14 +34,36 @@ NAMESPACE = "chaos-soak"
 UNRECORDED = 4  # see test_ray_faults
 WRITTEN_BEHIND = """Running is written behind: a body that a killed coordinator began in its last 50 ms may be begun again
 under another execution. Those are the effects that no document names; they settle nothing."""
-KINDS = ("coordinator", "broker", "job actor", "job actor", "document server", "pause of the document server")
+KINDS = (
+    "coordinator", "broker", "job actor", "job actor", "document server", "pause of the document server", "raylet",
+)  # fmt: skip
+
+
+class Nodes:
+    """A second node of the Ray that this process started, whose raylet is killed and replaced."""
+
+    def __init__(self):
+        self._cluster = Cluster()
+        self._cluster.head_node = ray._private.worker._global_node
+        self._node = None
+        self.add()
+
+    def add(self):
+        self._node = self._cluster.add_node(num_cpus=1)
+
+    def kill(self):
+        """Kill the raylet. Its job actors go with it, in their own time; so does what else it had started."""
+        kill9(self._node.all_processes["raylet"][0].process.pid)
+
+    def remove(self):
+        self._cluster.remove_node(self._node, allow_graceful=False)
 
 
 class Trouble:
     """Kills and pauses; counts what really happened."""
 
-    def __init__(self, server, ledger, rng):
-        self._server, self._ledger, self._rng = server, ledger, rng
+    def __init__(self, server, nodes, ledger, rng):
+        self._server, self._nodes, self._ledger, self._rng = server, nodes, ledger, rng
         self.fired = Counter()
 
     def cause(self, kind):
@@ -52,6 +75,11 @@ class Trouble:
             self._server.stop()
             time.sleep(self._rng.uniform(0.5, 3.0))
             self._server.cont()
+        elif kind == "raylet":
+            self._nodes.kill()
+            time.sleep(self._rng.uniform(0.1, 1.5))
+            self._nodes.remove()
+            self._nodes.add()
         elif kind == "job actor":
             pids = {effect.pid for effect in self._ledger.effects()[-20:] if is_alive(effect.pid)}
             if not pids:
@@ -63,17 +91,24 @@ class Trouble:
         self.fired[kind] += 1
 
 
+@pytest.fixture
+def nodes(cluster):
+    started = Nodes()
+    yield started
+    started.remove()
+
+
 @pytest.mark.timeout(SECONDS * 2 + 240)
-def test_soak(cluster, own_server, ledger, history):
+def test_soak(nodes, own_server, ledger, history):
     rng = random.Random(SEED)
     url = own_server.url("soak")
     engine = {
-        "max_actors": 2, "cancel_grace": 0.5, "namespace": NAMESPACE, "lease_ttl": 3, "max_crashes": 1000,
+        "max_actors": 3, "cancel_grace": 0.5, "namespace": NAMESPACE, "lease_ttl": 3, "max_crashes": 1000,
     }  # fmt: skip
     stopping = threading.Event()
     began = time.monotonic()
     with koan.init(engine=engine, sources={"default": {"url": url + "&serverSelectionTimeoutMS=2000"}}):
-        trouble = Trouble(own_server, ledger, rng)
+        trouble = Trouble(own_server, nodes, ledger, rng)
 
         def submit(seed):
             mine, n = random.Random(f"{SEED}.{seed}"), 0
@@ -86,7 +121,7 @@ def test_soak(cluster, own_server, ledger, history):
                     with contextlib.suppress(koan.KoanRayError, TimeoutError):
                         job.cancel("by chance").get(30)
                 n += 1
-                time.sleep(0.05)
+                time.sleep(mine.uniform(0.2, 0.4))  # what is submitted faster than it gets done is left for afterwards
 
         submitters = [threading.Thread(target=submit, args=(n,)) for n in range(3)]
         for submitter in submitters:

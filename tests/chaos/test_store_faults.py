@@ -51,8 +51,9 @@ def one(ledger, n=0, takes=0.0, **more):
 # --- F14, F15, F16: the server dies, stands still, is slow -----------------------------------------------------------
 
 
+@pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("n_kills", [pytest.param(3, marks=quick), pytest.param(10, marks=pytest.mark.slow)])
-def test_f14_what_was_acknowledged_outlives_every_kill_of_the_server(own_server, ledger, history, n_kills):
+def test_f14_what_was_acknowledged_outlives_every_kill_of_the_server(own_server, ledger, history, n_kills, shards):
     url = own_server.url("f14") + "&serverSelectionTimeoutMS=2000"
     stopping = threading.Event()
     n_killed = 0
@@ -63,7 +64,7 @@ def test_f14_what_was_acknowledged_outlives_every_kill_of_the_server(own_server,
             history.submit(one(ledger, n=writer * 10_000 + n, fails=n % 7 == 0))
             n += 1
 
-    with local_engine(url) as engine:
+    with local_engine(url, shards=shards) as engine:
         writers = [threading.Thread(target=write, args=(n,)) for n in range(4)]
         for writer in writers:
             writer.start()

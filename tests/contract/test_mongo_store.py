@@ -194,12 +194,16 @@ class TestMongo(DocumentStoreContract):
         await store.apply([Change(job(context=small), 0)])
         assert db["blobs.files"].count_documents({}) == 0
 
-    async def test_a_refused_insert_does_not_touch_the_content_of_the_job_that_is_there(self, another):
+    async def test_a_refused_insert_does_not_touch_the_content_of_the_job_that_is_there_and_leaves_none(self, another, db):
         store = await another(inline_limit=10)
         first = job(context=b'"' + b"a" * 100 + b'"')
         second = Change(first.evolve(context=b'"' + b"b" * 100 + b'"'), 0)
         await store.apply([Change(first, 0)])
         assert await store.apply([second]) == [second]
+        assert (await store.get(first.id)).context == first.context
+        assert (db["blobs.files"].count_documents({}), db["blobs.chunks"].count_documents({})) == (1, 1)
+        same = Change(first.evolve(created_at=first.created_at + 1), 0)
+        assert await store.apply([same]) == [same]
         assert (await store.get(first.id)).context == first.context
 
     async def test_pieces_of_an_interrupted_upload_are_replaced(self, another, db):
@@ -218,6 +222,38 @@ class TestMongo(DocumentStoreContract):
         assert await store.get(good.id) is not None
         assert await store.get(other.id) is not None
         assert await store.get(giant.id) is None
+        assert store.excess(good) is None
+        size, limit = store.excess(giant)
+        assert size > 17_000_000 > limit
+
+    async def test_executions_that_an_interrupted_move_left_are_deleted_and_no_others(self, store, db):
+        records = [audited(partition="hot", status=JobStatus.COMPLETED, completed_at=AT) for _ in range(3)]
+        await store.apply([Change(record, 0, (execution(record),)) for record in records])
+        moved, staying, unnoted = records
+        assert await store.finish_moves() == 0
+        await store.note_moves("hot", [unnoted.id])
+        await store.note_moves("hot", [moved.id, staying.id])  # in place of those before
+        db["jobs.hot"].delete_many({"_id": {"$in": [moved.id, unnoted.id]}})
+        assert await store.finish_moves() == 1
+        left = {found["job_id"] for found in db["executions.hot"].find()}
+        assert left == {staying.id, unnoted.id}
+        assert await store.finish_moves() == 0
+        await store.note_moves("hot", [unnoted.id])
+        assert await store.finish_moves() == 1
+
+    async def test_a_removal_deletes_executions_first_so_that_an_interrupted_one_can_be_made_again(self, store, db):
+        record = audited(partition="hot", status=JobStatus.COMPLETED, completed_at=AT)
+        await store.apply([Change(record, 0, (execution(record),))])
+        order = []
+        for name in ("_jobs", "_executions"):
+            collection_of = getattr(store, name)
+            setattr(
+                store, name, lambda partition, n=name, of=collection_of: (order.append((n, partition)), of(partition))[1]
+            )
+        assert await store.remove(record.id) is True
+        hot = [name for name, partition in order if partition == "hot"]
+        assert hot.index("_executions") < hot.index("_jobs")
+        assert db["executions.hot"].count_documents({}) == 0
 
     # --- damage ------------------------------------------------------------------------------------------------------
 

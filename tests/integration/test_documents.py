@@ -38,9 +38,9 @@ def server(tmp_path_factory):
     started.end()
 
 
-@pytest.fixture(scope="module")
-def engine(cluster, server):
-    sections = {"max_actors": 2, "cancel_grace": 0.5, "namespace": "test-documents", "lease_ttl": 6}
+@pytest.fixture(scope="module", params=[1, 3], ids=["1 shard", "3 shards"])
+def engine(request, cluster, server):
+    sections = {"max_actors": 2, "cancel_grace": 0.5, "namespace": "test-documents", "lease_ttl": 6, "shards": request.param}
     with koan.init(engine=sections, sources={"default": {"url": server.url("ray")}}) as engine:
         yield engine
         end_namespace("test-documents")

@@ -7,6 +7,7 @@ import threading
 
 from koan_ray import testing, wiring
 from koan_ray.domain.lease import slots_of
+from koan_ray.engine.shards import Shards
 from koan_ray.engine.tenure import Source, Tenure
 from koan_ray.ports import LoopClock, Silence
 
@@ -81,14 +82,14 @@ async def test_the_beat_of_the_next_term_begins_when_the_last_ones_client_is_clo
 async def test_a_lease_that_cannot_be_given_back_does_not_keep_the_connections_open():
     database = testing.MemoryDatabase()
     store = testing.MemoryDocumentStore(database)
-    tenure = Tenure(
-        Source("default", store), shard="koan/0", slots=slots_of(0, 1), holder="me", ttl_s=15.0,
+    shards = Shards(
+        Source("default", store), namespace="koan", n_shards=1, holder="me", ttl_s=15.0,
         clock=LoopClock(asyncio.get_running_loop()), host=Quiet(), log=Silence(),
     )  # fmt: skip
-    running = asyncio.ensure_future(tenure.run())
-    await tenure.settled()
+    running = asyncio.ensure_future(shards.tenures[0].run())
+    await shards.settled()
     database.faults.unavailable = True
-    await tenure.close()
+    await shards.close()
     assert not store._is_open
     running.cancel()
 
@@ -98,8 +99,9 @@ class Quiet:
 
     def took_in(self, tenure, jobs): ...
     async def opened(self, tenure): ...
-    async def found(self, tenure, jobs): ...
+    async def found(self, tenure, jobs, *, is_late=False): ...
     def stood_down(self, tenure): ...
     def written(self, jobs): ...
     def refused(self, job): ...
+    def unstorable(self, job, size, limit): ...
     def resumed(self, job_ids): ...

@@ -207,3 +207,24 @@ def test_progress_that_could_not_be_told_is_told_again(agent, uplink, clock):
     told = [(execution, progress.current_step) for push in uplink.arrived for execution, progress in push.progress]
     assert told == [(execution_id, 5)]
     end(agent)
+
+
+def test_a_body_that_has_resumed_and_parked_again_since_the_last_news_is_told_as_parked(agent, uplink, clock):
+    """The coordinator would else take its actor for busy, and send it none of the jobs that the body waits for."""
+    execution_id = begin(agent, 1)
+    attempt = agent._live[execution_id].attempt
+    uplink.held = []
+    agent.release(attempt, blocking=False)
+    agent.tick()
+    assert (uplink.tried[-1].parked, uplink.tried[-1].resumed) == ([execution_id], [])
+    agent.acquire(attempt, lambda: None)
+    agent.release(attempt, blocking=False)
+    done, answer = uplink.held.pop()
+    done(answer)
+    agent.tick()
+    assert (uplink.tried[-1].parked, uplink.tried[-1].resumed) == ([execution_id], [])
+    agent.acquire(attempt, lambda: None)
+    done, _ = uplink.held.pop()
+    done(None)  # nobody was there: told again, as it is now
+    agent.tick()
+    assert (uplink.tried[-1].parked, uplink.tried[-1].resumed) == ([], [execution_id])

@@ -314,7 +314,7 @@ def test_a_crash_at_any_step_is_made_up_for(database, documents, step, at, nth, 
                     engine.crash()
                     await asyncio.Event().wait()
 
-            step["does"] = engine.coordinator._catalog.tenures["default"].store.step = does
+            step["does"] = engine.coordinator._catalog.sources["default"].tenures[0].store.step = does
             readers = [asyncio.ensure_future(watch(one.id, misses)) for one in jobs]
             armed.append(True)
             if direction == "restore":
@@ -367,7 +367,7 @@ def test_an_outage_leaves_the_rest_to_the_next_pass(database, documents, step):
             async def does(name, when, job_id):
                 database.faults.unavailable = (name, when) == ("put_copy", "before")
 
-            store = engine.coordinator._catalog.tenures["default"].store
+            store = engine.coordinator._catalog.sources["default"].tenures[0].store
             store.step = does
             counts = (await engine.coordinator.archive(False))["soon"]
             assert (counts["moved"], counts["interrupted"]) == (0, 1)
@@ -384,7 +384,7 @@ def test_a_copy_that_cannot_be_read_back_equal_keeps_the_source(database, docume
     async def scenario():
         async with documents() as engine:
             bad, good = await ended("a", "b")
-            store = engine.coordinator._catalog.tenures["default"].store
+            store = engine.coordinator._catalog.sources["default"].tenures[0].store
 
             async def does(name, when, job_id):
                 if (name, when, job_id) == ("put_copy", "after", bad.id):
@@ -413,7 +413,7 @@ def test_a_job_stays_whose_parts_could_not_be_read_back_equal(database, document
             bad, good = await ended("a", "b")
             before = await seen(bad)
             key = part_id(bad.id, VALUES, 1)
-            store = engine.coordinator._catalog.tenures["default"].store
+            store = engine.coordinator._catalog.sources["default"].tenures[0].store
 
             async def does(name, when, job_id):
                 if (name, when, job_id) == ("put_copy", "after", bad.id):
@@ -445,7 +445,7 @@ def test_parts_are_read_whole_at_every_step_of_a_move(database, documents):
         async with documents() as engine:
             (one,) = await ended("a")
             before, read = (await seen(one))[-2], []
-            store = engine.coordinator._catalog.tenures["default"].store
+            store = engine.coordinator._catalog.sources["default"].tenures[0].store
 
             async def does(name, when, job_id):
                 if name != "read_parts":
@@ -464,7 +464,7 @@ def test_what_was_copied_of_a_job_that_was_then_removed_goes_too(database, docum
     async def scenario():
         async with documents(archives=False) as engine:
             (one,) = await ended("a")
-            store = engine.coordinator._catalog.tenures["default"].store
+            store = engine.coordinator._catalog.sources["default"].tenures[0].store
 
             async def does(name, when, job_id):
                 if (name, when) == ("put_copy", "before"):  # the answer is lost, and somebody removes the job
@@ -485,7 +485,7 @@ def test_a_copy_that_is_there_is_compared_and_not_written_again(database, docume
     async def scenario():
         async with documents() as engine:
             (one,) = await ended("a")
-            store = engine.coordinator._catalog.tenures["default"].store
+            store = engine.coordinator._catalog.sources["default"].tenures[0].store
             record, executions = await store.get_copy(one.id, "hot")
             for stream in STREAMS:
                 await store.write_parts("archive", await store.read_parts("hot", one.id, stream))
@@ -508,7 +508,7 @@ def test_a_lost_lease_stops_a_pass_at_once(database, documents):
     async def scenario():
         async with documents() as engine:
             jobs = await ended("a", "b", "c")
-            tenure = engine.coordinator._catalog.tenures["default"]
+            tenure = engine.coordinator._catalog.sources["default"].tenures[0]
 
             async def does(name, when, job_id):
                 if (name, when) == ("put_copy", "after"):
@@ -530,7 +530,7 @@ def test_a_job_that_is_removed_while_it_moves_does_not_come_back(database, docum
             async def does(name, when, job_id):
                 await asyncio.sleep(0.01)
 
-            engine.coordinator._catalog.tenures["default"].store.step = does
+            engine.coordinator._catalog.sources["default"].tenures[0].store.step = does
             passing = asyncio.ensure_future(engine.coordinator.archive(False))
             await asyncio.sleep(0.015)
             await koan.Jobs.remove(one.id)
@@ -605,7 +605,7 @@ def test_a_delete_of_an_earlier_holder_does_not_match_what_was_brought_back(data
     async def scenario():
         async with documents() as engine:
             (one,) = await ended("a")
-            store = engine.coordinator._catalog.tenures["default"].store
+            store = engine.coordinator._catalog.sources["default"].tenures[0].store
             stale = await store.get(one.id)
             await engine.coordinator.archive(False)
             await koan.Jobs.restore(one.id)
@@ -622,7 +622,7 @@ def test_a_holder_that_was_paused_in_the_middle_of_a_move_does_no_harm(database,
         async with documents(seed=1, archives=False) as first:
             (one,) = await ended("a")
             before, go_on = await seen(one), asyncio.Event()
-            tenure = first.coordinator._catalog.tenures["default"]
+            tenure = first.coordinator._catalog.sources["default"].tenures[0]
 
             async def does(name, when, job_id):
                 if (name, when) == ("put_copy", "before"):
@@ -633,7 +633,7 @@ def test_a_holder_that_was_paused_in_the_middle_of_a_move_does_no_harm(database,
             await asyncio.sleep(0)
             tenure._stop_beating()
             async with documents(seed=2, archives=False) as second:
-                await second.coordinator._catalog.tenures["default"].ready()
+                await second.coordinator._catalog.sources["default"].tenures[0].ready()
                 assert (await second.coordinator.archive(False))["soon"]["moved"] == 1
                 await second.coordinator.restore(one.id)
                 go_on.set()
@@ -664,7 +664,7 @@ def test_nothing_is_brought_back_without_the_lease(database, documents):
         async with documents() as engine:
             (one,) = await ended("a")
             await engine.coordinator.archive(False)
-            engine.coordinator._catalog.tenures["default"]._beat_at = float("-inf")
+            engine.coordinator._catalog.sources["default"].tenures[0]._beat_at = float("-inf")
             database.faults.lose_requests = 1000
             with pytest.raises(StoreUnavailableError):
                 await engine.coordinator.restore(one.id)
@@ -729,5 +729,40 @@ def test_where_a_job_came_from_is_kept_with_its_copy():
         await store.put_copy(record.evolve(particulars=record.particulars._replace(residence=residence)), [], "archive")
         found, _ = await store.get_copy(record.id, "archive")
         assert found.particulars.residence == residence
+
+    run(scenario)
+
+
+def test_executions_that_an_interrupted_delete_left_are_gone_after_the_next_pass(database, documents):
+    async def scenario():
+        async with documents() as engine:
+            (one,) = await ended("a")
+            before = await seen(one)
+            database.faults.tear_delete = 1
+            passing = asyncio.ensure_future(engine.coordinator.archive(False))
+            await asyncio.sleep(0.1)
+            assert where(database, one.id) == ["archive"]
+            assert len(database.executions["hot"]) == len(database.executions["archive"]) == 1
+            engine.crash()
+            passing.cancel()
+            await engine.restart()
+            assert await seen(one) == before
+            await engine.coordinator.archive(False)
+            assert not database.executions["hot"]
+            assert database.moves is None
+            assert await seen(one) == before
+
+    run(scenario)
+
+
+def test_finishing_moves_leaves_alone_what_has_not_moved(database, documents):
+    async def scenario():
+        async with documents() as engine:
+            one, two = await ended("a", "b", age_s=0)
+            store = engine.coordinator._catalog.sources["default"].store
+            await store.note_moves("hot", [one.id])
+            await engine.coordinator.archive(False)
+            assert len(database.executions["hot"]) == 2
+            assert {len(await each.executions()) for each in (one, two)} == {1}
 
     run(scenario)

@@ -36,8 +36,14 @@ def database():
     return testing.MemoryDatabase()
 
 
+@pytest.fixture(params=[1, 3], ids=["1 shard", "3 shards"], autouse=True)
+def shards(request, database):
+    database.n_shards = request.param
+
+
 def documents(database, **settings):
-    return testing.engine(sources={"default": lambda: testing.MemoryDocumentStore(database, source="default")}, **settings)
+    sources = {"default": lambda: testing.MemoryDocumentStore(database, source="default")}
+    return testing.engine(sources=sources, **{"shards": database.n_shards, **settings})
 
 
 def run(scenario):
@@ -170,7 +176,7 @@ def test_an_unknown_outcome_is_resolved_and_nothing_is_doubled(database, fault):
                 assert [e.status for e in await job.executions()] == [ExecutionStatus.SUCCEEDED]
             assert database.faults.n_fired == 12
             assert set(bodies.values()) == {1}
-            assert engine.coordinator._catalog.tenures["default"].state == "active"
+            assert engine.coordinator._catalog.sources["default"].tenures[0].state == "active"
 
     run(scenario)
 
@@ -209,7 +215,7 @@ def test_nothing_is_acknowledged_while_the_store_is_away_and_nothing_is_lost(dat
             late = await submitting
             assert await late.wait() == late.id
             assert bodies[running.id] == 1
-            assert engine.coordinator._catalog.tenures["default"].term == 1
+            assert engine.coordinator._catalog.sources["default"].tenures[0].term == 1
 
     run(scenario)
 
@@ -220,7 +226,7 @@ def test_a_second_coordinator_stands_by_and_takes_over_what_the_first_left(datab
             job = await Slow.start(30).persist().audit().run()
             await asyncio.sleep(1)
             async with documents(database, seed=2) as second:
-                assert second.coordinator._catalog.tenures["default"].state == "standby"
+                assert second.coordinator._catalog.sources["default"].tenures[0].state == "standby"
                 first.crash()
                 for name in list(first.launcher._actors):
                     first.launcher.kill(name)

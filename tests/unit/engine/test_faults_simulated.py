@@ -46,12 +46,18 @@ def database():
     return testing.MemoryDatabase()
 
 
+@pytest.fixture(params=[1, 3], ids=["1 shard", "3 shards"], autouse=True)
+def shards(request, database):
+    database.n_shards = request.param
+
+
 def engine_on(database, **settings):
-    return testing.engine(sources={"default": lambda: testing.MemoryDocumentStore(database, source="default")}, **settings)
+    sources = {"default": lambda: testing.MemoryDocumentStore(database, source="default")}
+    return testing.engine(sources=sources, shards=database.n_shards, **settings)
 
 
 def hold_of(engine):
-    return engine.coordinator._catalog.tenures["default"]
+    return engine.coordinator._catalog.sources["default"].tenures[0]
 
 
 def check(database, acknowledged=()):
@@ -86,10 +92,11 @@ class Hosts:
     async def opened(self, tenure):
         self.opened_terms.append((tenure._holder, tenure.term))
 
-    async def found(self, tenure, jobs): ...
+    async def found(self, tenure, jobs, *, is_late=False): ...
     def stood_down(self, tenure): ...
     def written(self, jobs): ...
     def refused(self, job): ...
+    def unstorable(self, job, size, limit): ...
     def resumed(self, job_ids): ...
 
 
@@ -312,8 +319,9 @@ def test_f26_f27_a_cancellation_at_any_moment_has_one_of_the_allowed_outcomes(da
 
     testing.run(scenario())
     assert {final for _, final in outcomes} == {"cancelled", "completed"}, outcomes
-    expected = {"cancelled", "completed"} if delay_s else {"running", "cancelled", "completed"}  # slow answers come after
-    assert {answer for answer, _ in outcomes} == expected, outcomes
+    answers = {answer for answer, _ in outcomes}
+    assert answers | {"running"} == {"running", "cancelled", "completed"}, outcomes
+    assert "running" in answers or delay_s, outcomes  # slow answers come after the end
 
 
 # --- F30: a sweep that is late ---------------------------------------------------------------------------------------

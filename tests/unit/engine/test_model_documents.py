@@ -7,6 +7,8 @@ The seed is in the test id.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import uuid
 from collections import Counter
 from random import Random
 
@@ -14,6 +16,7 @@ import pytest
 
 import koan_ray as koan
 from koan_ray import testing
+from koan_ray.domain import ids
 from koan_ray.domain.invariants import check_job
 from koan_ray.domain.records import Residence
 from koan_ray.errors import KoanRayError
@@ -45,7 +48,7 @@ async def trouble(engine, database, random: Random, n: int) -> Counter[str]:
     return fired
 
 
-async def history(seed: int) -> Counter[str]:
+async def history(seed: int, shards: int) -> Counter[str]:
     random = Random(seed)
     database = testing.MemoryDatabase()
     database.faults.delay_s = random.choice([0, 0, 0.005])
@@ -53,7 +56,12 @@ async def history(seed: int) -> Counter[str]:
         die_at_begin=random.choice([0, 0.03]), die_at_end=random.choice([0, 0.03]), limit=random.choice([0, 4]),
         max_delay_s=random.choice([0, 0.01, 0.1]),
     )  # fmt: skip
-    settings = {"max_actors": random.choice([1, 2, 4]), "max_crashes": MAX_CRASHES + 20, "cancel_grace_s": 1.0}
+    settings = {
+        "max_actors": random.choice([1, 2, 4]),
+        "max_crashes": MAX_CRASHES + 20,
+        "cancel_grace_s": 1.0,
+        "shards": shards,
+    }
     sources = {"default": lambda: testing.MemoryDocumentStore(database, source="default")}
     async with testing.engine(faults=actor_faults, seed=seed, sources=sources, **settings) as engine:
         causing = asyncio.create_task(trouble(engine, database, random, random.randrange(1, 6)))
@@ -104,6 +112,19 @@ def check(database, acknowledged: set[str], where: str) -> None:
         assert not problems, f"{where}: {problems} {[(e.attempt, e.reason) for e in mine]} {job}"
 
 
+def seeded_ids(seed: int):
+    """Ids say in which shard a job is, so they are part of the history."""
+    random, at = Random(seed), itertools.count(1_700_000_000_000)
+
+    def uuid7() -> uuid.UUID:
+        value = next(at) << 80 | 7 << 76 | random.getrandbits(12) << 64 | 2 << 62 | random.getrandbits(62)
+        return uuid.UUID(int=value)
+
+    return uuid7
+
+
+@pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("seed", range(120))
-def test_every_acknowledged_job_ends_once_whatever_crashes(seed):
-    testing.run(history(seed))
+def test_every_acknowledged_job_ends_once_whatever_crashes(seed, shards, monkeypatch):
+    monkeypatch.setattr(ids, "uuid7", seeded_ids(seed))
+    testing.run(history(seed, shards))

@@ -6,6 +6,7 @@ import asyncio
 
 import koan_ray as koan
 from koan_ray import testing
+from koan_ray.ports import Push
 from koan_ray.testing import ManualClock
 
 
@@ -138,5 +139,21 @@ def test_actors_that_the_cluster_has_no_room_for_keep_no_other_from_starting_and
             engine.launcher.retire = ended.append
             await asyncio.sleep(2.0)
             assert len(ended) == 2
+
+    testing.run(scenario())
+
+
+def test_what_an_actor_says_by_itself_is_newer_than_what_its_batch_is_answered_with():
+    async def scenario():
+        async with testing.engine(max_actors=1) as engine:
+            await Sleeps.start(100.0).run()
+            await asyncio.sleep(0.001)
+            dispatcher = engine.coordinator._dispatcher
+            (active,) = dispatcher.running()
+            assert active.actor.batches
+            dispatcher.pushed(Push(active.actor.name, [], [active.execution.id], [], []))
+            await asyncio.sleep(1)  # the answer comes, and was made when the body had not parked
+            assert not active.actor.batches
+            assert active.parked
 
     testing.run(scenario())
