@@ -127,7 +127,7 @@ def main() -> None:
             print(len(dead), "dead items:", Counter(item.error_type for item in dead).most_common())
             (poison,) = [item for item in dead if item.error_type == "ProcessLost"]
             print(f"item {poison.index} ended its process {poison.attempts} times")
-            job.export_failed_items("dead.jsonl").get()
+            job.export_failed_items(".koan/dead.jsonl").get()  # one JSON object a line
     finally:
         asyncio.run(server.stop())
 

@@ -323,6 +323,7 @@ class Dispatcher:
             if (active := self._active.get(running.execution_id)) is not None:
                 active.began_at = now - running.age_s
                 active.parked = active.parked if active.has_told else running.parked
+                active.is_next = active.is_next and active.parked
                 actor.running[running.execution_id] = active
                 self._watch_long(actor, active)
         for execution_id in reversed(reply.returned):
@@ -343,9 +344,10 @@ class Dispatcher:
         for execution_id in push.parked:
             if (active := self._active.get(execution_id)) is not None:
                 active.parked = active.has_told = True
+                active.is_next = False
         for execution_id in push.resumed:
             if (active := self._active.get(execution_id)) is not None:
-                active.parked, active.has_told = False, True
+                active.parked, active.has_told, active.is_next = False, True, False
         for execution_id, progress in push.progress:
             if (active := self._active.get(execution_id)) is not None:
                 self._jobs.progressed(active, progress)
@@ -407,7 +409,7 @@ class Dispatcher:
         execution_id = new_id()
         execution, order = self._jobs.begin(job, execution_id, now)
         active = self._active[execution_id] = Active(actor, execution, job.terms.id, sent_at)
-        active.parked = True  # until it says that it has begun
+        active.parked = active.is_next = True  # until it says that it has begun
         batch.orders.append(order)
         if job.terms.id not in actor.known:
             self._introduce(actor, job.terms, batch, introduced)

@@ -35,6 +35,7 @@ class Active:
         "began_at",
         "execution",
         "has_told",
+        "is_next",
         "job_id",
         "kill_cause",
         "parked",
@@ -51,6 +52,7 @@ class Active:
         self.sent_at = sent_at  # monotonic
         self.began_at: float | None = None  # monotonic; None while it is in a batch that was not answered yet
         self.parked = False
+        self.is_next = False  # a chunk that waits in a full actor for its turn; it counts as parked
         self.has_told = False  # by itself, whether it is parked; what a batch's answer says may be older
         self.stop_cause: str | None = None  # why it was asked to stop
         self.kill_cause: str | None = None  # why its actor is being killed
@@ -109,12 +111,17 @@ class Actor:
     @property
     def is_parked_only(self) -> bool:
         """Everything in it waits for other jobs; its CPU is free to be lent."""
-        return not self.batches and bool(self.running) and self.n_active == 0
+        return not self.batches and bool(self.running) and self.n_active == 0 and not self.has_next
 
     @property
     def has_parked(self) -> bool:
         """At least one body in it waits for other jobs."""
-        return any(active.parked for active in self.running.values())
+        return any(active.parked and not active.is_next for active in self.running.values())
+
+    @property
+    def has_next(self) -> bool:
+        """A chunk of items waits in it for its turn."""
+        return any(active.is_next for active in self.running.values())
 
     def room(self) -> int:
         """How many more bodies it can begin; more than the concurrency only counts for a batch of short jobs."""
@@ -132,7 +139,7 @@ class Actor:
         """It is full with bodies, and one chunk of items may wait in it for its turn, which hides the way there and back."""
         return (
             self.state is ActorState.READY
-            and not (self.batches or self.has_parked or self.spec.lead or self.spec.dedicated)
+            and not (self.batches or self.has_parked or self.has_next or self.spec.lead or self.spec.dedicated)
             and self.n_active == self.spec.concurrency
         )
 

@@ -480,6 +480,31 @@ def test_a_chunk_that_waits_behind_a_long_one_goes_to_another_actor(engine):
     assert engine.status().get()["counters"]["returned"] > before
 
 
+def test_jobs_with_other_needs_are_not_kept_waiting_by_items():
+    class Long(Base):
+        def process_item(self, item, index, progress):
+            time.sleep(0.01)
+            return koan.ItemResult.success()
+
+    class Other(koan.Job[int, int]):
+        resources = koan.Resources(num_cpus=0.5)
+
+        def execute(self, context, progress, cancellation) -> int:
+            return context
+
+    class Same(koan.Job[int, int]):
+        def execute(self, context, progress, cancellation) -> int:
+            return context
+
+    job = Long.start(100_000).run().get()
+    _until(lambda: (job.refresh().get().current_step or 0) > 100)
+    assert Same.start(1).run().get().wait().get(timeout=5) == 1
+    assert Other.start(2).run().get().wait().get(timeout=10) == 2
+    job.cancel().get()
+    with pytest.raises(koan.JobCancelledError):
+        job.wait().get(timeout=20)
+
+
 def test_what_a_long_item_says_is_shown():
     class Long(Base):
         def process_item(self, item, index, progress):
