@@ -224,7 +224,7 @@ class DocumentStore(JobStore, Protocol):
         Atomic: among concurrent callers at most one gets a given term. ``None`` means somebody else was faster.
 
         Args:
-            shard: Namespace and number, as in ``koan/0``.
+            shard: Its name, as in ``koan/0``.
             holder: Unique for each process start.
             seen: The lease as last read, whose beat stood still; None for a shard without a lease.
             at_least: The new term is this, or one higher than the last if that is more.

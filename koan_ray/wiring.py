@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from koan_ray.domain.ids import new_id
+from koan_ray.domain.lease import shard_name
 from koan_ray.engine.broker import Broker
 from koan_ray.engine.coordinator import Coordinator
 from koan_ray.engine.doctor import Doctor, Patient
@@ -163,7 +164,7 @@ async def doctor(settings: EngineSettings, only: str | None = None) -> AsyncIter
     async with contextlib.AsyncExitStack() as stack:
         patients = [await _patient(stack, name, urls, settings.audit_source or name) for name in asked]
         clock = LoopClock(asyncio.get_running_loop())
-        shard, ttl_s = f"{settings.namespace}/0", settings.lease_ttl_s
+        shard, ttl_s = shard_name(0), settings.lease_ttl_s
         yield Doctor(patients, shard=shard, ttl_s=ttl_s, max_crashes=settings.max_crashes, clock=clock)
 
 

@@ -1,6 +1,7 @@
 """The right to write a shard's documents, and when it may be taken from a holder that has gone silent.
 
-A shard is a slice of one source's jobs, named ``namespace/number``. Its lease document says who holds it, with a `term` that
+A shard is a slice of one source's jobs, named ``koan/number`` whatever namespace of Ray an engine runs in: all engines that
+use a source contend for it. Its lease document says who holds it, with a `term` that
 grows with each change of holder and a `beat` that grows while the holder lives. Nobody compares wall clocks: an observer
 watches the beat by its own monotonic clock.
 """
@@ -20,7 +21,7 @@ LOOKS_EVERY: Final = 0.8  # times ttl between two reads at most; what stood stil
 class Lease(NamedTuple):
     """A lease document as stored."""
 
-    shard: str  # namespace and number, as in ``koan/0``
+    shard: str  # its name, as in ``koan/0``
     holder: str  # unique for each start of a coordinator
     term: int  # from 1; one higher with each change of holder
     beat: int  # grows while the holder lives
@@ -55,9 +56,9 @@ class Observation:
         self._seen = None
 
 
-def shard_name(namespace: str, number: int) -> str:
+def shard_name(number: int) -> str:
     """Return the name of a shard, which is also that of its lease."""
-    return f"{namespace}/{number}"
+    return f"koan/{number}"
 
 
 def slot_of(job_id: str) -> int:

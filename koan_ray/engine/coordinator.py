@@ -159,7 +159,7 @@ class Coordinator:
     def _shards(self, source: Source) -> Shards:
         settings = self._settings
         return Shards(
-            source, namespace=settings.namespace, n_shards=settings.shards, holder=source.holder or self.epoch,
+            source, n_shards=settings.shards, holder=source.holder or self.epoch,
             ttl_s=settings.lease_ttl_s, clock=self._clock, host=self._takeover, log=self._log,
         )  # fmt: skip
 

@@ -25,7 +25,6 @@ class Shards:
 
     Args:
         source: Its name and its stores.
-        namespace: Of the engine.
         n_shards: How many.
         holder: Unique for each start of a coordinator.
         ttl_s: Of the leases.
@@ -35,7 +34,7 @@ class Shards:
     """
 
     def __init__(
-        self, source: Source, *, namespace: str, n_shards: int, holder: str, ttl_s: float, clock: Clock, host: Host, log: Log
+        self, source: Source, *, n_shards: int, holder: str, ttl_s: float, clock: Clock, host: Host, log: Log
     ) -> None:
         self.source, self.store = source.name, source.store
         self.audit = source.audit or source.store
@@ -44,7 +43,7 @@ class Shards:
         self.tenures: list[Tenure] = []
         for number in range(n_shards):
             tenure = Tenure(
-                source, shard=shard_name(namespace, number), slots=slots_of(number, n_shards), holder=holder, ttl_s=ttl_s,
+                source, shard=shard_name(number), slots=slots_of(number, n_shards), holder=holder, ttl_s=ttl_s,
                 clock=clock, host=host, log=log, lead=self.tenures[0] if number else None,
             )  # fmt: skip
             self.tenures.append(tenure)

@@ -114,7 +114,7 @@ class Tenure:
 
     Args:
         source: Its name and its stores.
-        shard: Namespace and number, as in ``koan/0``.
+        shard: Its name, as in ``koan/0``.
         slots: The shard's slots.
         holder: Unique for each start of a coordinator.
         ttl_s: Of the lease.
@@ -318,8 +318,7 @@ class Tenure:
 
     def _all_shards(self) -> list[str]:
         """Return the names of all shards that this source can ever have had."""
-        namespace = self.shard.rpartition("/")[0]
-        return [shard_name(namespace, number) for number in range(MAX_SHARDS)]
+        return [shard_name(number) for number in range(MAX_SHARDS)]
 
     async def _take(self, lease: Lease | None, *, at_least: int) -> Lease | None:
         sent_at = self._clock.monotonic()

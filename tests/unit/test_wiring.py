@@ -83,7 +83,7 @@ async def test_a_lease_that_cannot_be_given_back_does_not_keep_the_connections_o
     database = testing.MemoryDatabase()
     store = testing.MemoryDocumentStore(database)
     shards = Shards(
-        Source("default", store), namespace="koan", n_shards=1, holder="me", ttl_s=15.0,
+        Source("default", store), n_shards=1, holder="me", ttl_s=15.0,
         clock=LoopClock(asyncio.get_running_loop()), host=Quiet(), log=Silence(),
     )  # fmt: skip
     running = asyncio.ensure_future(shards.tenures[0].run())

@@ -220,12 +220,13 @@ def test_nothing_is_acknowledged_while_the_store_is_away_and_nothing_is_lost(dat
     run(scenario)
 
 
-def test_a_second_coordinator_stands_by_and_takes_over_what_the_first_left(database):
+@pytest.mark.parametrize("namespace", ["koan", "of another team"])
+def test_a_second_coordinator_stands_by_and_takes_over_what_the_first_left(database, namespace):
     async def scenario():
         async with documents(database, seed=1) as first:
             job = await Slow.start(30).persist().audit().run()
             await asyncio.sleep(1)
-            async with documents(database, seed=2) as second:
+            async with documents(database, seed=2, namespace=namespace) as second:
                 assert second.coordinator._catalog.sources["default"].tenures[0].state == "standby"
                 first.crash()
                 for name in list(first.launcher._actors):
