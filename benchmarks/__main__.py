@@ -14,6 +14,8 @@ MODULES = {
     "p2": "p2_single_runs",
     "p3": "p3_latency",
     "p4": "p4_documents",
+    "p5": "p5_items",
+    "p6": "p6_efficiency",
     "p7": "p7_progress",
     "p8": "p8_million_queued",
     "p9": "p9_restart",

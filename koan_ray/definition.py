@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _WHOLE = "(whole context)"
 _PARAMETERS = ("context", "progress", "cancellation")
+_LEADS = 16  # jobs over items that one process goes through at a time
 T = TypeVar("T")
 
 
@@ -94,8 +95,10 @@ class Definition:
         self.when_parent_ends = _member(job_type, "when_parent_ends", ParentPolicy)
         self.claim = _member(job_type, "claim", Claim)
         self.concurrency = _concurrency(job_type)
-        self.has_body = _check_execute(job_type)
+        self.is_finite = any("_koan_items" in cls.__dict__ for cls in job_type.__mro__)
+        self.has_body = _check_items(job_type) if self.is_finite else _check_execute(job_type)
         self.is_async = inspect.iscoroutinefunction(getattr(job_type, "execute", None))
+        self.is_part_async = inspect.iscoroutinefunction(getattr(job_type, "process_item", None))
         self.judges = _judges(job_type)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,12 +117,29 @@ class Definition:
 
     def terms(self, code_id: str, *, retry: RetryPolicy | None = None, timeout_s: float | None = None) -> Terms:
         """Return what the engine must know to run jobs of this class, with a recipe's replacements."""
-        spec = self.resources.spec(concurrency=self.concurrency, dedicated=self.isolation is Isolation.DEDICATED)
+        spec = self._spec()
+        isolation = self.isolation
+        if self.is_finite:  # its items are done in actors as declared; what leads them needs a process and nothing more
+            spec = ActorSpec(num_cpus=0.0, runtime_env=spec.runtime_env, concurrency=_LEADS, lead=True)
+            isolation = Isolation.POOLED
         terms = Terms(
             "", self.kind, code_id, retry or self.retry, timeout_s if timeout_s is not None else self.timeout_s, spec,
-            self.isolation, self.when_parent_ends, self.claim,
+            isolation, self.when_parent_ends, self.claim,
         )  # fmt: skip
         return identified(terms)
+
+    def part_terms(self, lead: Terms) -> Terms:
+        """Return what the engine must know to run chunks of the items of a job with the terms ``lead``."""
+        once = RetryPolicy(max_attempts=1)
+        part = lead._replace(retry=once, timeout_s=None, spec=self._spec(), isolation=self.isolation, part=True)
+        return identified(part._replace(claim=Claim.WRITE_BEHIND))  # nothing is written of it
+
+    def runs_on_loop(self, terms: Terms) -> bool:
+        """Tell whether the body that runs under these terms is a coroutine."""
+        return self.is_part_async if terms.part else self.is_async
+
+    def _spec(self) -> ActorSpec:
+        return self.resources.spec(concurrency=self.concurrency, dedicated=self.isolation is Isolation.DEDICATED)
 
     def encode_context(self, context: object) -> bytes:
         """Return a context as JSON that reads back as the declared type.
@@ -310,6 +330,41 @@ def _check_execute(job_type: type[Any]) -> bool:
     except TypeError:
         msg = f"{where}{inspect.signature(execute)} cannot be called with ({', '.join(_PARAMETERS)}); write {shape}"
         raise JobDefinitionError(msg) from None
+    return True
+
+
+def _check_items(job_type: type[Any]) -> bool:
+    """Check the three methods of a job over items; false while one of them is missing."""
+    shapes = {
+        "get_items": ("context",),
+        "process_item": ("item", "index", "progress"),
+        "build_result": ("summary",),
+    }
+    found = {name: getattr(job_type, name) for name in shapes}
+    if any(getattr(method, "_koan_missing", False) for method in found.values()):
+        return False
+    for name, parameters in shapes.items():
+        where, shape = f"job class {job_type.__qualname__}: {name}", f"{name}(self, {', '.join(parameters)})"
+        method = found[name]
+        is_generator = inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method)
+        if not inspect.isfunction(method) or (is_generator and name != "get_items"):
+            msg = f"{where} must be a plain or async method; write {shape}"
+            raise JobDefinitionError(msg)
+        try:
+            inspect.signature(method).bind(None, *parameters)
+        except TypeError:
+            msg = f"{where}{inspect.signature(method)} cannot be called with ({', '.join(parameters)}); write {shape}"
+            raise JobDefinitionError(msg) from None
+    if hasattr(job_type, "resume_from") != hasattr(job_type, "get_cursor"):
+        msg = (
+            f"job class {job_type.__qualname__}: resume_from(self, context, cursor) and get_cursor(self, item) belong "
+            f"together; define both or neither"
+        )
+        raise JobDefinitionError(msg)
+    if not getattr(job_type.execute, "_koan_conducts", False):
+        msg = f"job class {job_type.__qualname__}: a FiniteJob has no execute of its own; the engine goes through the items"
+        raise JobDefinitionError(msg)
+    _instance(job_type, "items", type(job_type._koan_items))  # noqa: SLF001 - set by FiniteJob, which stands beside
     return True
 
 

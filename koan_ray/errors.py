@@ -115,6 +115,36 @@ class JobCancelledError(KoanRayError):
         return f"job {self.kind!r} {self.job_id} was cancelled" + (f": {self.reason}" if self.reason else "")
 
 
+class ItemsChangedError(KoanRayError):
+    """A job over items goes on after a loss, and its ``get_items`` gives other items than before."""
+
+    def __init__(self, n_checked: int, n_now: int | None = None) -> None:
+        super().__init__(n_checked, n_now)
+        self.n_checked, self.n_now = n_checked, n_now
+
+    def __str__(self) -> str:
+        found = f"there are only {self.n_now:,} now" if self.n_now is not None else "they are others now"
+        return (
+            f"get_items() does not give the {self.n_checked:,} items again of which some have ended: {found}. Make it give "
+            f"the same items in the same order, or start a new job. For items that never look the same twice, set "
+            f"ItemOptions(verify_items=False)."
+        )
+
+
+class TooManyFailedItemsError(KoanRayError):
+    """More items of a job have failed than its ``max_failed_items`` allows."""
+
+    def __init__(self, failed: int, ended: int, allowed: str, example: str) -> None:
+        super().__init__(failed, ended, allowed, example)
+        self.failed, self.ended, self.allowed, self.example = failed, ended, allowed, example
+
+    def __str__(self) -> str:
+        return (
+            f"{self.failed:,} of {self.ended:,} items have failed, ItemOptions.max_failed_items allows {self.allowed}; the "
+            f"last one: {self.example}. See job.failed_items(), and continue with Jobs.retry(id, resume=True)."
+        )
+
+
 class JobLostError(KoanRayError):
     """An in-memory job is gone because the coordinator that held it died."""
 

@@ -135,7 +135,10 @@ class Job(Generic[C, R]):
     @classmethod
     def _require_body(cls) -> None:
         if "definition" not in vars(cls) or not cls.definition.has_body:
-            msg = f"job class {cls.__qualname__} has no execute; define execute(self, context, progress, cancellation)"
+            needs = "execute(self, context, progress, cancellation)"
+            if "definition" in vars(cls) and cls.definition.is_finite:
+                needs = "get_items(self, context), process_item(self, item, index, progress), build_result(self, summary)"
+            msg = f"job class {cls.__qualname__} has no body; define {needs}"
             raise JobDefinitionError(msg)
 
     # --- find ------------------------------------------------------------------------------------------------------

@@ -362,7 +362,8 @@ class Report(NamedTuple):
     """How one execution ended, as seen by its job actor.
 
     ``outcome``: ``succeeded``, ``failed``, ``timeout``, ``cancelled``, ``rescheduled``, ``non_retryable``,
-    ``result_rejected``, ``context_rejected``, ``crashed`` (a child process vanished).
+    ``result_rejected``, ``context_rejected``, ``crashed`` (a child process vanished), ``returned`` (a chunk whose turn did
+    not come).
     """
 
     execution_id: str

@@ -1,35 +1,37 @@
 """The demo's jobs: a census of the Python source files on this machine.
 
-``Census`` (parent) starts one ``PackageCensus`` for each group of packages; those parse every file with `ast`. A file that
-does not parse becomes a ``ParseFile`` job of its own, which fails for good. ``Announce`` tells a collector that a census
-begins; the collector is not up yet, so its first attempts fail and it is retried.
+``Census`` is one job over all files, each of which is parsed with `ast` by whichever job actor is free. A file that does not
+parse is a dead item; the others are counted. ``Announce``, its child, tells a collector that a census begins; the collector
+is not up yet, so its first attempts fail and it is retried.
 """
 
 from __future__ import annotations
 
 import ast
-import asyncio
 import json
 import sysconfig
 import tokenize
 import urllib.error
 import urllib.request
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koan_ray.domain.retry import RetryPolicy, RetryStrategy
-from koan_ray.errors import JobCancelledError, JobFailedError
+from koan_ray.errors import NonRetryable
+from koan_ray.finite import FiniteJob, ItemOptions, ItemResult
 from koan_ray.jobs import Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from koan_ray.cancellation import CancellationToken
+    from koan_ray.finite import FiniteSummary
     from koan_ray.progress import JobProgress
 
-_FILES_PER_JOB = 150  # tiny packages share a job, so that the tree stays readable
+_SUMS = ("files", "lines", "functions", "classes", "imports", "complexity")
 _BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.With, ast.AsyncWith, ast.Assert, ast.IfExp)
 
 
@@ -42,17 +44,16 @@ class CensusContext:
     collector: str | None = None
 
 
-@dataclass
-class Package:
-    """Files that are counted together; ``name`` is for people."""
+class SourceFile(NamedTuple):
+    """One item: a file, and the package or module that it belongs to."""
 
-    name: str
-    files: list[str]
+    package: str
+    path: str
 
 
 @dataclass
 class Counts:
-    """What was found in some files. ``most_complex`` is (complexity, function, file), ``broken`` (file, why)."""
+    """What was found in the files of a package. ``most_complex`` is (complexity, function, file)."""
 
     name: str
     files: int = 0
@@ -62,68 +63,38 @@ class Counts:
     imports: int = 0
     complexity: int = 0
     most_complex: tuple[int, str, str] = (0, "", "")
-    broken: list[tuple[str, str]] = field(default_factory=list)
 
 
-class Census(Job[CensusContext, list[Counts]]):
-    """Counts everything, one child job for each package."""
+class Census(FiniteJob[CensusContext, list[Counts], SourceFile]):
+    """Counts everything, file by file."""
 
-    async def execute(self, context: CensusContext, progress: JobProgress, cancellation: CancellationToken) -> list[Counts]:
-        """Start the children, and report how many have ended."""
+    items = ItemOptions(max_failed_items=0.5)
+
+    def get_items(self, context: CensusContext) -> list[SourceFile]:
+        """Find the files, and have the collector told."""
         if context.collector is not None:
-            await self.start_child(Announce, context.collector).run()
-        packages = await asyncio.to_thread(lambda: list(find_packages(context.roots, context.limit)))
-        progress.report(0, len(packages), "starting")
-        jobs = await PackageCensus.start_many(packages).child_of(self).run()
-        counted = []
-        waits = [asyncio.ensure_future(job.wait()) for job in jobs]
+            self.start_child(Announce, context.collector, key="announce").run().get()
+        return list(find_files(context.roots, context.limit))
+
+    def process_item(self, item: SourceFile, index: int, progress: JobProgress) -> ItemResult:
+        """Count one file; one that is no Python fails for good, with the parser's own error."""
+        counts = Counts(item.package)
         try:
-            for n, waiting in enumerate(asyncio.as_completed(waits), start=1):
-                try:
-                    counted.append(await waiting)
-                except JobFailedError as error:  # one package that cannot be counted does not end the census
-                    problem = f"{error.error_type}: {error.error_message}"
-                    counted.append(Counts(error.job_id, broken=[(error.job_id, problem)]))
-                progress.report(n, len(packages), f"{n} of {len(packages)} package jobs")
-        finally:
-            for wait in waits:  # nobody is left to be told when the census is cancelled
-                wait.cancel()
-        return counted
+            count_file(item.path, counts)
+        except (SyntaxError, ValueError, OSError, RecursionError) as error:
+            raise NonRetryable(error) from error
+        return ItemResult.success(counts)
 
-
-class PackageCensus(Job[Package, Counts]):
-    """Parses the files of one package."""
-
-    def execute(self, context: Package, progress: JobProgress, cancellation: CancellationToken) -> Counts:
-        """Count file by file; what does not parse becomes a job of its own."""
-        counts = Counts(context.name)
-        broken = []
-        for n, path in enumerate(context.files, start=1):
-            cancellation.raise_if_requested()
-            progress.report(n, len(context.files), path)
-            try:
-                count_file(path, counts)
-            except (SyntaxError, ValueError, OSError, RecursionError):
-                broken.append((path, self.start_child(ParseFile, path).named(Path(path).name).run()))
-        for path, starting in broken:
-            try:
-                starting.get().wait().get()
-            except (JobFailedError, JobCancelledError) as error:
-                why = f"{error.error_type}: {error.error_message}" if isinstance(error, JobFailedError) else str(error)
-                counts.broken.append((path, why))
-        return counts
-
-
-class ParseFile(Job[str, int]):
-    """Reads one file; fails with the parser's own error when it is not Python."""
-
-    retry = RetryPolicy(max_attempts=1, strategy=RetryStrategy.NONE)
-
-    def execute(self, context: str, progress: JobProgress, cancellation: CancellationToken) -> int:
-        """Return the number of lines."""
-        counts = Counts(context)
-        count_file(context, counts)
-        return counts.lines
+    def build_result(self, summary: FiniteSummary) -> list[Counts]:
+        """Add up the files of each package."""
+        packages: dict[str, Counts] = {}
+        for row in summary.values:
+            package = packages.setdefault(row["name"], Counts(row["name"]))
+            for name in _SUMS:
+                setattr(package, name, getattr(package, name) + row[name])
+            complexity, function, path = row["most_complex"]
+            package.most_complex = max(package.most_complex, (complexity, function, path))
+        return list(packages.values())
 
 
 class Announce(Job[str, str]):
@@ -147,37 +118,26 @@ def default_roots() -> list[str]:
     return [sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")]
 
 
-def find_packages(roots: Iterable[str], limit: int | None = None) -> Iterator[Package]:
-    """Yield packages, large ones in parts, tiny ones together; ``limit`` files in all."""
+def find_files(roots: Iterable[str], limit: int | None = None) -> Iterator[SourceFile]:
+    """Yield the Python files below some directories, each once; ``limit`` in all."""
+    return islice(_all_files(roots), limit)
+
+
+def _all_files(roots: Iterable[str]) -> Iterator[SourceFile]:
     seen: set[Path] = set()
-    gathered: list[str] = []
-    left = limit if limit is not None else 10**9
     for root in roots:
         base = Path(root)
         for entry in sorted(base.iterdir()) if base.is_dir() else [base]:
             if entry.name in {"site-packages", "__pycache__"}:
                 continue
-            files = _files_of(entry, seen)[:left]
-            left -= len(files)
-            if len(files) < _FILES_PER_JOB // 3:
-                gathered += files
-                if len(gathered) >= _FILES_PER_JOB:
-                    yield Package(f"{len(gathered)} files of small packages", gathered)
-                    gathered = []
-                continue
-            for start in range(0, len(files), _FILES_PER_JOB):
-                part = files[start : start + _FILES_PER_JOB]
-                name = entry.stem if len(files) <= _FILES_PER_JOB else f"{entry.stem} [{start // _FILES_PER_JOB + 1}]"
-                yield Package(name, part)
-    if gathered:
-        yield Package(f"{len(gathered)} files of small packages", gathered)
+            for path in _files_of(entry):
+                if path not in seen:
+                    seen.add(path)
+                    yield SourceFile(entry.stem, str(path))
 
 
-def _files_of(entry: Path, seen: set[Path]) -> list[str]:
-    found = sorted(entry.rglob("*.py")) if entry.is_dir() else [entry] if entry.suffix == ".py" else []
-    fresh = [path for path in found if path not in seen]
-    seen.update(fresh)
-    return [str(path) for path in fresh]
+def _files_of(entry: Path) -> list[Path]:
+    return sorted(entry.rglob("*.py")) if entry.is_dir() else [entry] if entry.suffix == ".py" else []
 
 
 def count_file(path: str, counts: Counts) -> None:
@@ -222,5 +182,4 @@ def cyclomatic(function: ast.AST) -> int:
 def total(counted: Iterable[Counts]) -> dict[str, Any]:
     """Return the sums over all packages."""
     counted = list(counted)
-    names = ("files", "lines", "functions", "classes", "imports", "complexity")
-    return {name: sum(getattr(counts, name) for counts in counted) for name in names}
+    return {name: sum(getattr(counts, name) for counts in counted) for name in _SUMS}

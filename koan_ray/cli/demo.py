@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _COLLECTOR_IS_LATE_S = 6.0
 _LOOK_EVERY_S = 0.25
-_BARS = 8
 _ROWS = 12
 _EARLIER = 5
 
@@ -118,7 +117,7 @@ def _documents(console: Console, stack: contextlib.ExitStack, settings: Settings
 
 def _show_earlier(console: Console, source: str) -> None:
     """Show the censuses that earlier demos have left in the documents."""
-    earlier = koan.Jobs.query(kind=Census.kind, source=source, limit=_EARLIER).get()
+    earlier = Census.query(source=source, limit=_EARLIER).get()
     if not earlier:
         return
     table = Table(title="Earlier censuses, read from the documents", title_justify="left")
@@ -130,7 +129,7 @@ def _show_earlier(console: Console, source: str) -> None:
         counted = job.result or []
         known = job.status is koan.JobStatus.COMPLETED
         files = f"{sum(counts.files for counts in counted):,}" if known else ""
-        failures = f"{sum(len(counts.broken) for counts in counted):,}" if known else ""
+        failures = f"{job.items_failed:,}" if known else ""
         took = f"{job.duration.total_seconds():.1f} s" if job.duration is not None else ""
         table.add_row(f"{job.created_at.astimezone():%Y-%m-%d %H:%M:%S}", files, failures, took, job.status.value)
     console.print(table)
@@ -184,17 +183,17 @@ class _Answer(http.server.BaseHTTPRequestHandler):
 
 
 class _Screen:
-    """The tree as it runs: one bar for all, one for each package job that runs, and how many have ended how."""
+    """The census as it runs: its bar with what it says of itself, and how the collector's job is."""
 
     def __init__(self, console: Console, job: Job[Any, Any]) -> None:
         self._console, self._job = console, job
         self._mine = {"correlation_id": job.correlation_id}  # of the census and of everything below it
-        self._bars: dict[str, Any] = {}
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=console, expand=True)
         self._whole = self._progress.add_task("census", total=1.0)
@@ -206,40 +205,27 @@ class _Screen:
             return
         with Live(self._view(), console=self._console, refresh_per_second=8, transient=True) as live:
             while not self._job.refresh().get().status.is_final:
-                self._look()
+                self._progress.update(self._whole, completed=self._job.progress)
                 live.update(self._view())
                 time.sleep(_LOOK_EVERY_S)
 
     def _follow_in_lines(self) -> None:
         told = -1
         while not self._job.refresh().get().status.is_final:
-            if self._job.current_step is not None and self._job.current_step // 10 != told:
-                told = self._job.current_step // 10
+            if self._job.current_step is not None and int(self._job.progress * 10) != told:
+                told = int(self._job.progress * 10)
                 self._console.print(f"{self._job.progress:4.0%}  {self._job.progress_message}")
             time.sleep(_LOOK_EVERY_S)
-
-    def _look(self) -> None:
-        self._progress.update(self._whole, completed=self._job.progress)
-        running = {job.id: job for job in self._query(kind="PackageCensus", status="running", limit=_BARS)}
-        for job_id in self._bars.keys() - running.keys():
-            self._progress.remove_task(self._bars.pop(job_id))
-        for job_id, job in running.items():
-            if job_id not in self._bars:
-                self._bars[job_id] = self._progress.add_task(safe(job.context.name)[:28].ljust(28), total=1.0)
-            self._progress.update(self._bars[job_id], completed=job.progress)
-
-    def _query(self, **filters: Any) -> koan.JobPage[Job[Any, Any]]:
-        return koan.Jobs.query(**self._mine, **filters).get()
 
     def _view(self) -> Group:
         counts = {status: koan.Jobs.count(status=status.value, **self._mine).get() for status in koan.JobStatus}
         line = Text("jobs: ")
         for status, style in _STYLES.items():
             line.append(f"{counts[status]} {status.value}  ", style=style)
-        waiting = self._query(kind="Announce")
+        waiting = koan.Jobs.query(**self._mine, kind="Announce").get()
         if waiting and not waiting[0].status.is_final and waiting[0].last_error:
             line.append(f"Announce waits to be tried again ({safe(waiting[0].last_error)[:60]})", style="yellow")
-        return Group(self._progress, line)
+        return Group(self._progress, Text(safe(self._job.progress_message or "finding the files …")), line)
 
 
 _STYLES = {
@@ -251,45 +237,38 @@ _STYLES = {
 }
 
 
-def _report(console: Console, job: Job[Any, Any], counted: list[Counts], took_s: float) -> None:
+def _report(console: Console, job: koan.FiniteJob[Any, Any, Any], counted: list[Counts], took_s: float) -> None:
     table = Table(title="Largest packages", title_justify="left", expand=False)
     table.add_column("package", overflow="ellipsis", max_width=32)
     for name in ("files", "lines", "functions", "classes", "complexity"):
         table.add_column(name, justify="right")
-    rows = _by_package(counted)
-    for counts in sorted(rows, key=lambda counts: -counts.lines)[:_ROWS]:
+    for counts in sorted(counted, key=lambda counts: -counts.lines)[:_ROWS]:
         mean = counts.complexity / max(1, counts.functions)
         values = (counts.files, counts.lines, counts.functions, counts.classes)
         table.add_row(Text(safe(counts.name)), *(f"{value:,}" for value in values), f"{mean:.1f}")
     console.print(table)
     sums = total(counted)
-    worst = max(counts.most_complex for counts in counted)
+    worst = max((counts.most_complex for counts in counted), default=(0, "none", ""))
     console.print(
         f"{sums['files']:,} files, {sums['lines']:,} lines, {sums['functions']:,} functions, {sums['classes']:,} classes "
         f"in {job.duration.total_seconds() if job.duration else took_s:.1f} s of work; {took_s:.1f} s in all."
     )
     console.print(Text(f"Most complex function: {safe(worst[1])} ({worst[0]}) in {safe(_short(worst[2]))}"))
-    broken = [item for counts in counted for item in counts.broken]
-    if broken:
-        table = Table(title=f"{len(broken)} files are not Python; each is a failed job", title_justify="left")
-        table.add_column("file", overflow="ellipsis", no_wrap=True, min_width=30, max_width=44)
-        table.add_column("why", overflow="ellipsis", no_wrap=True, max_width=60)
-        for path, why in broken[:_ROWS]:
-            table.add_row(Text(safe(_short(path))), Text(safe(why)))
-        if len(broken) > _ROWS:
-            table.add_row("…", f"and {len(broken) - _ROWS} more: koan.Jobs.query(kind='ParseFile', status='failed')")
-        console.print(table)
+    _show_dead(console, job)
 
 
-def _by_package(counted: list[Counts]) -> list[Counts]:
-    """Add the parts of large packages together."""
-    merged: dict[str, Counts] = {}
-    for part in counted:
-        name = "small packages" if part.name.endswith("of small packages") else part.name.partition(" [")[0]
-        whole = merged.setdefault(name, Counts(name))
-        for field in ("files", "lines", "functions", "classes", "imports", "complexity"):
-            setattr(whole, field, getattr(whole, field) + getattr(part, field))
-    return list(merged.values())
+def _show_dead(console: Console, job: koan.FiniteJob[Any, Any, Any]) -> None:
+    dead = job.failed_items().get()
+    if not dead:
+        return
+    table = Table(title=f"{len(dead)} files are not Python; each is a dead item of the census", title_justify="left")
+    table.add_column("file", overflow="ellipsis", no_wrap=True, min_width=30, max_width=44)
+    table.add_column("why", overflow="ellipsis", no_wrap=True, max_width=60)
+    for item in dead[:_ROWS]:
+        table.add_row(Text(safe(_short(str(item.item[1])))), Text(safe(item.error)))
+    if len(dead) > _ROWS:
+        table.add_row("…", f"and {len(dead) - _ROWS} more: job.failed_items(), job.retry_failed_items()")
+    console.print(table)
 
 
 def _show_retries(console: Console, job: Job[Any, Any]) -> None:

@@ -40,6 +40,11 @@ class Lane:
     def __len__(self) -> int:
         return self._size
 
+    @property
+    def deepest(self) -> int:
+        """The depth of the job that is next; 0 if there is none."""
+        return -self._depths[0] if self._depths else 0
+
     def dropped(self, is_queued: Callable[[str], bool]) -> None:
         """Count a job that left the queue by another way, and remove such jobs once they are the larger part."""
         self._dropped += 1

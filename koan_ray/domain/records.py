@@ -40,10 +40,13 @@ class ActorSpec(NamedTuple):
     runtime_env: str | None = None
     concurrency: int = 1
     dedicated: bool = False
+    lead: bool = False  # for jobs that have chunks of items done by other actors: holds nothing, counts for nothing
 
     @property
     def label(self) -> str:
         """A short name for dashboards and logs, such as ``cpu=1 gpu=0.5``."""
+        if self.lead:
+            return "lead"
         parts = [f"cpu={self.num_cpus:g}"]
         parts += [f"gpu={self.num_gpus:g}"] if self.num_gpus else []
         parts += [f"{name}={amount:g}" for name, amount in self.custom]
@@ -64,14 +67,12 @@ class Terms(NamedTuple):
     isolation: Isolation = Isolation.POOLED
     when_parent_ends: ParentPolicy = ParentPolicy.CANCEL
     claim: Claim = Claim.WRITE_BEHIND
+    part: bool = False  # a chunk of another job's items: seen by nobody, stored nowhere, never run twice
 
 
 def identified(terms: Terms) -> Terms:
     """Return terms with the id that follows from the rest."""
-    said: tuple[object, ...] = terms[1:]
-    if terms.claim is Claim.WRITE_BEHIND:
-        said = said[:-1]  # as before there was a choice, so that ids which others know stay what they are
-    return terms._replace(id=blake2b(repr(said).encode(), digest_size=12).hexdigest())
+    return terms._replace(id=blake2b(repr(terms[1:]).encode(), digest_size=12).hexdigest())
 
 
 class Residence(NamedTuple):

@@ -42,6 +42,19 @@ the CPU of an actor in which every body waits is lent to an actor of another spe
 What is measured are plain numbers (`meters`), counted where things happen and read on a timer by whoever exports them:
 `koan_ray.telemetry.metrics` and `koan_ray.runtime.ray.metrics`. No metrics library is called while jobs move.
 
+Jobs over items (`koan_ray.FiniteJob`): the body is ours (`lead`), runs in an actor that holds no CPU and counts for nothing,
+and sends the items in *chunks* to job actors. A chunk is a job that nobody sees: it is not stored, not listed, not tried
+again, and forgotten once its end was told. What becomes of an item is decided in one place, `koan_ray.domain.items`, by
+the lead; what has become of it is a checkpoint of the lead's job (`checkpoints`): ranges of indexes, not a document each.
+
+* *The actor of a chunk* dies: its items are looked at in smaller chunks until the one that is to blame is alone.
+* *The lead* dies: its chunks are cancelled, and the next one goes on from the last checkpoint.
+* *The coordinator* dies: the lead is adopted, its chunks are lost and sent again. A job in memory is gone with it.
+
+Rejected: a document for each item (ten million of them for a job that needs four ranges); items in the queue of jobs (no
+order, no back-pressure to the source, and the record of a job for each); the lead inside a job actor (an item that ends its
+process would end the lead, and with one actor there would be no place for the chunks).
+
 Rejected: one actor call for each job (slower than plain Ray tasks); queues in pending Ray calls (24 KB each); Ray's own
 retries and restarts for job actors (retry has one owner); coroutines that sleep until a retry is due (a due time in a heap
 survives, a coroutine does not).

@@ -48,6 +48,7 @@ _RESHIP_EVERY_S = 2.0  # of the latest progress of running bodies, for a broker 
 _TELL_COORDINATOR_EVERY_S = 1.0  # of a body's progress
 _IDLE_TICK_S = 1.0
 _YIELD_EVERY_S = 0.005  # a runner lets its loop do other things
+_NEXT_WAITS_S = 0.5  # a chunk of items waits for its turn; another actor may have nothing to do
 _MAX_IDLE_THREADS = 4
 _MAX_LEAKED_THREADS = 16
 
@@ -92,7 +93,7 @@ class _Live:
     """An order that this actor has, from its arrival to its end."""
 
     __slots__ = ("attempt", "box", "interrupt_at", "is_parked", "order", "progress", "stop_cause", "told", "told_at",
-                 "waits_for")  # fmt: skip
+                 "waits_for", "waits_since")  # fmt: skip
 
     def __init__(self, order: Order, box: _Box) -> None:
         self.order, self.box = order, box
@@ -104,11 +105,17 @@ class _Live:
         self.told: Progress | None = None  # what the coordinator knows of it, and since when
         self.told_at = float("-inf")
         self.waits_for: Callable[[], None] | None = None  # called when it gets its place back
+        self.waits_since: float | None = None  # of a chunk that was not begun when its batch was answered
 
     def as_running(self) -> Running:
         age_s = self.attempt.age_s if self.attempt is not None else 0.0
         source = self.order.particulars.residence.source
-        return Running(self.order.execution_id, self.order.job_id, age_s, self.is_parked, source)
+        return Running(self.order.execution_id, self.order.job_id, age_s, self.is_away, source)
+
+    @property
+    def is_away(self) -> bool:
+        """It uses no place: it waits for other jobs, or has not begun."""
+        return self.is_parked or self.waits_since is not None
 
 
 class _UserLoop:
@@ -287,7 +294,8 @@ class Agent:
     def _is_loaded_plain(self, live: _Live) -> bool:
         terms = self._terms[live.order.terms_id]
         job_type = self._types.get(terms.code_id)
-        return job_type is not None and not job_type.definition.is_async and terms.isolation is not Isolation.PROCESS
+        is_plain = job_type is not None and not job_type.definition.runs_on_loop(terms)
+        return is_plain and terms.isolation is not Isolation.PROCESS
 
     def _answer(self, number: int) -> BatchReply | None:
         with self._lock:
@@ -297,16 +305,23 @@ class Agent:
             box.is_answered = True
             if box.is_held and box.ended:
                 self._held[number] = list(box.ended)
-            returned = [live for live in self._todo if live.box is box]
+            unbegun = [live for live in self._todo if live.box is box]
+            returned = [live for live in unbegun if not self._may_wait(live)]
             if returned:
-                self._todo = deque(live for live in self._todo if live.box is not box)
+                self._todo = deque(live for live in self._todo if live not in returned)
                 for live in returned:
                     del self._live[live.order.execution_id]
+            for live in unbegun:
+                live.waits_since = self.clock.monotonic()
             left = self._live.values() if box.n_left > len(returned) else ()
             running = [live.as_running() for live in left if live.box is box]
         if running:
             self._bell.set()  # their timeouts are the ticker's now
         return BatchReply(box.ended, running, [live.order.execution_id for live in returned], self._recycle)
+
+    def _may_wait(self, live: _Live) -> bool:
+        """Tell whether an order that was not begun stays: a chunk, as the only one, for as long as `_NEXT_WAITS_S`."""
+        return self._terms[live.order.terms_id].part and len(self._todo) == 1 and self._recycle is None
 
     def cancel(self, execution_id: str, cause: str) -> None:
         """Ask a body to stop; one that has not begun never begins."""
@@ -355,9 +370,18 @@ class Agent:
                 self._let_go_on(self._resuming.popleft())
             elif self._todo and not self._recycle:
                 self._n_active += 1
-                self._begin(self._todo.popleft())
+                self._begin(self._take_next())
             else:
                 return
+
+    def _take_next(self) -> _Live:
+        """Take the next order; one that has waited is told to have begun. Needs the lock."""
+        live = self._todo.popleft()
+        if live.waits_since is not None:
+            live.waits_since = None
+            self._turned[live.order.execution_id] = None
+            self._bell.set()
+        return live
 
     def _let_go_on(self, live: _Live) -> None:
         granted, live.waits_for = live.waits_for, None
@@ -380,7 +404,7 @@ class Agent:
         terms = self._terms[live.order.terms_id]
         job_type = self._types.get(terms.code_id)
         # One that is not loaded yet is loaded on a body thread: an import may take seconds.
-        return job_type is not None and job_type.definition.is_async and terms.isolation is not Isolation.PROCESS
+        return job_type is not None and job_type.definition.runs_on_loop(terms) and terms.isolation is not Isolation.PROCESS
 
     def _next(self, live: _Live, report: Report, *, on_loop: bool, only: _Box | None = None) -> _Live | None:
         """File a report and return the next order for the same runner, which keeps its place; None: the place is free.
@@ -395,7 +419,7 @@ class Agent:
                 nxt = self._todo[0]
                 fits = only is None or (nxt.box is only and not only.is_answered)
                 if fits and self._n_active <= self._concurrency and self._runs_on_loop(nxt) == on_loop:
-                    return self._todo.popleft()
+                    return self._take_next()
             self._n_active -= 1
             self._fill_places()
             return None
@@ -597,8 +621,8 @@ class Agent:
 
     def _watch_bodies(self, now: float) -> float:
         """Enforce timeouts; return when the next one is due."""
-        next_at = float("inf")
         with self._lock:
+            next_at = self._give_up_waiting(now)
             going = [live for live in self._live.values() if live.attempt is not None]
         for live in going:
             attempt = live.attempt
@@ -619,6 +643,18 @@ class Agent:
         if self._leftovers is not None and self._recycle is None:
             self._recycle = self._leftovers.grown(now)
         return next_at
+
+    def _give_up_waiting(self, now: float) -> float:
+        """Give back a chunk whose turn has not come in time; return when that is. Needs the lock."""
+        for live in list(self._todo):
+            if live.waits_since is None:
+                continue
+            if now < live.waits_since + _NEXT_WAITS_S:
+                return live.waits_since + _NEXT_WAITS_S
+            self._todo.remove(live)
+            order = live.order
+            self._file(live, Report(order.execution_id, order.job_id, "returned", self.clock.now(), 0.0))
+        return float("inf")
 
     def _ship_progress(self, now: float) -> None:
         reship = now - self._reshipped_at >= _RESHIP_EVERY_S
@@ -655,8 +691,8 @@ class Agent:
                 return
             # As they are now: one that has resumed and parked again since the last news is parked.
             turned = [self._live[execution_id] for execution_id in self._turned if execution_id in self._live]
-            parked = [live.order.execution_id for live in turned if live.is_parked]
-            resumed = [live.order.execution_id for live in turned if not live.is_parked]
+            parked = [live.order.execution_id for live in turned if live.is_away]
+            resumed = [live.order.execution_id for live in turned if not live.is_away]
             push = Push(self.name, self._outbox[:500], parked, resumed, progress, self._recycle)
             self._turned = {}
             self._in_flight = True

@@ -69,7 +69,7 @@ class Attempt:
     """One execution: its body, its token, its progress, its place in the actor."""
 
     __slots__ = (
-        "_began", "_cpu", "_host", "_lock", "_loop", "_n_reports", "_n_waits", "_runner", "began_at", "is_in_body",
+        "_began", "_cpu", "_host", "_lock", "_loop", "_n_reports", "_n_waits", "_runner", "_taken", "began_at", "is_in_body",
         "job_type", "job_view", "order", "progress", "stopped_by", "terms", "token",
     )  # fmt: skip
 
@@ -83,6 +83,7 @@ class Attempt:
         self.stopped_by: str | None = None
         self.is_in_body = False
         self._n_reports = 0
+        self._taken: Progress | None = None
         self._n_waits = 0
         self._lock: threading.Lock | None = None
         self._runner: asyncio.Task[Any] | None = None
@@ -108,6 +109,8 @@ class Attempt:
         job = self.job_type._in_hand(self.job_view)  # noqa: SLF001 - instances are made by the engine
         mark = ambient.attempt.set(self)
         try:
+            if self.terms.part:
+                return await self._perform_part()
             context = self.job_type.definition.decode_context(self.order.context)
             killpoint("body.before")
             self.is_in_body = True
@@ -135,6 +138,8 @@ class Attempt:
         job = self.job_type._in_hand(self.job_view)  # noqa: SLF001 - instances are made by the engine
         ambient.attempt.set(self)
         try:
+            if self.terms.part:
+                return self._perform_part_blocking()
             context = self.job_type.definition.decode_context(self.order.context)
             killpoint("body.before")
             self.is_in_body = True
@@ -149,6 +154,30 @@ class Attempt:
         except BaseException as error:  # noqa: BLE001 - whatever a body raises becomes its outcome
             self.is_in_body = False
             return self._raised(job, error)
+
+    # --- items -----------------------------------------------------------------------------------------------------
+
+    async def conduct(self, job: Any, context: Any, progress: JobProgress, cancellation: CancellationToken) -> Any:
+        """Go through the items of a `FiniteJob` and return its result."""
+        from koan_ray.engine.lead import Lead  # it stands above: it starts attempts, of chunks
+
+        return await Lead(self, job, context, progress, cancellation, self._host.clock).run()
+
+    async def _perform_part(self) -> Report:
+        from koan_ray.engine import chunks  # as above
+
+        self.is_in_body = True
+        result = await chunks.process(self.order.context, self.job_type, self.progress, self.token)  # type: ignore[arg-type]
+        self.is_in_body = False
+        return self._report("succeeded", result=result)
+
+    def _perform_part_blocking(self) -> Report:
+        from koan_ray.engine import chunks  # as above
+
+        self.is_in_body = True
+        result = chunks.process_blocking(self.order.context, self.job_type, self.progress, self.token)  # type: ignore[arg-type]
+        self.is_in_body = False
+        return self._report("succeeded", result=result)
 
     # --- stop ------------------------------------------------------------------------------------------------------
 
@@ -188,10 +217,11 @@ class Attempt:
         reported = parse_report(*latest)
         now = self._host.clock.now()
         self._n_reports += 1
-        return Progress(
+        self._taken = Progress(
             sequence_base(self.order.ordinal) + self._n_reports, reported.percentage, reported.message, reported.current,
             reported.total, estimate_completion(reported.percentage, began_at=self.began_at, now=now), now,
         )  # fmt: skip
+        return self._taken
 
     # --- Parking: a body that waits for other jobs gives them its place ----------------------------------------------
 
@@ -272,7 +302,8 @@ class Attempt:
 
     def _failed(self, job: Job[Any, Any], error: BaseException, outcome: str = "failed") -> Report:
         info = describe(error)
-        advice = self._ask(job, error, info, outcome) if self.job_type.definition.judges else None
+        judges = self.job_type.definition.judges and not self.terms.part
+        advice = self._ask(job, error, info, outcome) if judges else None
         return self._report(outcome, error=info, advice=advice)
 
     def _ask(self, job: Job[Any, Any], error: BaseException, info: ErrorInfo, outcome: str) -> Advice | None:
@@ -316,7 +347,7 @@ class Attempt:
             metrics = (*metrics, ("stopped_by", self.stopped_by))
         return Report(
             order.execution_id, order.job_id, outcome, self.began_at, self._host.clock.monotonic() - self._began, result,
-            error, delay_s, advice, self.take_progress(), metrics,
+            error, delay_s, advice, self.take_progress() or self._taken, metrics,
         )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -296,17 +297,40 @@ class Coordinator:
         if old.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
             msg = f"job {job_id}: is {old.status}; only a failed or cancelled job can be run again"
             raise ConflictError(msg)
+        terms, about, row = self._again(old, as_id)
+        if not resume:
+            return await self._run_again(terms, about, row)
+        async with self._checkpoints.copied(old, as_id, about.residence) as checkpoint:
+            return await self._run_again(terms, about, row._replace(checkpoint=checkpoint))
+
+    async def retry_failed_items(self, job_id: str, as_id: str) -> JobView:
+        """Run the dead items of a job over items that has ended, as the new job ``as_id``. May be repeated.
+
+        Raises:
+            JobNotFoundError: There is no such job.
+            ConflictError: It has not ended, has no dead items, or its class is no longer known here.
+        """
+        old = self._live.get(job_id) or await self._catalog.get(job_id)
+        if old is None:
+            raise JobNotFoundError(job_id)
+        n_failed = old.checkpoint.failed if old.checkpoint is not None else 0
+        if not old.status.is_final or not n_failed:
+            is_so = "has no failed items" if old.status.is_final else f"is {old.status}; wait for its end or cancel it"
+            msg = f"job {job_id}: {is_so}; its failed items cannot be run again"
+            raise ConflictError(msg)
+        only_failed = Checkpoint(0, json.dumps({"failed_of": job_id}).encode(), n_failed, 0, 0, 0, self._clock.now())
+        terms, about, row = self._again(old, as_id)
+        return await self._run_again(terms, about, row._replace(checkpoint=only_failed))
+
+    def _again(self, old: JobRecord, as_id: str) -> tuple[Terms, Particulars, Row]:
+        """Return what a new job is made of that does what ``old`` did."""
         routed = self._kinds.routed(old)
         if routed is None:
-            msg = f"job {job_id}: its class {old.terms.kind!r} is not known here; import its module where you use the engine"
+            msg = f"job {old.id}: its class {old.terms.kind!r} is not known here; import its module where you use the engine"
             raise ConflictError(msg)
         residence = self._catalog.place(self._catalog.home(old.particulars.residence))
-        about = old.particulars._replace(retry_of=job_id, parent_job_id=None, depth=0, residence=residence)
-        row = Row(as_id, 0, 0, old.context, self._clock.now())
-        if not resume:
-            return await self._run_again(routed.terms, about, row)
-        async with self._checkpoints.copied(old, as_id, residence) as checkpoint:
-            return await self._run_again(routed.terms, about, row._replace(checkpoint=checkpoint))
+        about = old.particulars._replace(retry_of=old.id, parent_job_id=None, depth=0, residence=residence)
+        return routed.terms, about, Row(as_id, 0, 0, old.context, self._clock.now())
 
     async def _run_again(self, terms: Terms, about: Particulars, row: Row) -> JobView:
         answer = await self.submit(Submission([terms.id], [about], [row], [], {}))
@@ -457,6 +481,10 @@ class Coordinator:
     async def news(self, listener_id: str, epoch: str | None, park_s: float) -> News[JobRecord | None]:
         """Return the jobs that have changed since this listener asked last; see `koan_ray.engine.feed`."""
         return await self._window.news(listener_id, epoch, park_s)
+
+    async def width(self) -> int:
+        """Return how many job actors may run bodies at a time."""
+        return self._dispatcher.width()
 
     def pushed(self, push: Push) -> bool:
         """A job actor tells of bodies that went on after their batch was answered; false if it is none of ours."""

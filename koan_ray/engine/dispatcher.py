@@ -48,6 +48,7 @@ _CROWDED_TTL_S = 1.0  # an idle actor makes room after this when others wait for
 _CHILD_PROCESS_SLACK_S = 3.0  # the actor kills its own child; we step in only when it does not
 _HURRY_SLACK_S = 0.010  # on its way to the actor and back
 _DELAYED_S = 5.0  # an actor that takes longer to start does not keep others from starting
+_MAX_LEADING = 4  # actors that lead jobs over items, where the engine has no more actors than that; each leads several
 _STARVING_S = 1.0  # a lane without an actor takes one from a busy spec after this
 
 
@@ -271,6 +272,10 @@ class Dispatcher:
         """Return all executions that actors have, or will have when it is stored that they run."""
         return [*self._active.values(), *(claim.active for claim in self._claims)]
 
+    def width(self) -> int:
+        """Return how many actors may run bodies at a time."""
+        return self._limit()
+
     def has(self, execution_id: str) -> bool:
         """Tell whether an actor of ours has this execution, or will have it."""
         return execution_id in self._active or execution_id in self._claims
@@ -335,6 +340,7 @@ class Dispatcher:
             if (active := self._active.get(running.execution_id)) is not None:
                 active.began_at = now - running.age_s
                 active.parked = active.parked if active.has_told else running.parked
+                active.is_next = active.is_next and active.parked
                 actor.running[running.execution_id] = active
                 self._watch_long(actor, active)
         for execution_id in reversed(reply.returned):
@@ -355,9 +361,10 @@ class Dispatcher:
         for execution_id in push.parked:
             if (active := self._active.get(execution_id)) is not None:
                 active.parked = active.has_told = True
+                active.is_next = False
         for execution_id in push.resumed:
             if (active := self._active.get(execution_id)) is not None:
-                active.parked, active.has_told = False, True
+                active.parked, active.has_told, active.is_next = False, True, False
         for execution_id, progress in push.progress:
             if (active := self._active.get(execution_id)) is not None:
                 self._jobs.progressed(active, progress)
@@ -388,11 +395,45 @@ class Dispatcher:
                     break
                 if actor.room() > 0:
                     self._send_batch(lane, actor, share=math.ceil(len(lane) / max(1, len(actors))))
+                elif actor.may_have_next() and self._is_grown(lane):
+                    self._send_next(lane, actor)
         # Only now, when actors that have work are not idle any more. A place that is free is first for a lane without any.
         if len(lanes) > 1:
             lanes.sort(key=lambda lane: (any(True for _ in self._pool.of(lane.spec)), lane.waiting_since or math.inf))
         for lane in lanes:
             self._start_actors(lane)
+
+    def _is_grown(self, lane: Lane) -> bool:
+        """Tell whether all actors are there that may be: before, what waits is what starts them."""
+        if any(actor.state is ActorState.STARTING for actor in self._pool.of(lane.spec)):
+            return False
+        return self._pool.n_counted_for(lane.spec) >= self._limit()
+
+    def _send_next(self, lane: Lane, actor: Actor) -> None:
+        """Let a chunk of items wait in a full actor for its turn. It comes back when that does not come soon."""
+        for job_id in lane.take(1):
+            job, claim = self._jobs.queued(job_id), self._claims.of(job_id)
+            if job is not None and job.terms.part:
+                self._send_alone(actor, job)
+            elif job is not None:
+                lane.push_front(job_id, job.particulars.depth)
+            elif claim is not None:
+                lane.push_front(job_id, claim.depth)
+
+    def _send_alone(self, actor: Actor, job: JobRecord) -> None:
+        now, sent_at = self._clock.now(), self._clock.monotonic()
+        batch, introduced = OrderBatch([], [], []), set[str]()
+        execution_id = new_id()
+        execution, order = self._jobs.begin(job, execution_id, now)
+        active = self._active[execution_id] = Active(actor, execution, job.terms.id, sent_at)
+        active.parked = active.is_next = True  # until it says that it has begun
+        batch.orders.append(order)
+        if job.terms.id not in actor.known:
+            self._introduce(actor, job.terms, batch, introduced)
+        self._n_batches += 1
+        self.counters["dispatched"] += 1
+        actor.batches[self._n_batches] = Batch([execution_id], introduced, is_short=False, is_held=False, sent_at=sent_at)
+        self._launcher.send(actor.name, self._n_batches, batch, label=job.terms.kind)
 
     def _send_batch(self, lane: Lane, actor: Actor, share: int) -> None:
         settings, now, sent_at = self._settings, self._clock.now(), self._clock.monotonic()
@@ -413,7 +454,7 @@ class Dispatcher:
             expected_s = typical_s.get(terms.id, target_s)  # unknown counts as long
             is_long = expected_s >= target_s or job.crashes > 0
             if is_long:
-                fits = not must_be_short and len(execution_ids) < room and not (job.crashes and execution_ids)
+                fits = not must_be_short and len(execution_ids) < room and _may_be_with(job, actor, execution_ids)
             else:
                 fits = expected_s <= budget_s or not execution_ids
             if not fits:
@@ -557,6 +598,10 @@ class Dispatcher:
         if active is None:
             self.counters["reports_refused"] += 1
             return
+        if report.outcome == "returned":
+            self.counters["returned"] += 1
+            self._jobs.unbegun(active)
+            return
         actor.jobs_done += 1
         actor.quiet_since = self._clock.monotonic()
         typical = self._typical_s.get(active.terms_id)
@@ -595,11 +640,16 @@ class Dispatcher:
         busy = sum(actor.room() == 0 and actor.state is ActorState.READY for actor in same)
         retiring = sum(actor.state is ActorState.RETIRING for actor in same)
         wanted = busy + retiring + math.ceil(len(lane) / lane.spec.concurrency)
+        if lane.spec.lead and not any(actor.is_idle and actor.state is not ActorState.RETIRING for actor in same):
+            wanted = len(same) + 1  # what is left in the lane wants an actor for itself, or finds the others full
         while len(same) < wanted:
-            if self._pool.n_counted_for(lane.spec) >= self._limit():
+            if lane.spec.lead:
+                if self._pool.n_leading() >= max(_MAX_LEADING, self._limit()) and not lane.deepest:
+                    return
+            elif self._pool.n_counted_for(lane.spec) >= self._limit():
                 self._make_room(lane.spec)
                 return
-            lent = self._pool.n_placed() >= self._limit()
+            lent = not lane.spec.lead and self._pool.n_placed() >= self._limit()
             self._n_started += 1
             name = f"koan_ray.job/{self._epoch}/{self._n_started}"
             actor = Actor(name, lane.spec, at=self._clock.monotonic(), lent=lent)
@@ -615,11 +665,11 @@ class Dispatcher:
 
     def _yield_to_starving(self, lane: Lane, actors: list[Actor]) -> list[Actor]:
         """Give up one actor of a busy lane when another lane has had none for a while and there is no room for it."""
-        if len(self._lanes) == 1 or any(actor.state is ActorState.RETIRING for actor in self._pool):
+        if len(self._lanes) == 1 or lane.spec.lead or any(actor.state is ActorState.RETIRING for actor in self._pool):
             return actors  # one at a time: the place of the one that is ending comes first
         now = self._clock.monotonic()
         for other in self._lanes.values():
-            if other is lane:
+            if other is lane or other.spec.lead:
                 continue
             if not len(other) or any(True for _ in self._pool.of(other.spec)):
                 other.waiting_since = None
@@ -773,3 +823,18 @@ class Dispatcher:
 
     def _terms(self, active: Active) -> Terms:
         return self._jobs.terms_for(active.terms_id)
+
+
+def _may_be_with(job: JobRecord, actor: Actor, execution_ids: list[str]) -> bool:
+    """Tell whether a long job may join what an actor is about to be sent.
+
+    One whose process has vanished goes alone. What leads items is one of many in its actor, so that then nothing joins it
+    there until it has ended.
+    """
+    if not job.crashes:
+        return True
+    if actor.spec.lead:
+        if not actor.is_idle:
+            return False
+        actor.has_suspect = not execution_ids
+    return not execution_ids

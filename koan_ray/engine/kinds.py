@@ -106,7 +106,7 @@ class Kinds:
         """Return how many live jobs there are, by kind."""
         found: Counter[str] = Counter()
         for terms_id, n in self._n_live.items():
-            if n > 0 and (terms := self._terms.get(terms_id)) is not None:
+            if n > 0 and (terms := self._terms.get(terms_id)) is not None and not terms.part:
                 found[terms.kind] += n
         return found
 

@@ -118,9 +118,11 @@ class LiveJobs:
         self.by_id[job_id] = after
         if after.status is JobStatus.QUEUED:
             self.enqueue(after, first=first)
+            if after.terms.spec.lead and job_id in self.children:
+                self._close_parts(after)
         elif job_id in self.children:
             self.close_children(after)
-        self._catalog.writer_of(job_id, after.particulars.residence).stage(after, execution)
+        self.stage(after, execution)
         if self._log is not None:
             self.tell_move(after, execution.id if execution is not None else None)
 
@@ -139,6 +141,18 @@ class LiveJobs:
             guard = "execution is not current"
             self._log.info("report_fenced", job_id=job_id, execution_id=execution_id, guard=guard)
 
+    def stage(self, job: JobRecord, execution: ExecutionRecord | None = None) -> None:
+        """Have this state written with the next flush. Nothing is written of a chunk of items: its end is told at once."""
+        if not job.terms.part:
+            self.writer_of(job).stage(job, execution)
+        elif job.status.is_final:
+            self.written([job])
+
+    def stage_behind(self, job: JobRecord, execution: ExecutionRecord | None = None) -> None:
+        """Have this state written soon."""
+        if not job.terms.part:
+            self.writer_of(job).stage_behind(job, execution)
+
     def writer_of(self, job: JobRecord) -> Writer:
         """Return what writes this job."""
         return self._catalog.writer_of(job.id, job.particulars.residence)
@@ -155,7 +169,7 @@ class LiveJobs:
                     self.cancel(child, reason or "its parent is being cancelled")
             requested = transitions.cancel_requested(job, at=now, reason=reason)
             self.by_id[job.id] = requested
-            self.writer_of(job).stage(requested)
+            self.stage(requested)
             if job.execution_id is not None:
                 self._dispatcher.stop(job.execution_id, "cancelled")
 
@@ -164,6 +178,12 @@ class LiveJobs:
         for child_id in list(self.children.get(parent.id, ())):
             if (child := self.by_id.get(child_id)) and child.terms.when_parent_ends is ParentPolicy.CANCEL:
                 self.cancel(child, f"its parent {parent.status}")
+
+    def _close_parts(self, lead: JobRecord) -> None:
+        """The execution that sent these chunks is over, and nobody is left to take their outcomes."""
+        for child_id in list(self.children.get(lead.id, ())):
+            if (child := self.by_id.get(child_id)) and child.terms.part:
+                self.cancel(child, "the job that they belong to begins again")
 
     # --- after a flush ---------------------------------------------------------------------------------------------
 
@@ -184,8 +204,11 @@ class LiveJobs:
             killpoint("settle.after_flush")
             del live[job.id]
             self._kinds.ended(job)
-            self.counters[job.status] += 1
-            self.meters.of(job.terms.kind).ends[job.status] += 1
+            if job.terms.part:
+                self.counters["chunks"] += 1
+            else:
+                self.counters[job.status] += 1
+                self.meters.of(job.terms.kind).ends[job.status] += 1
             parent_id = job.particulars.parent_job_id
             if parent_id is not None and (siblings := self.children.get(parent_id)) is not None:
                 siblings.discard(job.id)
@@ -202,7 +225,7 @@ class LiveJobs:
     def _tell_written(self, jobs: Sequence[JobRecord]) -> None:
         """Tell those who show lists, and the log."""
         if self.feed is not None and self.feed.is_heard:
-            self.feed.note([(job.id, job) for job in jobs])
+            self.feed.note([(job.id, job) for job in jobs if not job.terms.part])
         if self._log is not None:
             for job in jobs:
                 self._log.info(

@@ -35,6 +35,7 @@ class Active:
         "began_at",
         "execution",
         "has_told",
+        "is_next",
         "job_id",
         "kill_cause",
         "parked",
@@ -51,6 +52,7 @@ class Active:
         self.sent_at = sent_at  # monotonic
         self.began_at: float | None = None  # monotonic; None while it is in a batch that was not answered yet
         self.parked = False
+        self.is_next = False  # a chunk that waits in a full actor for its turn; it counts as parked
         self.has_told = False  # by itself, whether it is parked; what a batch's answer says may be older
         self.stop_cause: str | None = None  # why it was asked to stop
         self.kill_cause: str | None = None  # why its actor is being killed
@@ -73,8 +75,8 @@ class Actor:
     """One job actor."""
 
     __slots__ = (
-        "batches", "heard_at", "info", "is_delayed", "is_killed", "jobs_done", "known", "lent", "name", "quiet_since",
-        "recycle", "running", "spec", "started_at", "state", "stored",
+        "batches", "has_suspect", "heard_at", "info", "is_delayed", "is_killed", "jobs_done", "known", "lent", "name",
+        "quiet_since", "recycle", "running", "spec", "started_at", "state", "stored",
     )  # fmt: skip
 
     def __init__(self, name: str, spec: ActorSpec, *, at: float, lent: bool) -> None:
@@ -90,6 +92,7 @@ class Actor:
         self.known: set[str] = set()  # ids of terms and classes that it has for sure
         self.jobs_done = 0
         self.recycle: str | None = None
+        self.has_suspect = False  # what leads items and was in a process that vanished is kept from others of its kind
         self.is_killed = False
         self.is_delayed = False  # it takes so long to start that the cluster has probably no room for it
 
@@ -108,20 +111,37 @@ class Actor:
     @property
     def is_parked_only(self) -> bool:
         """Everything in it waits for other jobs; its CPU is free to be lent."""
-        return not self.batches and bool(self.running) and self.n_active == 0
+        return not self.batches and bool(self.running) and self.n_active == 0 and not self.has_next
 
     @property
     def has_parked(self) -> bool:
         """At least one body in it waits for other jobs."""
-        return any(active.parked for active in self.running.values())
+        return any(active.parked and not active.is_next for active in self.running.values())
+
+    @property
+    def has_next(self) -> bool:
+        """A chunk of items waits in it for its turn."""
+        return any(active.is_next for active in self.running.values())
 
     def room(self) -> int:
         """How many more bodies it can begin; more than the concurrency only counts for a batch of short jobs."""
         if self.state is not ActorState.READY or self.n_active >= self.spec.concurrency:
             return 0
+        if self.has_suspect:
+            if not self.is_idle:
+                return 0
+            self.has_suspect = False
         if self.batches and not (len(self.batches) < MAX_IN_FLIGHT and all(b.is_short for b in self.batches.values())):
             return 0
         return self.spec.concurrency - self.n_active
+
+    def may_have_next(self) -> bool:
+        """It is full with bodies, and one chunk of items may wait in it for its turn, which hides the way there and back."""
+        return (
+            self.state is ActorState.READY
+            and not (self.batches or self.has_parked or self.has_next or self.spec.lead or self.spec.dedicated)
+            and self.n_active == self.spec.concurrency
+        )
 
 
 class Pool:
@@ -163,18 +183,24 @@ class Pool:
 
         An actor that can take nothing of this spec and in which every body waits for other jobs does not count: its CPU is
         lent to the new one, so that a parent can wait for a child with other needs however small the pool is. Nor does one
-        that waits for the cluster: it holds nothing, and might wait for ever.
+        that waits for the cluster: it holds nothing, and might wait for ever. Those that lead jobs over items never do.
         """
         return sum(
             (actor.spec == spec and actor.state is not ActorState.RETIRING) or not (actor.is_parked_only or actor.is_delayed)
             for actor in self._actors.values()
+            if not actor.spec.lead
         )
+
+    def n_leading(self) -> int:
+        """Actors that lead jobs over items."""
+        return sum(actor.spec.lead for actor in self._actors.values())
 
     def n_placed(self) -> int:
         """Actors that hold, or are about to hold, what their spec says."""
-        return sum(not actor.is_delayed for actor in self._actors.values())
+        return sum(not (actor.is_delayed or actor.spec.lead) for actor in self._actors.values())
 
     def idle_of_another_spec(self, spec: ActorSpec) -> Actor | None:
         """Return the actor of another spec that has been idle longest."""
-        idle = [a for a in self._actors.values() if a.spec != spec and a.is_idle and a.state is ActorState.READY]
+        others = (a for a in self._actors.values() if a.spec != spec and not a.spec.lead)
+        idle = [a for a in others if a.is_idle and a.state is ActorState.READY]
         return min(idle, key=lambda actor: actor.quiet_since, default=None)

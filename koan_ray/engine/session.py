@@ -11,12 +11,15 @@ import heapq
 import json
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic_core import to_json
 
 from koan_ray.definition import Definition
 from koan_ray.domain.durations import instant
 from koan_ray.domain.ids import child_id, is_id, new_id
-from koan_ray.domain.records import ErrorInfo, JobView, Particulars, Residence, Terms
+from koan_ray.domain.records import FAILED, ErrorInfo, JobView, Particulars, Residence, Terms
 from koan_ray.domain.status import ExecutionStatus, JobStatus
 from koan_ray.engine.messages import Submission
 from koan_ray.engine.watching import Watching
@@ -30,6 +33,7 @@ from koan_ray.errors import (
     RuntimeUnavailableError,
     StoreUnavailableError,
 )
+from koan_ray.finite import DeadItem
 from koan_ray.jobs import Job, JobExecution
 from koan_ray.listing import JobPage
 from koan_ray.pending import Pending
@@ -55,6 +59,7 @@ _MAX_UNASKED = 1000
 _MAX_EARLY = 10_000
 _GATHER_KINDS_S = 0.2
 _MAX_WORDS = 1_048_576  # bytes of metadata, of a description, of a correlation id
+_PAGE = 20  # parts in an answer
 _PLAIN = Particulars()
 _NO_SETTINGS = RunSettings()
 
@@ -71,6 +76,7 @@ class _Wait(NamedTuple):
     pending: Pending[Any] | None  # None: the job in hand is brought up to date, and nobody is told
     job: Job[Any, Any] | None
     told: Callable[[End | BaseException], None] | None = None  # instead of a pending
+    is_part: bool = False  # for a chunk of items, which nobody else can know
 
 
 class _Chunk:
@@ -129,6 +135,11 @@ class Session:
         self._watching = Watching(self)
 
     @property
+    def reads_inline(self) -> bool:
+        """Sources of jobs and items are read in the caller's thread."""
+        return self._reads_inline
+
+    @property
     def transport(self) -> Transport:
         """To coordinator and broker."""
         return self._transport
@@ -171,6 +182,100 @@ class Session:
         if batch:
             self._send_submits(batch)
         return pending
+
+    def start_part(
+        self, lead: Terms, job_type: type[Job[Any, Any]], about: Particulars, payload: bytes,
+        told: Callable[[End | BaseException], None],
+    ) -> str:  # fmt: skip
+        """Have a chunk of a job's items done by another actor, and ``told`` called once with its end; returns its id."""
+        terms = self._part_terms(lead, job_type)
+        job_id = new_id()
+        with self._lock:
+            self._waits[job_id] = [_Wait(None, None, told, is_part=True)]
+
+        def accepted(answer: Accepted | None, error: BaseException | None) -> None:
+            problem = error if answer is None else answer.refused.get(0)
+            with self._lock:
+                if problem is not None:
+                    self._waits.pop(job_id, None)
+                elif answer is not None and not answer.is_watched:
+                    self._to_watch.append(job_id)
+                call = self._next_wait()
+            if problem is not None:
+                told(problem)
+            if call is not None:
+                self._send_wait(call)
+
+        row = (job_id, 0, 0, payload, time.time(), 0.0)
+        self._send(Submission([terms.id], [about], [row], [], {}), accepted, self.id)
+        return job_id
+
+    def _part_terms(self, lead: Terms, job_type: type[Job[Any, Any]]) -> Terms:
+        key = (job_type, lead.id)
+        known = self._terms.get(key)
+        if known is None:
+            code_id, self._code[lead.code_id] = self._ship(job_type)
+            known = self._terms[key] = job_type.definition.part_terms(lead._replace(code_id=code_id))
+            self._code[code_id] = self._code[lead.code_id]
+            self._by_id[known.id] = known
+        return known
+
+    def latest(self, job_ids: list[str]) -> Pending[list[tuple[str, Progress]]]:
+        """Return the newest progress of those of these jobs that have reported any."""
+        pending: Pending[Any] = Pending()
+
+        def answered(states: Any, error: BaseException | None) -> None:
+            pending.fail(error) if error is not None else pending.resolve(states)
+
+        self._transport.broker("latest", (job_ids,), answered)
+        return pending
+
+    def ask(self, method: str, *args: Any) -> Pending[Any]:
+        """Call a method of the coordinator."""
+        return self._ask(method, args, lambda answer: answer)
+
+    def failed_items(self, job_id: str) -> Pending[list[DeadItem]]:
+        """Return the dead items of a job over items, in the order of their ends."""
+        pending: Pending[Any] = Pending()
+        found: list[DeadItem] = []
+
+        def got(page: list[Part] | None, error: BaseException | None) -> None:
+            if page is None:
+                pending.fail(error or RuntimeError())
+                return
+            if not page:
+                pending.resolve(found)
+                return
+            found.extend(DeadItem(**row) for part in page for row in json.loads(part.body))
+            self._call(pending, "parts", (job_id, FAILED, page[-1].seq, _PAGE), got)
+
+        self._call(pending, "parts", (_checked(job_id), FAILED, -1, _PAGE), got)
+        return pending
+
+    def export_failed_items(self, job_id: str, path: Any) -> Pending[int]:
+        """Write the dead items of a job over items to a file of JSON lines, page by page; resolves to their number."""
+        pending: Pending[int] = Pending()
+
+        def write() -> None:
+            after, n = -1, 0
+            try:
+                with Path(path).open("wb") as file:
+                    while page := self.parts(job_id, FAILED, after, _PAGE).get():
+                        for part in page:
+                            file.writelines(to_json(row) + b"\n" for row in json.loads(part.body))
+                            n += part.count
+                        after = page[-1].seq
+            except Exception as error:  # noqa: BLE001 - becomes the outcome
+                pending.fail(error)
+            else:
+                pending.resolve(n)
+
+        threading.Thread(target=write, name="koan-export", daemon=True).start()
+        return pending
+
+    def retry_failed_items(self, job_id: str) -> Pending[Any]:
+        """Run the dead items of a job over items as a new job."""
+        return self._ask("retry_failed_items", (_checked(job_id), new_id()), lambda view: self._present(view, None))
 
     def _next_submits(self) -> list[_Submit]:
         if not self._submits or self._n_submits >= _MAX_SUBMITS:
@@ -466,7 +571,7 @@ class Session:
                     waiting = self._waits.pop(end.id, None)
                     if waiting is not None:
                         told.append((waiting, end))
-                    if waiting is None or self._n_submits:
+                    if waiting is None or (self._n_submits and not waiting[0].is_part):
                         # Also when somebody was told: a submission on its way may join the same job, as children do.
                         self._keep_early(end)
                 for job_id in ends.unknown:

@@ -69,8 +69,7 @@ class Settling:
         running = transitions.dispatched(job, execution_id, at=now)
         execution = ExecutionRecord(execution_id, job.id, running.attempts, now)
         self._live[job.id] = running
-        writer = self._jobs.writer_of(job)
-        (writer.stage if job.is_claimed_ahead else writer.stage_behind)(running, execution)
+        (self._jobs.stage if job.is_claimed_ahead else self._jobs.stage_behind)(running, execution)
         self._jobs.tell_move(running, execution_id)
         order = Order(
             execution_id, job.id, job.terms.id, job.context, running.attempts, job.ordinal, job.created_at,
@@ -166,7 +165,7 @@ class Settling:
         if job is not None and (job.progress is None or progress.sequence > job.progress.sequence):
             after = job.evolve(progress=progress, last_modified=self._clock.now())
             self._live[job.id] = after
-            self._jobs.writer_of(job).stage_behind(after)
+            self._jobs.stage_behind(after)
 
     def when_stored(self, reports: Sequence[Report], then: Callable[[], None]) -> None:
         """Call ``then`` when what became of these reports is written."""
@@ -262,7 +261,9 @@ class Settling:
     ) -> None:
         now = self._clock.now()
         self._jobs.counters["crashes"] += 1
-        if job.crashes + 1 >= self._max_crashes and job.cancel_requested_at is None:
+        if job.terms.part:  # whether and how its items are tried again is for the job to say that they belong to
+            after = transitions.failed(job, FailureKind.POISON, ErrorInfo("ProcessLost", error.message), at=now)
+        elif job.crashes + 1 >= self._max_crashes and job.cancel_requested_at is None:
             doomed = job.evolve(crashes=job.crashes + 1)
             self._jobs.meters.lost(job.terms.kind, error, is_poison=True)
             message = f"the process died {doomed.crashes} times while it ran this job; the last time: {error.message}"
@@ -293,8 +294,9 @@ class Settling:
             now, error, metrics = report.began_at + report.duration_s, error or report.error, report.metrics
             began_at, queued_at = report.began_at, after.queued_at
             waited_s = began_at - queued_at if execution.attempt == 1 and queued_at is not None else None
-            self._jobs.meters.settled(after.terms.kind, reason, report.duration_s, waited_s)
-        elif reason is not Reason.RETURNED:
+            if not after.terms.part:
+                self._jobs.meters.settled(after.terms.kind, reason, report.duration_s, waited_s)
+        elif reason is not Reason.RETURNED and not after.terms.part:
             self._jobs.meters.of(after.terms.kind).reasons[reason] += 1
         if actor is not None and actor.info is not None:
             metrics = (*metrics, ("actor", actor.name), ("where", actor.info))

@@ -81,10 +81,12 @@ class Submitting:
             raise LimitExceededError(
                 "jobs queued or running", len(self._live) + len(rows), self._settings.max_queued, "engine.max_queued"
             )
-        particulars = [await self._placed(about) for about in particulars]
-        await self._ready(particulars, rows)
-        known = await self._known(particulars, rows)
         terms = [self._kinds.terms(terms_id) for terms_id in terms_ids]
+        known: set[str] = set()
+        if not all(item.part for item in terms):  # chunks of items are kept nowhere
+            particulars = [await self._placed(about) for about in particulars]
+            await self._ready(particulars, rows)
+            known = await self._known(particulars, rows)
         now = self._clock.now()
         refused: dict[int, KoanRayError] = {}
         writers: set[Writer] = set()
@@ -92,7 +94,8 @@ class Submitting:
             row = Row(*raw)
             job_terms, about = terms[row.terms], particulars[row.particulars]
             is_new = row.job_id not in self._live and row.job_id not in known
-            if not is_new or about.parent_job_id is not None or about.retry_of is not None:
+            has_ties = about.parent_job_id is not None or about.retry_of is not None
+            if not is_new or (has_ties and not job_terms.part):
                 error = await self._examine(row, job_terms, about)
                 if isinstance(error, KoanRayError):
                     refused[place] = error
@@ -101,7 +104,7 @@ class Submitting:
                     continue
             writers.add(self._accept(row, job_terms, about, now))
         may_linger = watcher is not None and len(rows) == 1 and not refused and particulars[0].residence.source is None
-        if may_linger and (end := await self._linger(rows[0][0])) is not None:
+        if may_linger and not terms[0].part and (end := await self._linger(rows[0][0])) is not None:
             return Accepted(self._epoch, now, refused, [], ended=(end,))
         is_watched = watcher is not None and self._watch_early(watcher, [row[0] for row in rows])
         # A job is told to be accepted when its flush is written, and nothing else is waited for: by the writers that it was
@@ -199,7 +202,7 @@ class Submitting:
         if about.residence.source is None:
             self._jobs.enqueue(job)
         writer = self._catalog.writer_of(job.id, about.residence)
-        writer.stage(job)
+        self._jobs.stage(job)
         parent_id = about.parent_job_id
         if parent_id is not None and self._is_closing(parent_id) and terms.when_parent_ends is ParentPolicy.CANCEL:
             self._jobs.move(transitions.cancelled(job, at=now, reason="its parent has ended or is being cancelled"))

@@ -90,7 +90,8 @@ class Window:
         n_settled: Callable[[], dict[JobStatus, int]] = getattr(memory, "n_settled", dict)
         last_settled: Callable[[int], list[JobRecord]] = getattr(memory, "last_settled", lambda _limit: [])
         # In the order of their submission: those that wait longest are among the first.
-        waiting = (job.queued_at for job in islice(self._live.values(), _LOOKED_AT) if job.status is JobStatus.QUEUED)
+        first = islice(self._live.values(), _LOOKED_AT)
+        waiting = (job.queued_at for job in first if job.status is JobStatus.QUEUED and not job.terms.part)
         oldest = min((at for at in waiting if at is not None), default=None)
         ended = [(job.completed_at or 0.0, job.status, job.started_at) for job in last_settled(n_ended)]
         return Figures({status.value: n for status, n in n_settled().items()}, ended, oldest)

@@ -274,7 +274,7 @@ def _encode_spec(spec: ActorSpec) -> Document:
     for name, pairs in (("custom", spec.custom), ("label_selector", spec.label_selector)):
         if pairs:
             document[name] = [list(pair) for pair in pairs]
-    plain = ("num_gpus", "memory", "runtime_env", "dedicated")
+    plain = ("num_gpus", "memory", "runtime_env", "dedicated", "lead")
     document.update((name, value) for name in plain if (value := getattr(spec, name)))
     return document
 
@@ -409,6 +409,7 @@ def _read_spec(fields: _Fields) -> ActorSpec:
         tuple((name, float(amount)) for name, amount in fields.pairs("custom", (int, float))),
         tuple((name, value) for name, value in fields.pairs("label_selector", str)),
         fields.maybe_text("runtime_env"), fields.whole("concurrency"), fields.document.get("dedicated") is True,
+        fields.document.get("lead") is True,
     )  # fmt: skip
 
 

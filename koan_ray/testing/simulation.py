@@ -60,13 +60,14 @@ class Faults:
 
 
 class _Live:
-    __slots__ = ("attempt", "batch", "is_parked", "order", "task", "waits_for")
+    __slots__ = ("attempt", "batch", "is_parked", "is_waiting", "order", "task", "waits_for")
 
     def __init__(self, order: Order, batch: int) -> None:
         self.order, self.batch = order, batch
         self.attempt: Attempt | None = None
         self.task: asyncio.Task[None] | None = None
         self.is_parked = False
+        self.is_waiting = False  # a chunk that was not begun when its batch was answered
         self.waits_for: Callable[[], None] | None = None
 
 
@@ -169,6 +170,9 @@ class _SimActor:
             elif self._todo:
                 self._n_active += 1
                 live = self._todo.popleft()
+                if live.is_waiting:
+                    live.is_waiting = False
+                    self._push([live.order.execution_id])
                 if self._launcher.strikes("die_at_begin"):
                     self.die("simulated: died before a body began")
                     return
@@ -186,7 +190,7 @@ class _SimActor:
         if attempt is None or self.is_dead:
             return
         self._launcher.began(live.order)
-        is_async = attempt.job_type.definition.is_async
+        is_async = attempt.job_type.definition.runs_on_loop(attempt.terms)
         report = await attempt.perform() if is_async else attempt.perform_blocking()
         if self._has_died():
             return
@@ -245,12 +249,20 @@ class _SimActor:
         ended = self._ended.pop(batch, None)
         if ended is None or self.is_dead:
             return
-        returned = [live.order.execution_id for live in self._todo if live.batch == batch]
-        self._todo = deque(live for live in self._todo if live.batch != batch)
+        waits = [live for live in self._todo if self._terms[live.order.terms_id].part][:1] if len(self._todo) == 1 else []
+        returned = [live.order.execution_id for live in self._todo if live.batch == batch and live not in waits]
+        self._todo = deque(live for live in self._todo if live.batch != batch or live in waits)
         for execution_id in returned:
             del self._live[execution_id]
+        for live in waits:
+            live.is_waiting = True
         running = [
-            Running(live.order.execution_id, live.order.job_id, live.attempt.age_s if live.attempt else 0.0, live.is_parked)
+            Running(
+                live.order.execution_id,
+                live.order.job_id,
+                live.attempt.age_s if live.attempt else 0.0,
+                live.is_parked or live.is_waiting,
+            )
             for live in self._live.values()
             if live.batch == batch
         ]
@@ -262,8 +274,8 @@ class _SimActor:
     def _push(self, turned: Sequence[str] = ()) -> None:
         """Tell which of these bodies wait and which do not; again, if the coordinator has not decided on this actor."""
         live = [self._live[execution_id] for execution_id in turned if execution_id in self._live]
-        parked = [each.order.execution_id for each in live if each.is_parked]
-        resumed = [each.order.execution_id for each in live if not each.is_parked]
+        parked = [each.order.execution_id for each in live if each.is_parked or each.is_waiting]
+        resumed = [each.order.execution_id for each in live if not (each.is_parked or each.is_waiting)]
         push = Push(self.name, [], parked, resumed, [])
 
         def arrive() -> None:

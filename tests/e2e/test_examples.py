@@ -31,6 +31,14 @@ EXPECTED = {
         "attempt 1: failed the bank is closed",
         "attempt 2: succeeded",
     ],
+    "12_items.py": [
+        "a new job",
+        "killed the job actor",
+        "killed the lead",
+        "killed the coordinator",
+        "every item is accounted for",
+        "item 12345 ended its process",
+    ],
 }
 
 
@@ -39,6 +47,7 @@ def address(cluster):
     yield cluster
     end_namespace("koan")
     end_namespace("invoices")
+    end_namespace("items")
 
 
 def test_every_example_is_checked():

@@ -55,6 +55,7 @@ class RayLauncher:
         self._is_crowded = False
         self._is_looking = False
         self._actor_class: Any = None
+        self._open_refs: set[Any] = set()
         self._surveyed: dict[str, Any] = {}  # handles of an earlier coordinator's actors
 
     def capacity(self) -> int:
@@ -238,7 +239,12 @@ class RayLauncher:
             if actor.name in self._actors:
                 tell(answer)
 
+        # Held until then: an answer above 100 KB is fetched from the object store, and fetching one that nobody has a
+        # reference to ends this process ("ObjectUnknownOwner", core_worker.cc, Ray 2.60).
+        self._open_refs.add(ref)
+
         def answered(answer: Any) -> None:
+            self._open_refs.discard(ref)
             if not isinstance(answer, Exception):
                 self._loop.call(on_loop, answer)
 

@@ -9,9 +9,7 @@ import pytest
 
 import koan_ray as koan
 from koan_ray import testing
-from koan_ray.definition import Definition
 from koan_ray.domain.invariants import check_job
-from koan_ray.domain.records import identified
 from koan_ray.stores.codec import decode_execution, decode_job, encode_job
 from koan_ray.testing.contracts import audited
 
@@ -92,15 +90,6 @@ def test_the_attribute_is_checked_and_part_of_the_terms():
         return context
 
     assert charge.definition.claim is koan.Claim.WRITE_AHEAD
-
-
-def test_ids_of_terms_are_what_they_were_before_there_was_a_choice():
-    terms = Definition(Behind).terms("code")
-    before = type("Terms", (tuple,), {})(terms[1:-1])
-    from hashlib import blake2b
-
-    assert terms.id == blake2b(repr(tuple(before)).encode(), digest_size=12).hexdigest()
-    assert identified(terms._replace(claim=koan.Claim.WRITE_AHEAD)).id != terms.id
 
 
 def test_a_document_keeps_the_claim_and_one_without_it_is_written_behind():
