@@ -10,6 +10,8 @@ import importlib
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
+from koan_ray.errors import RuntimeUnavailableError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -83,7 +85,14 @@ def current_engine() -> EnginePort | None:
 
 
 def engine() -> EnginePort:
-    """Return the engine of this process, starting one with default settings if nobody has."""
+    """Return the engine of this process, starting one with default settings if nobody has.
+
+    Raises:
+        RuntimeUnavailableError: A job's body asks whose engine has been shut down.
+    """
+    if _engine is None and attempt.get() is not None:
+        msg = "this job's engine has been shut down; nothing can be started or asked for any more"
+        raise RuntimeUnavailableError(msg)
     if _engine is None:
         # By name: the client stands above the modules that call this, and importing it here would close a circle.
         importlib.import_module("koan_ray.client").init()

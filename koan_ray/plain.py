@@ -36,6 +36,7 @@ def job_object(job: Job[Any, Any], *, whole: bool = False) -> dict[str, Any]:
         "progress_message": about.message if about else None,
         "current_step": about.current_step if about else None,
         "total_steps": about.total_steps if about else None,
+        "items": view.items._asdict() if view.items is not None else None,
         "estimated_completion": _iso(job.estimated_completion),
         "attempts": view.attempts,
         "last_error": str(view.error) if view.error else None,

@@ -124,6 +124,23 @@ def executions(
     show_executions(where, job_id, trace=trace, machine=as_json)
 
 
+@jobs.command("failed-items")
+@for_jobs()
+def failed_items(
+    job_id: JobId,
+    where: Where,
+    trace: Annotated[bool, typer.Option("--trace", help="Print stack traces as well.")] = False,
+    as_json: AsLines = False,
+) -> None:
+    """List the items of a job over items that have failed for good.
+
+    Example: koan-ray jobs failed-items --json 0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10 > dead.jsonl
+    """
+    from koan_ray.cli.looking import show_failed_items
+
+    show_failed_items(where, job_id, trace=trace, machine=as_json)
+
+
 @jobs.command()
 @for_jobs()
 def watch(

@@ -1,15 +1,17 @@
-"""``koan-ray jobs list|show|tree|executions``: read and print."""
+"""``koan-ray jobs list|show|tree|executions|failed-items``: read and print."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.text import Text
 from rich.tree import Tree
 
+from koan_ray import ambient
 from koan_ray.cli import present
 from koan_ray.cli.options import Where
 from koan_ray.cli.reach import TIMEOUT_S, reach
@@ -115,6 +117,25 @@ def show_executions(where: Where, job_id: str, *, trace: bool, machine: bool) ->
         for one in executions if trace else []:
             if one.stack_trace:
                 console.print(Text(f"\nattempt {one.attempt_number}", style="bold"))
+                console.print(Text(safe_lines(one.stack_trace.rstrip())))
+
+
+def show_failed_items(where: Where, job_id: str, *, trace: bool, machine: bool) -> None:
+    """Print the items of one job that have failed for good."""
+    with reach(where):
+        items = ambient.engine().failed_items(job_id).get(timeout=TIMEOUT_S)
+        if machine:
+            for one in items:
+                present.print_json(asdict(one))
+            return
+        console = present.console()
+        if not items:
+            present.console(stderr=True).print("No item of this job has failed for good.", style="dim")
+            return
+        console.print(present.items_table(items))
+        for one in items if trace else []:
+            if one.stack_trace:
+                console.print(Text(f"\nitem {one.index}", style="bold"))
                 console.print(Text(safe_lines(one.stack_trace.rstrip())))
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from koan_ray.domain.records import JobView
+    from koan_ray.finite import DeadItem
     from koan_ray.jobs import Job, JobExecution
 
 STYLES = {
@@ -173,6 +174,19 @@ def executions_table(executions: Sequence[JobExecution], width: int) -> Table:
             cells.append(shown(one.metrics.get("pid", "")))
         error = f"{one.error_type}: {one.error_message}" if one.error_message else one.error_type or ""
         table.add_row(*cells, shown(error, "red"))
+    return table
+
+
+def items_table(items: Sequence[DeadItem]) -> Table:
+    """Return a table of items that have failed for good."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    table.add_column("index", justify="right", no_wrap=True)
+    table.add_column("item", no_wrap=True, overflow="ellipsis", max_width=40)
+    table.add_column("tries", justify="right", no_wrap=True)
+    table.add_column("error", no_wrap=True, overflow="ellipsis")
+    for one in items:
+        item = one.item if isinstance(one.item, str) else as_json(one.item)
+        table.add_row(str(one.index), shown(item), str(one.attempts), shown(one.error, "red"))
     return table
 
 

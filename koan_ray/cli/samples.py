@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, Field
@@ -86,3 +87,29 @@ class Family(koan.Job[FamilyContext, int]):
             total += await child.wait()
             progress.report(number, len(children))
         return total
+
+
+class ParcelsContext(BaseModel):
+    """How many parcels to weigh."""
+
+    parcels: Annotated[int, Field(ge=0, le=100_000, description="How many there are.")] = 500
+    seconds_each: Annotated[float, Field(ge=0, le=10, description="How long each takes.")] = 0.02
+    broken_every: Annotated[int, Field(ge=0, description="Every how many one is broken; 0: none.")] = 50
+
+
+class Parcels(koan.FiniteJob[ParcelsContext, int, int]):
+    """Weighs parcels on all job actors: a batch to look at, with items that fail and can be run again."""
+
+    kind = "sample.parcels"
+
+    def get_items(self, context: ParcelsContext) -> range:
+        return range(1, context.parcels + 1)
+
+    def process_item(self, item: int, index: int, progress: JobProgress) -> koan.ItemResult:
+        time.sleep(self.context.seconds_each)
+        if self.context.broken_every and item % self.context.broken_every == 0:
+            return koan.ItemResult.failed(f"parcel {item} has come undone")
+        return koan.ItemResult.success()
+
+    def build_result(self, summary: koan.FiniteSummary) -> int:
+        return summary.processed_items

@@ -82,7 +82,7 @@ def test_it_prints_where_and_with_what_and_ends_on_ctrl_c(project):
 def test_it_refuses_to_start_where_it_should_not(project, arguments, problem):
     server = start(project, "--port", "0", *arguments)
     _, err = server.communicate(timeout=30)
-    assert server.returncode == 1
+    assert server.returncode == 2
     assert err.startswith("koan-ray: ")
     assert problem in err
     assert "Traceback" not in err

@@ -39,6 +39,19 @@ class BadMail(koan.Job[Mail, str]):
         raise ValueError(f"no such \x1b[31muser {context.to}")
 
 
+class Halves(koan.FiniteJob[int, int, int]):
+    def get_items(self, context):
+        return range(context)
+
+    def process_item(self, item, index, progress):
+        if item % 2 == 0:
+            raise ValueError("no half \x1b[31mof it")
+        return koan.ItemResult.success()
+
+    def build_result(self, summary):
+        return summary.processed_items
+
+
 class Gated(koan.Job[int, int]):
     gates: dict[int, threading.Event] = {}
 
@@ -143,7 +156,7 @@ def test_json_has_the_attributes_of_a_job(some):
     (found,) = objects("jobs", "list", "--json", "-m", "n=0")
     assert set(found) == {
         "id", "kind", "name", "description", "status", "reason", "progress", "progress_message", "current_step",
-        "total_steps", "estimated_completion", "attempts", "last_error", "cancel_requested", "correlation_id",
+        "total_steps", "items", "estimated_completion", "attempts", "last_error", "cancel_requested", "correlation_id",
         "parent_job_id", "metadata", "created_at", "queued_at", "started_at", "completed_at", "duration_s", "last_modified",
     }  # fmt: skip
     assert (found["id"], found["status"], found["progress"]) == (sent[0].id, "completed", 1.0)
@@ -170,6 +183,21 @@ def test_executions_are_listed_with_traces_on_request(some):
     assert "Traceback" not in run("jobs", "executions", failed.id).stdout
     assert run("jobs", "executions", "--trace", failed.id).stdout.count("Traceback") == 2
     assert [one["attempt_number"] for one in objects("jobs", "executions", "--json", failed.id)] == [1, 2]
+
+
+def test_dead_items_are_listed(local_engine):
+    job = Halves.start(5).run().get(30)
+    assert job.wait().get(30) == 2
+    (shown,) = objects("jobs", "list", "--json", "--kind", "Halves")
+    assert shown["items"] == {"total": 5, "processed": 2, "skipped": 0, "failed": 3}
+    dead = objects("jobs", "failed-items", "--json", job.id)
+    assert [(one["index"], one["item"], one["attempts"]) for one in dead] == [(0, 0, 1), (2, 2, 1), (4, 4, 1)]
+    table = run("jobs", "failed-items", "--trace", job.id).stdout
+    assert table.count("no half \\x1b[31mof it") >= 3
+    assert table.count("Traceback") == 3
+    whole = SendMail.start(Mail(to="x")).run().get(30)
+    assert "No item" in run("jobs", "failed-items", whole.id).stderr
+    run("jobs", "failed-items", NO_SUCH, code=3)
 
 
 def test_a_tree_is_shown_from_any_of_its_jobs(local_engine):
