@@ -126,7 +126,7 @@ def test_functions_become_jobs_with_parameters_found_by_name(local_engine):
         (lambda: job_class(timeout=-5), "cannot be negative"),
         (lambda: job_class(kind=""), "kind must be"),
         (lambda: koan.Resources(num_cpus=-1), "resources.num_cpus"),
-        (lambda: koan.Job.start(1), "has no execute"),
+        (lambda: koan.Job.start(1), "has no body"),
     ],
 )
 def test_a_class_that_cannot_work_is_refused_when_it_is_defined(make, told):
