@@ -12,6 +12,7 @@ import time
 from datetime import datetime
 
 import pytest
+import ray
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
@@ -362,7 +363,8 @@ def test_the_queue_is_told_of_until_ctrl_c(local_engine, eventually):
     assert len(states) >= 2
 
 
-def test_no_engine_is_its_own_exit_code():
+def test_no_engine_is_its_own_exit_code(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # this process may be one of a cluster
     for arguments in (["list"], ["submit", "SendMail", "-c", '{"to": "x"}'], ["cancel", NO_SUCH], ["watch"]):
         assert "no Ray at '127.0.0.1:1'" in run("jobs", *arguments, code=4).stderr
     assert "no source keeps documents" in run("jobs", "list", "--documents", code=2).stderr

@@ -315,7 +315,7 @@ def test_what_is_not_there_is_404(api, method):
         "DELETE": [""],
     }[method]:
         assert_problem(api.call(method, f"/api/jobs/{ABSENT}{path}"), 404)
-    assert_problem(api.get("/api/kinds/nothing"), 404)
+    assert_problem(api.get("/api/kinds/NoSuchKind"), 404)
     assert_problem(api.get("/api/nothing"), 404)
 
 
@@ -341,5 +341,6 @@ def test_texts_are_told_without_what_a_terminal_would_obey(api, text, caplog):
     for character in ("\x1b", "\u202e", "\\u001b", "\\u202e"):
         assert character not in json.loads(raw)["name"]
         assert character not in caplog.text
-    assert all(line.isprintable() for line in caplog.text.splitlines())
+    lines = caplog.text.replace("\t", " ").splitlines()  # Ray, where it was started before, puts tabs between its fields
+    assert all(line.isprintable() for line in lines)
     assert "\x1b" not in api.audit_file.read_text()
