@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _REWATCH_S = 0.5
 _SURVEY_S = 5.0  # a job actor that does not answer for so long is ended
+_KEEP_TRIES = 5
+_KEEP_AGAIN_S = 0.5
 
 
 class _Actor:
@@ -216,8 +219,13 @@ class RayLauncher:
 
     def _keep_code(self, terms: Terms, code: bytes) -> None:
         key = f"code/{self._namespace}/{terms.kind}".encode()
-        with contextlib.suppress(Exception):  # the GCS is away: a driver introduces the class again after a restart
-            internal_kv._internal_kv_put(key, pickle.dumps((terms, code)), overwrite=True, namespace=options.KV)  # noqa: SLF001
+        blob = pickle.dumps((terms, code))
+        for _ in range(_KEEP_TRIES):
+            with contextlib.suppress(Exception):  # the GCS is away or busy
+                internal_kv._internal_kv_put(key, blob, overwrite=True, namespace=options.KV)  # noqa: SLF001
+                return
+            time.sleep(_KEEP_AGAIN_S)
+        # Given up: after a restart, a driver introduces the class again.
 
     async def kept_code(self) -> list[tuple[Terms, bytes]]:
         """Return the job classes that an earlier coordinator of this cluster has kept."""
