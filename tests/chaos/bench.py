@@ -328,8 +328,9 @@ class Rival:
 
     async def _live(self):
         self._stop = asyncio.Event()
+        store = MongoStore(self.url, source="default")
         tenure = Tenure(
-            Source("default", MongoStore(self.url, source="default")), shard=self._shard, slots=slots_of(0, 1),
+            Source("default", store), shard=self._shard, slots=slots_of(0, 1),
             holder=self._holder, ttl_s=self._ttl_s, clock=LoopClock(self._loop), host=self.host, log=Silence(),
         )  # fmt: skip
         running = asyncio.ensure_future(tenure.run())
@@ -337,3 +338,4 @@ class Rival:
         await tenure.close()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+        await store.close()
