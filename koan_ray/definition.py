@@ -19,7 +19,7 @@ from koan_ray.domain.status import Claim, Isolation, ParentPolicy
 from koan_ray.errors import InvalidContextError, JobDefinitionError, PayloadTooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import timedelta
 
     from koan_ray.jobs import JobExecution
@@ -325,12 +325,17 @@ def _check_execute(job_type: type[Any]) -> bool:
     if not inspect.isfunction(execute) or inspect.isgeneratorfunction(execute) or inspect.isasyncgenfunction(execute):
         msg = f"{where} must be a plain or async method that returns the result; write {shape}"
         raise JobDefinitionError(msg)
-    try:
-        inspect.signature(execute).bind(None, *_PARAMETERS)
-    except TypeError:
-        msg = f"{where}{inspect.signature(execute)} cannot be called with ({', '.join(_PARAMETERS)}); write {shape}"
-        raise JobDefinitionError(msg) from None
+    _check_call(execute, where, _PARAMETERS, shape)
     return True
+
+
+def _check_call(method: Any, where: str, parameters: Sequence[str], shape: str) -> None:
+    """Refuse a method that the engine could not call."""
+    try:
+        inspect.signature(method).bind(None, *parameters)
+    except TypeError:
+        msg = f"{where}{inspect.signature(method)} cannot be called with ({', '.join(parameters)}); write {shape}"
+        raise JobDefinitionError(msg) from None
 
 
 def _check_items(job_type: type[Any]) -> bool:
@@ -350,11 +355,7 @@ def _check_items(job_type: type[Any]) -> bool:
         if not inspect.isfunction(method) or (is_generator and name != "get_items"):
             msg = f"{where} must be a plain or async method; write {shape}"
             raise JobDefinitionError(msg)
-        try:
-            inspect.signature(method).bind(None, *parameters)
-        except TypeError:
-            msg = f"{where}{inspect.signature(method)} cannot be called with ({', '.join(parameters)}); write {shape}"
-            raise JobDefinitionError(msg) from None
+        _check_call(method, where, parameters, shape)
     if hasattr(job_type, "resume_from") != hasattr(job_type, "get_cursor"):
         msg = (
             f"job class {job_type.__qualname__}: resume_from(self, context, cursor) and get_cursor(self, item) belong "

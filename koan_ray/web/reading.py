@@ -17,7 +17,7 @@ from koan_ray.domain.archival import is_archive
 from koan_ray.domain.query import Page, Query, parse_query
 from koan_ray.domain.records import FAILED
 from koan_ray.domain.status import JobStatus, Reason
-from koan_ray.engine.catalog import MEMORY
+from koan_ray.engine.catalog import MEMORY, Catalog
 from koan_ray.engine.window import outlined
 from koan_ray.errors import (
     ConfigurationError,
@@ -198,7 +198,7 @@ class Reader:
         store = await opened.store()
         outline = getattr(store, "outline", None)
         page = await (outline or store.query)(query)
-        jobs = [_placed(job, opened.name) for job in page.jobs]
+        jobs = [Catalog.placed(job, opened.name) for job in page.jobs]
         return Page(jobs if outline is not None else [outlined(job) for job in jobs], page.cursor)
 
     async def _page_of_memory(self, filters: Mapping[str, Any]) -> Page:
@@ -260,7 +260,7 @@ class Reader:
                 problem = error
                 continue
             if found is not None:
-                return _placed(found, name), None
+                return Catalog.placed(found, name), None
         return None, problem
 
     async def executions(self, job: JobRecord) -> list[ExecutionRecord]:
@@ -347,13 +347,6 @@ def is_archived(job: JobRecord) -> bool:
     """Tell whether a job is in an archive."""
     residence = job.particulars.residence
     return residence.source is not None and is_archive(residence.partition)
-
-
-def _placed(job: JobRecord, source: str) -> JobRecord:
-    residence = job.particulars.residence
-    if residence.source == source:
-        return job
-    return job.evolve(particulars=job.particulars._replace(residence=residence._replace(source=source)))
 
 
 def _tell_once() -> Callable[[str, KoanRayError], None]:

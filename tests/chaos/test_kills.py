@@ -127,6 +127,17 @@ def test_f02_no_effect_of_a_job_that_is_claimed_ahead_is_without_its_execution(
     assert {effect.execution for effect in ledger.effects()} <= known
 
 
+def check_one_body_and_one_end(killed, at, url, ledger, history):
+    """Run one job while the coordinator is killed: its body is not repeated, and its only execution is closed."""
+    with killed as fault:
+        job = history.submit(several(ledger, 1, 0.6))[0]
+        assert history.wait(job) == 0
+        assert fault.happened(at)
+        assert [(e.attempt_number, e.status) for e in job.executions().get(10)] == [(1, koan.ExecutionStatus.SUCCEEDED)]
+    assert len(ledger.effects()) == 1
+    Checker(url, history, ledger).check()
+
+
 # --- F03: after the body, before its end is stored -------------------------------------------------------------------
 
 
@@ -134,13 +145,7 @@ def test_f02_no_effect_of_a_job_that_is_claimed_ahead_is_without_its_execution(
 def test_f03_an_end_that_was_not_stored_is_asked_of_the_actor_and_the_body_not_repeated(
     engine_killed, server, database, ledger, history, at
 ):
-    with engine_killed(at) as fault:
-        job = history.submit(several(ledger, 1, 0.6))[0]
-        assert history.wait(job) == 0
-        assert fault.happened(at)
-        assert [(e.attempt_number, e.status) for e in job.executions().get(10)] == [(1, koan.ExecutionStatus.SUCCEEDED)]
-    assert len(ledger.effects()) == 1
-    Checker(server.url(database), history, ledger).check()
+    check_one_body_and_one_end(engine_killed(at), at, server.url(database), ledger, history)
 
 
 # --- F04: between the documents of a job and of its execution ----------------------------------------------------------
@@ -151,13 +156,7 @@ def test_f04_a_flush_that_was_torn_leaves_no_execution_open_and_repeats_no_body(
     engine_killed, server, database, ledger, history, at
 ):
     """The first flush with an execution says that the job runs, the second how it ended."""
-    with engine_killed(at) as fault:
-        job = history.submit(several(ledger, 1, 0.6))[0]
-        assert history.wait(job) == 0
-        assert fault.happened(at)
-        assert [(e.attempt_number, e.status) for e in job.executions().get(10)] == [(1, koan.ExecutionStatus.SUCCEEDED)]
-    assert len(ledger.effects()) == 1
-    Checker(server.url(database), history, ledger).check()
+    check_one_body_and_one_end(engine_killed(at), at, server.url(database), ledger, history)
 
 
 # --- the lease and the take-over -----------------------------------------------------------------------------------------
