@@ -40,6 +40,7 @@ _MAX_RANGES = 4_000  # of ended items; a checkpoint must hold them
 _PIECES = 8  # that a chunk is cut into when its process vanished
 _ALONE = 2  # times that an item must have been alone in a process that vanished before it is held to be the cause
 _GROWTH = 32  # from one size of chunks to the next
+_RAMP = 8  # a chunk should take an eighth of the time that the job has run, within bounds
 _WORTH_S = 0.02  # work that is worth a chunk of its own, whose way takes some milliseconds
 _SURE_AFTER = 100  # items that must have ended before a share of failed ones says something
 
@@ -180,17 +181,19 @@ class Limit(NamedTuple):
 
 
 class Sizer:
-    """How many items make a chunk: as many as take ``target_s``, by a moving average of the time that an item takes.
+    """How many items make a chunk: as many as take `target_s`, by a moving average of the time that an item takes.
 
-    It grows from ``least``, at each step to `_GROWTH` times what was proven, so that nothing long is begun by a guess. Near
+    The target is short at first, so that a short job is shared out well, and grows to ``longest_s`` in a job that goes on,
+    because each chunk costs its way. The number of items grows from ``least``, at each step to `_GROWTH` times what was proven, so that nothing long is begun by a guess. Near
     the end of the items chunks get smaller, so that all actors end at about the same time, but not smaller than is worth
     their way.
     """
 
-    __slots__ = ("_fixed", "_least", "_n", "_proven", "_taken_s", "_target_s")
+    __slots__ = ("_fixed", "_least", "_longest_s", "_n", "_proven", "_shortest_s", "_spent_s", "_taken_s")
 
-    def __init__(self, target_s: float, *, fixed: int | None = None, least: int = 1) -> None:
-        self._target_s, self._fixed, self._least = target_s, fixed, least
+    def __init__(self, shortest_s: float, longest_s: float, *, fixed: int | None = None, least: int = 1) -> None:
+        self._shortest_s, self._longest_s, self._fixed, self._least = shortest_s, longest_s, fixed, least
+        self._spent_s = 0.0  # in all chunks
         self._taken_s = 0.0
         self._n = 0.0
         self._proven = 0
@@ -203,9 +206,14 @@ class Sizer:
     def ended(self, n: int, duration_s: float) -> None:
         """Learn from a chunk in which ``n`` items ended."""
         if n > 0:
+            self._spent_s += duration_s
             self._taken_s = self._taken_s * 0.8 + max(duration_s, 1e-7)
             self._n = self._n * 0.8 + n
             self._proven = max(self._proven, n)
+
+    def target_s(self, workers: int) -> float:
+        """Return how long a chunk should take."""
+        return max(self._shortest_s, min(self._longest_s, self._spent_s / workers / _RAMP))
 
     def size(self, left: int | None, workers: int) -> int:
         """Return how many items the next chunk should have, at least 1.
@@ -215,8 +223,9 @@ class Sizer:
         if self._fixed is not None:
             return self._fixed
         item_s = self.item_s
-        size = self._least if item_s is None else int(min(self._target_s / item_s, max(self._least, self._proven * _GROWTH)))
-        size = max(self._least, size)
+        size = self._least
+        if item_s is not None:
+            size = max(size, int(min(self.target_s(workers) / item_s, max(size, self._proven * _GROWTH))))
         if left is not None:
             worth = int(_WORTH_S / item_s) if item_s is not None else 1
             size = min(size, max(self._least, worth, math.ceil(left / (2 * workers))))

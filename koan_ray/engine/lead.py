@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from koan_ray.ports import Clock
     from koan_ray.progress import JobProgress
 
-_TARGET_S = 0.15  # work in a chunk
-_TARGET_ASYNC_S = 0.5  # the last items of a chunk leave places empty, so there are fewer chunks
+_SHORTEST_S = 0.15  # work in a chunk, at first
+_LONGEST_S = 0.5  # and once the job has run for a while, and of async items, whose last ones of a chunk leave places empty
 _OVERRUN = 2.0  # times the target, after which a chunk gives back what it has not begun
 _CHUNK_BYTES = 1_048_576  # of a chunk's items as bytes, unless a single item is larger
 _ITEM_BYTES = 16 * 1_048_576  # of one item as bytes
@@ -60,7 +60,8 @@ _CHUNK_MOST = 100_000  # items; also small ones take a hundred bytes each in mem
 _LOOK_EVERY_S = 1.0
 _WIDTH_EVERY = 5  # looks
 _SHOWN_CHUNKS = 100  # of those that are out for a while, whose items are asked what they say
-_REPORT_EVERY_S = 0.1
+_REPORT_EVERY_S = 0.1  # while items end
+_REPORT_AT_LEAST_S = 0.5  # what waits, and what long items say, is told as well
 _RATE_OVER_S = 5.0
 _AGAIN_S = 0.5  # after a chunk could not be sent, or was sent back for no reason of its own
 _GRACE_S = 2.0  # for chunks to come back when the job shall stop
@@ -97,10 +98,9 @@ class Lead:
         self._resumed.apply(self._batch, order.job_id)
         self._cursor = self._resumed.cursor
         self._cursors: deque[tuple[int, Any]] = deque()  # of the ends of chunks, in the order of the items
-        target_s = _TARGET_ASYNC_S if self._is_async else _TARGET_S
-        self._limit_s = target_s * _OVERRUN if options.chunk_size is None else None
+        shortest_s = _LONGEST_S if self._is_async else _SHORTEST_S
         least = options.concurrency if self._is_async else 1
-        self._sizer = Sizer(target_s, fixed=options.chunk_size, least=least)
+        self._sizer = Sizer(shortest_s, _LONGEST_S, fixed=options.chunk_size, least=least)
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._told: deque[tuple[int, End | BaseException]] = deque()
@@ -117,12 +117,13 @@ class Lead:
         self._item_bytes = 64.0
         self._not_before = 0.0  # when chunks may be sent again
         self._began = clock.monotonic()
+        self._every_s = seconds(options.checkpoint_every, name="checkpoint_every")
         self._record = Record(
             self._session, order, self._batch, self._resumed, clock,
-            every_s=seconds(options.checkpoint_every, name="checkpoint_every"), total=self._total, standing=self._standing,
+            every_s=self._every_s, total=self._total, standing=self._standing,
             name=self._name, on_news=self._wake.set,
         )  # fmt: skip
-        self._reported_at = float("-inf")
+        self._reported_at, self._reported_ended = float("-inf"), -1
         self._rates: deque[tuple[float, int]] = deque([(self._began, self._batch.ended)])
 
     # --- the whole -------------------------------------------------------------------------------------------------
@@ -197,7 +198,10 @@ class Lead:
         if source.is_complete and not source.n_ready:
             batch.seen, batch.is_complete = max(batch.seen, source.seen), True
         else:
-            source.want(self._ahead() - batch.n_fresh)
+            ahead = self._ahead()
+            missing = ahead - batch.n_fresh
+            if missing * 4 >= ahead:  # a thread is not woken for each chunk's worth of items
+                source.want(missing)
 
     def _ahead(self) -> int:
         """Return how many items to have ready: for the next chunks, within bounds of memory."""
@@ -228,8 +232,9 @@ class Lead:
     async def _rest(self) -> None:
         """Wait until there is something to do."""
         now = self._clock.monotonic()
-        every_s = seconds(self._options.checkpoint_every, name="checkpoint_every")
-        wait_s = min(_REPORT_EVERY_S, every_s)
+        wait_s = min(_REPORT_AT_LEAST_S, self._every_s)
+        if self._batch.ended != self._reported_ended:
+            wait_s = min(wait_s, max(0.0, self._reported_at + _REPORT_EVERY_S - now))
         due = self._batch.next_due()
         if due is not None and due > now:  # one that is due already waits for a chunk to come back
             wait_s = min(wait_s, due - now)
@@ -331,7 +336,7 @@ class Lead:
 
     def _send(self, chunk: Chunk, packed: bytes) -> None:
         number = chunk.number
-        limit_s = self._limit_s
+        limit_s = self._sizer.target_s(self._width) * _OVERRUN if self._options.chunk_size is None else None
         order = chunks.ChunkOrder(
             self._order.execution_id, self._attempt.job_view, self._named(chunk.indexes), packed, limit_s
         )
@@ -391,11 +396,12 @@ class Lead:
 
     def _report(self, *, final: bool = False) -> None:
         now = self._clock.monotonic()
-        if not final and now - self._reported_at < _REPORT_EVERY_S:
-            return
-        self._reported_at = now
         batch = self._batch
         ended, total = batch.ended, self._total()
+        every_s = _REPORT_EVERY_S if ended != self._reported_ended else _REPORT_AT_LEAST_S
+        if not final and now - self._reported_at < every_s:
+            return
+        self._reported_at, self._reported_ended = now, ended
         self._rates.append((now, ended))
         while len(self._rates) > 2 and now - self._rates[0][0] > _RATE_OVER_S:
             self._rates.popleft()

@@ -276,7 +276,7 @@ def test_more_may_not_fail_than_is_allowed(limit, failed, ended, total, exceeded
 
 
 def test_chunks_grow_to_the_target_and_shrink_at_the_end():
-    sizer = Sizer(0.1)
+    sizer = Sizer(0.1, 0.1)
     sizes = []
     for _ in range(8):
         sizes.append(sizer.size(None, 2))
@@ -287,4 +287,17 @@ def test_chunks_grow_to_the_target_and_shrink_at_the_end():
     assert sizer.size(40, 2) == 200  # 20 ms of work
     sizer.ended(10, 5.0)  # they have become slow
     assert sizer.size(None, 2) < 100
-    assert Sizer(0.1, fixed=7).size(1_000_000, 4) == 7
+    assert Sizer(0.1, 0.5, fixed=7).size(1_000_000, 4) == 7
+
+
+def test_chunks_of_a_job_that_goes_on_are_longer():
+    sizer = Sizer(0.1, 0.5)
+    sizer.ended(100, 0.1)
+    assert sizer.size(None, 2) == 100
+    for _ in range(40):
+        sizer.ended(100, 0.1)
+    assert sizer.size(None, 2) == pytest.approx(256, rel=0.01)  # an eighth of the 4.1 s that two actors have worked
+    for _ in range(400):
+        sizer.ended(100, 0.1)
+    assert sizer.size(None, 2) == pytest.approx(500, rel=0.01)
+    assert sizer.size(600, 2) == 150
