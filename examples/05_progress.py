@@ -24,7 +24,7 @@ if __name__ == "__main__":
     for update in job.progress_stream().blocking():  # `async for` in a coroutine
         print(f"{update.percentage:4.0%} {update.message}  done at {update.estimated_completion}  [{update.status.value}]")
 
-    job = Import.start(30).run().get()
+    job = Import.start(150).run().get()
     seen = []
     with job.on_progress(lambda update: seen.append(update.percentage)):
         rows = job.wait().get()

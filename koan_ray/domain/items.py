@@ -40,7 +40,7 @@ _MAX_RANGES = 4_000  # of ended items; a checkpoint must hold them
 _PIECES = 8  # that a chunk is cut into when its process vanished
 _ALONE = 2  # times that an item must have been alone in a process that vanished before it is held to be the cause
 _GROWTH = 32  # from one size of chunks to the next
-_RAMP = 8  # a chunk should take an eighth of the time that the job has run, within bounds
+_RAMP = 4  # a chunk should take a quarter of the time that the job has run, within bounds
 _WORTH_S = 0.02  # work that is worth a chunk of its own, whose way takes some milliseconds
 _SURE_AFTER = 100  # items that must have ended before a share of failed ones says something
 

@@ -18,7 +18,7 @@ EXPECTED = {
     "02_retry.py": ["attempt 3: succeeded", "failed after 1 attempt: non_retryable"],
     "03_custom_retry.py": ["answered", "waited 0.", "not retried: 1 attempt, PermissionError"],
     "04_recipe.py": ["photos saved for u1", "{'module': 'Backups', 'user_id': 'u1'}"],
-    "05_progress.py": ["[running]", "[completed]", "imported 30 rows, a handler saw several updates"],
+    "05_progress.py": ["[running]", "[completed]", "imported 150 rows, a handler saw several updates"],
     "06_parent_child.py": ["sum: 285", "10 children"],
     "07_function_job.py": ["{'to': 2, 'be': 2, 'or': 1, 'not': 1}", "slow-hello -> hello world"],
     "08_inside_a_ray_task.py": ["[[5, 10, 15], [20]]", "50"],

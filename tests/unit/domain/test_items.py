@@ -294,9 +294,9 @@ def test_chunks_of_a_job_that_goes_on_are_longer():
     sizer = Sizer(0.1, 0.5)
     sizer.ended(100, 0.1)
     assert sizer.size(None, 2) == 100
-    for _ in range(40):
+    for _ in range(20):
         sizer.ended(100, 0.1)
-    assert sizer.size(None, 2) == pytest.approx(256, rel=0.01)  # an eighth of the 4.1 s that two actors have worked
+    assert sizer.size(None, 2) == pytest.approx(262, rel=0.01)  # a quarter of the time that two actors have worked
     for _ in range(400):
         sizer.ended(100, 0.1)
     assert sizer.size(None, 2) == pytest.approx(500, rel=0.01)
