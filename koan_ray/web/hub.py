@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from koan_ray.web.reading import Link
 
 _PARK_S: Final = 10.0
-_PACE_S: Final = 0.05  # between two answers: what changes meanwhile is told once
-_BUSY_PACE_S: Final = 0.5  # the same when there is more than anybody can read; whoever shows a list reads it anew then
+_PACE_S: Final = (0.05, 0.002)  # between two answers, and more for each reader: what changes meanwhile is told once
+_BUSY_PACE_S: Final = (0.5, 0.01)  # when there is more than anybody can read; whoever shows a list reads it anew then
 _BUSY: Final = 50  # changes of one answer
 _RETRY_S: Final = 0.5
 _BATCHES: Final = 16  # that a reader may be behind
@@ -198,10 +198,15 @@ class Hub:
                     self._tell([make(job_id, state) for job_id, state in news.changes])
                 if news.changes or news.n_lost:
                     is_busy = news.n_lost or len(news.changes) > _BUSY
-                    await asyncio.sleep(_BUSY_PACE_S if is_busy else _PACE_S)
+                    await asyncio.sleep(self._pace_s(_BUSY_PACE_S if is_busy else _PACE_S))
         finally:
             with contextlib.suppress(KoanRayError, asyncio.CancelledError):
                 await asyncio.shield(call("news", listener_id, "", 0.0, timeout_s=1.0))
+
+    def _pace_s(self, pace: tuple[float, float]) -> float:
+        """Return how long to gather changes: to tell one more reader takes half a millisecond each time."""
+        least_s, for_each_s = pace
+        return max(least_s, len(self._readings) * for_each_s)
 
     def _moved(self, job_id: str, job: JobRecord | None) -> Event:
         return Event("removed" if job is None else "job", job_id, job, self._next_number())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from datetime import datetime
 
 import pytest
 from starlette.websockets import WebSocketDisconnect
 
+from koan_ray.engine.feed import News
 from koan_ray.web import hub as hubs
 from koan_ray.web.hub import Batch, Event, Hub, Reading
 from koan_ray.web.security import Principal
@@ -231,20 +233,36 @@ def names(batches):
     return [name for name, _ in states(batches)]
 
 
+class Link:
+    """To a coordinator that says what it is given, and a broker that says nothing."""
+
+    def __init__(self):
+        self.answers = asyncio.Queue()
+
+    async def coordinator(self, method, listener_id, epoch, park_s, *, timeout_s):
+        return await self.answers.get() if epoch != "" else None
+
+    async def broker(self, method, listener_id, epoch, park_s, *, timeout_s):
+        if epoch != "":
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("n_changes", "least_s"), [(1, 0.2), (60, 1.0)])
+async def test_many_readers_are_told_less_often(n_changes, least_s):
+    hub = Hub(link := Link(), 1000)
+    async with contextlib.AsyncExitStack() as stack:
+        readings = [await stack.enter_async_context(hub.reading()) for _ in range(100)]
+        changes = [(f"job-{n}", None) for n in range(n_changes)]
+        link.answers.put_nowait(News("one", changes))
+        link.answers.put_nowait(News("one", changes))
+        await readings[0].take(1.0)
+        began = time.monotonic()
+        await readings[0].take(5.0)
+        assert time.monotonic() - began > least_s * 0.9
+        assert len(await readings[-1].take(0.0)) == 2
+
+
 async def test_a_feed_that_restarts_is_a_gap():
-    class Link:
-        def __init__(self):
-            self.answers = asyncio.Queue()
-
-        async def coordinator(self, method, listener_id, epoch, park_s, *, timeout_s):
-            return await self.answers.get() if epoch != "" else None
-
-        async def broker(self, method, listener_id, epoch, park_s, *, timeout_s):
-            if epoch != "":
-                await asyncio.Event().wait()
-
-    from koan_ray.engine.feed import News
-
     link = Link()
     hub = Hub(link, 10)
     async with hub.reading() as reading:
