@@ -16,6 +16,9 @@ again before it goes on, ahead of new orders.
 *Outbox.* The end of a body whose batch was answered already is kept until the coordinator has acknowledged it, and so are
 the ends in a batch's answer when their jobs are documents: the coordinator may die between our answer and its flush, and
 the next one asks with `survey`.
+
+*Order of calls.* There is none: `cancel` and `answer_now` have threads of their own and may overtake the batch that they are
+about, so what they say of an execution or a batch that is not here is kept for a while (`koan_ray.engine.early`).
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.domain.status import Isolation
 from koan_ray.engine.attempt import Attempt, describe
+from koan_ray.engine.early import Early
 from koan_ray.errors import LimitExceededError
 from koan_ray.ports import BatchReply, OrderBatch, Push, Report, Running
 
@@ -182,6 +186,7 @@ class Agent:
         self._todo: deque[_Live] = deque()
         self._live: dict[str, _Live] = {}
         self._resuming: deque[_Live] = deque()
+        self._early = Early(settings.stuck_after_s)  # a batch that is longer on its way has its actor killed
         self._boxes: dict[int, _Box] = {}  # batches whose answer is not on its way
         self._held: dict[int, list[Report]] = {}  # ends told in answers, by batch, that are not known to be stored
         self._n_active = 0
@@ -229,9 +234,9 @@ class Agent:
             for settled in batch.settled:
                 self._held.pop(settled, None)
             for order in batch.orders:
-                live = self._live[order.execution_id] = _Live(order, box)
-                self._todo.append(live)
-            if batch.is_brief and self._may_lend_thread():
+                self._take_in(order, box)
+            is_hurried = self._early.take(number) is not None
+            if batch.is_brief and not is_hurried and self._may_lend_thread():
                 mine = self._todo.popleft()
                 self._n_active += 1
                 self._lends_thread = True
@@ -241,6 +246,14 @@ class Agent:
             self._lends_thread = False
         box.settled.wait(self._settings.overrun_s)
         return self._answer(number)
+
+    def _take_in(self, order: Order, box: _Box) -> None:
+        """Put an order behind the others; one that was cancelled before it came has ended. Needs the lock."""
+        live = self._live[order.execution_id] = _Live(order, box)
+        if self._early.take(order.execution_id) is None:
+            self._todo.append(live)
+        else:
+            self._file(live, self._never_begun(order))
 
     def keep_in_touch(self) -> None:
         """Look after the coordinator from now on, not only from the first batch on: none may ever come."""
@@ -253,7 +266,14 @@ class Agent:
             self._ticker.start()
 
     def answer_now(self, number: int) -> BatchReply | None:
-        """Say how a batch stands; None if that was said, or is being said, already."""
+        """Say how a batch stands; None if that was said, or is being said, already.
+
+        None, too, when the batch has yet to come: then no caller of `run_batch` is lent to it, and it is answered in time.
+        """
+        with self._lock:
+            if number not in self._boxes:
+                self._early.keep(number, "hurry", now=self.clock.monotonic())
+                return None
         return self._answer(number)
 
     def settled(self, numbers: Sequence[int]) -> None:
@@ -288,7 +308,7 @@ class Agent:
     def _may_lend_thread(self) -> bool:
         """Tell whether the caller of `run_batch` may run what is first in the queue. Needs the lock."""
         return not (
-            self._lends_thread or self._resuming or self._recycle or self._n_active >= self._concurrency
+            self._lends_thread or self._resuming or self._recycle or not self._todo or self._n_active >= self._concurrency
         ) and self._is_loaded_plain(self._todo[0])
 
     def _is_loaded_plain(self, live: _Live) -> bool:
@@ -324,10 +344,11 @@ class Agent:
         return self._terms[live.order.terms_id].part and len(self._todo) == 1 and self._recycle is None
 
     def cancel(self, execution_id: str, cause: str) -> None:
-        """Ask a body to stop; one that has not begun never begins."""
+        """Ask a body to stop; one that has not begun never begins, and neither does one whose order has yet to come."""
         with self._lock:
             live = self._live.get(execution_id)
             if live is None:
+                self._early.keep(execution_id, cause, now=self.clock.monotonic())
                 return
             live.stop_cause = cause  # before the look at `attempt`: whoever begins it looks the other way round
             if live.attempt is None and live in self._todo:

@@ -15,6 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from koan_ray.engine.attempt import Attempt
+from koan_ray.engine.early import Early
 from koan_ray.ports import ActorInfo, BatchReply, Push, Report, Running, Survey
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class _SimActor:
         self._todo: deque[_Live] = deque()
         self._resuming: deque[_Live] = deque()
         self._n_active = 0
+        self._early = Early(launcher.settings.stuck_after_s)
         self._ended: dict[int, list[Report]] = {}  # by unanswered batch
         self._held: dict[int, list[Report]] = {}  # told in answers, not known to be stored
         self._outbox: list[Report] = []
@@ -98,6 +100,9 @@ class _SimActor:
         for order in orders.orders:
             live = self._live[order.execution_id] = _Live(order, batch)
             self._todo.append(live)
+        for order in orders.orders:
+            if (cause := self._early.take(order.execution_id)) is not None:
+                self.cancel(order.execution_id, cause)
         self._fill()
         self.clock.call_later(self._launcher.settings.overrun_s, lambda: self._answer(batch))
         self._answer_if_settled(batch)
@@ -138,8 +143,8 @@ class _SimActor:
     def cancel(self, execution_id: str, cause: str) -> None:
         live = self._live.get(execution_id)
         if live is None:
-            return
-        if live.attempt is None:
+            self._early.keep(execution_id, cause, now=self.clock.monotonic())
+        elif live.attempt is None:
             self._todo.remove(live)
             self._file(live, Report(execution_id, live.order.job_id, "cancelled", self.clock.now(), 0.0))
         elif live.attempt.stop(cause):
@@ -367,7 +372,7 @@ class SimLauncher:
     def cancel(self, name: str, execution_id: str, cause: str) -> None:
         """Ask a body to stop."""
         if (actor := self._actors.get(name)) is not None:
-            self.later(actor, lambda: actor.cancel(execution_id, cause))
+            self.later(actor, lambda: actor.cancel(execution_id, cause), overtakes=True)
 
     def attend(self, name: str, execution_id: str, label: str) -> None:
         """There is no dashboard."""
@@ -439,15 +444,17 @@ class SimLauncher:
         """A body is about to be called."""
         self.bodies.append((order.job_id, order.execution_id))
 
-    def later(self, actor: _SimActor, action: Callable[[], Any]) -> None:
-        """Deliver a message to or from an actor, in order, unless it is dead by then."""
+    def later(self, actor: _SimActor, action: Callable[[], Any], *, overtakes: bool = False) -> None:
+        """Deliver a message to or from an actor, unless it is dead by then; in order, but for those that overtake."""
         delay = self._random.random() * self.faults.max_delay_s
 
         def deliver() -> None:
             if not actor.is_dead:
                 action()
 
-        if delay:
+        if delay and overtakes:
+            self.clock.call_later(delay, deliver)
+        elif delay:
             self._arrives_at = max(self._arrives_at, self.clock.monotonic() + delay)  # messages do not overtake
             self.clock.call_later(self._arrives_at - self.clock.monotonic(), deliver)
         else:

@@ -43,6 +43,18 @@ class Lingers(Job[float, float]):
         return context
 
 
+class Obeys(Job[int, int]):
+    """Says that it has begun, and ends well when it is asked to stop: a body that goes on for as long as a test likes."""
+
+    kind = "koan_ray.testing.Obeys"
+
+    async def execute(self, context: int, progress: JobProgress, cancellation: CancellationToken) -> int:
+        """Return the context when asked to stop."""
+        progress.report(0.1)
+        await cancellation.wait()
+        return context
+
+
 class Told(NamedTuple):
     """Something that a launcher told."""
 
@@ -119,12 +131,21 @@ class Yard:
         """Start an actor that has loaded the classes."""
         name = self.start(spec)
         await self.until(lambda: self.of(name, "actor_ready"), f"{name} is ready")
-        await self.ends(*self.order(name, (Echo, 0), (Lingers, 0.0))[1])
+        for brief in (Echo, 0), (Lingers, 0.0):  # alone: while a class is loaded, what waits behind it would come back
+            await self.ends(*self.order(name, brief)[1])
+        _, (order,) = self.order(name, (Obeys, 0))
+        await self.begun(order)
+        self.launcher.cancel(name, order.execution_id, "cancelled")
+        await self.ends(order)
         return name
 
     def order(self, name: str, *jobs: tuple[type[Job[Any, Any]], Any], is_brief: bool = False) -> tuple[int, list[Order]]:
         """Send a batch and return its number and its orders."""
-        self._n_batches += 1
+        batch = self.batch(*jobs, is_brief=is_brief)
+        return self.send(name, batch), batch.orders
+
+    def batch(self, *jobs: tuple[type[Job[Any, Any]], Any], is_brief: bool = False) -> OrderBatch:
+        """Make a batch."""
         batch = OrderBatch([], [], [], is_brief)
         for job_type, context in jobs:
             code_id, code = self._ship(job_type)
@@ -134,8 +155,13 @@ class Yard:
                 batch.code.append((code_id, code))
             body = json.dumps(context).encode()
             batch.orders.append(Order(new_id(), new_id(), terms.id, body, 1, 0, 0.0, 0.0, Particulars()))
+        return batch
+
+    def send(self, name: str, batch: OrderBatch) -> int:
+        """Send a batch and return its number."""
+        self._n_batches += 1
         self.launcher.send(name, self._n_batches, batch, label="")
-        return self._n_batches, batch.orders
+        return self._n_batches
 
     def of(self, name: str, what: str | None = None) -> list[Told]:
         """Return what was told of an actor."""
@@ -166,7 +192,7 @@ class Yard:
         return [report for push in self.pushes for report in push.ended]
 
     async def begun(self, order: Order) -> None:
-        """Return when a `Lingers` has begun."""
+        """Return when a `Lingers` or an `Obeys` has begun."""
         await self.until(
             lambda: any(order.execution_id == told[0] for push in self.pushes for told in push.progress), "a body begins"
         )

@@ -12,6 +12,7 @@ from koan_ray.domain.records import Particulars
 from koan_ray.engine.agent import Agent
 from koan_ray.engine.settings import EngineSettings
 from koan_ray.ports import LoopClock, Order, OrderBatch
+from koan_ray.testing import ManualClock
 
 released, entered = threading.Event(), threading.Event()
 
@@ -60,8 +61,8 @@ def agent(uplink):
     made.stop()
 
 
-def batch(*contexts: bool, is_brief: bool = True) -> OrderBatch:
-    terms = Brief.definition.terms("code", retry=None, timeout_s=None)
+def batch(*contexts: bool, is_brief: bool = True, of: type[koan.Job] = Brief) -> OrderBatch:
+    terms = of.definition.terms("code", retry=None, timeout_s=None)
     orders = [
         Order(new_id(), new_id(), terms.id, b"true" if c else b"false", 1, 0, 0.0, 0.0, Particulars()) for c in contexts
     ]
@@ -104,3 +105,64 @@ def test_a_second_batch_is_taken_while_a_body_has_the_first_callers_thread(agent
     assert reply.returned == [second.orders[0].execution_id]
     released.set()
     caller.join(5)
+
+
+class Counts(koan.Job[bool, int]):
+    """Counts the bodies that have begun."""
+
+    begun = 0
+
+    async def execute(self, context, progress, cancellation) -> int:
+        Counts.begun += 1
+        await cancellation.wait()
+        return Counts.begun
+
+
+@pytest.fixture
+def driven():
+    """An agent for `Counts` whose clock the test moves."""
+    Counts.begun = 0
+    clock = ManualClock()
+    made = Agent(
+        "a", 1, EngineSettings(overrun_s=5.0, stuck_after_s=30.0), clock=clock, uplink=Uplink(), load=lambda *_: Counts,
+        watch_process=False,
+    )  # fmt: skip
+    yield made, clock
+    made.stop()
+
+
+def test_a_cancel_that_overtakes_its_order_keeps_it_from_beginning(driven):
+    agent, _ = driven
+    orders = batch(False, False, of=Counts)
+    for order in orders.orders:
+        agent.cancel(order.execution_id, "cancelled")
+    reply = agent.run_batch(1, orders)  # answered at once, not after `overrun`
+    assert [(report.execution_id, report.outcome, report.duration_s) for report in reply.ended] == [
+        (order.execution_id, "cancelled", 0.0) for order in orders.orders
+    ]
+    assert (reply.running, reply.returned, Counts.begun) == ([], [], 0)
+
+
+def test_a_cancel_that_overtakes_a_brief_order_stops_that_one_alone(agent):
+    orders = batch(True, False)  # the first would block the thread that brought it
+    agent.cancel(orders.orders[0].execution_id, "cancelled")
+    reply = agent.run_batch(2, orders)
+    assert [report.outcome for report in reply.ended] == ["cancelled", "succeeded"]
+    assert not entered.is_set()
+
+
+def test_a_cancel_of_what_has_ended_is_forgotten_when_no_order_can_be_on_its_way_any_more(driven):
+    agent, clock = driven
+    for n in range(100):
+        agent.cancel(f"ended-{n}", "cancelled")
+    clock.advance(31)
+    agent.cancel("now", "cancelled")
+    assert len(agent._early) == 1
+
+
+def test_a_request_to_answer_that_overtakes_its_batch_has_it_answered_in_time(agent):
+    """It comes once; with the caller's thread lent to a long body, nobody would answer."""
+    orders = batch(True)
+    assert agent.answer_now(2) is None
+    reply = agent.run_batch(2, orders)
+    assert [running.execution_id for running in reply.running] == [orders.orders[0].execution_id]
