@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import koan_ray as koan
+from koan_ray import registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,8 +19,16 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-def eventually(condition: Callable[[], object], *, within: float = 10.0) -> object:
-    """Return the first true value of ``condition``; fail after ``within`` seconds."""
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all that use the cluster: `make test` has them in a process of their own, beside the others."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+
+
+def eventually(condition: Callable[[], object], *, within: float = 30.0) -> object:
+    """Return the first true value of ``condition``; fail after ``within`` seconds: a safety net, not a promise."""
     until = time.monotonic() + within
     while True:
         value = condition()
@@ -33,6 +42,36 @@ def eventually(condition: Callable[[], object], *, within: float = 10.0) -> obje
 @pytest.fixture(name="eventually")
 def eventually_fixture() -> Callable[..., object]:
     return eventually
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kinds_of_module(request: pytest.FixtureRequest):
+    """Let tests find the job classes of their own module, and not those that another one has given the same kind.
+
+    All modules are imported before the first test begins, in the order in which they were collected.
+    """
+    before, name = dict(registry._by_kind), request.module.__name__
+    for kind, job_type in before.items():
+        if job_type.__module__ != name and job_type.__module__.rpartition(".")[2].startswith("test_"):
+            del registry._by_kind[kind]
+    for each in vars(request.module).values():
+        if isinstance(each, type) and issubclass(each, koan.Job) and "definition" in vars(each) and each.definition.has_body:
+            registry._by_kind[each.kind] = each
+    yield
+    _restore(before)
+
+
+@pytest.fixture(autouse=True)
+def kinds_of_test(kinds_of_module):
+    """Forget the job classes that a test has defined."""
+    before = dict(registry._by_kind)
+    yield
+    _restore(before)
+
+
+def _restore(before: dict[str, type[koan.Job]]) -> None:
+    registry._by_kind.clear()
+    registry._by_kind.update(before)
 
 
 @pytest.fixture(scope="session")

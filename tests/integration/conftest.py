@@ -13,11 +13,14 @@ import koan_ray as koan
 from koan_ray.runtime.ray import options
 
 
-def end_namespace(namespace: str) -> None:
-    """End coordinator, broker and job actors, so that they hold no CPU while other modules run."""
+def end_namespace(namespace: str, *, within: float = 20.0) -> None:
+    """End coordinator, broker and job actors, so that they hold no CPU while other modules run.
+
+    The job actors go first. A coordinator whose store is gone would then wait for it ``within`` seconds.
+    """
     with contextlib.suppress(Exception):
         coordinator = ray.get_actor(options.COORDINATOR_NAME, namespace=namespace)
-        ray.get(coordinator.end.remote(), timeout=20)
+        ray.get(coordinator.end.remote(), timeout=within)
     for name in (options.COORDINATOR_NAME, options.BROKER_NAME):
         end_actor(name, namespace)
 
