@@ -55,6 +55,8 @@ class MongoServer:
 
     def stop(self):
         os.kill(self.pid, signal.SIGSTOP)
+        while not all(_is_stopped(task) for task in Path(f"/proc/{self.pid}/task").iterdir()):
+            time.sleep(0.005)  # the signal is on its way; a thread of a busy machine may still answer
 
     def cont(self):
         os.kill(self.pid, signal.SIGCONT)
@@ -88,3 +90,7 @@ class ExternalServer:
 
     def end(self):
         pass
+
+
+def _is_stopped(task: Path) -> bool:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
