@@ -21,7 +21,8 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Handed on to the command: make test ARGS='tests/unit -k retry -x'
 ARGS ?=
 
-# What is fast; everything else that is a folder of tests; and tests/chaos, which has a target of its own.
+# Fast tests first; then everything else that is a folder of tests, and the quick half of tests/chaos, which has a target
+# of its own.
 FAST  := $(wildcard tests/unit tests/contract tests/model)
 REST  := $(filter-out tests/chaos tests/__pycache__ $(FAST),$(patsubst %/,%,$(wildcard tests/*/)))
 CHAOS := $(wildcard tests/chaos)
@@ -54,20 +55,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## watch jobs run, fail, retry and finish
 	@$(VENV)/bin/koan-ray demo $(ARGS)
 
-# Without ARGS: the whole suite. What needs Ray, which waits for processes most of the time, runs beside all the rest and
-# says what it has to say when that is done; a floor is under the coverage of both together. Then the quick faults, alone:
-# they are about time. With ARGS: one run of what they select, without the floor, which a selection cannot reach.
+# Without ARGS: the whole suite, with a floor under the coverage of both halves together. With ARGS: one run of what
+# they select, without the floor, which a selection cannot reach.
 .PHONY: test
-test: $(STAMP) ## all tests, those that need Ray beside the others, with coverage, then quick faults
+test: $(STAMP) ## unit and contract tests, then integration and e2e, with coverage, then quick faults
 ifeq ($(strip $(ARGS)),)
-	@set -eu; mkdir -p build; rm -f .coverage .coverage.*; \
-	half() { exec env COVERAGE_FILE=.coverage.$$1 $(PY) -m pytest $(FAST) $(REST) -m "$$2" --cov=koan_ray --cov-report=; }; \
-	half with-ray ray >build/test-ray.log 2>&1 & beside=$$!; \
-	trap 'kill $$beside 2>/dev/null || true' EXIT; trap 'exit 130' INT TERM; \
-	failed=0; (half without-ray 'not ray') || failed=$$?; \
-	wait $$beside || failed=$$?; cat build/test-ray.log; \
-	[ $$failed -eq 0 ] || exit $$failed; \
-	$(PY) -m coverage combine --quiet; $(PY) -m coverage report --fail-under=$(FLOOR)
+	$(PY) -m pytest $(FAST) --cov=koan_ray --cov-report=$(if $(REST),,term-missing --cov-fail-under=$(FLOOR))
+ifneq ($(REST),)
+	$(PY) -m pytest $(REST) --cov=koan_ray --cov-append --cov-report=term-missing --cov-fail-under=$(FLOOR)
+endif
 ifneq ($(CHAOS),)
 	$(PY) -m pytest $(CHAOS) -m quick
 endif

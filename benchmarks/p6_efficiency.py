@@ -7,9 +7,9 @@ by two plain Ray actors with half of the items each and not a word in between; t
 Skewed items: one in a hundred takes a hundred times as long. Async items wait for 10 ms, a hundred at a time in one actor;
 the ideal is 100 / 10 ms.
 
-Two figures tell what the account of the items costs, in CPU time of lead, coordinator and broker as a share of what the bodies
-take: all that the three do (chunks, dispatch, progress, checkpoints, and their idling), and how much of it is progress and
-checkpoints, as the difference to the same job without them.
+Two figures tell what the account of the items costs, in CPU time of lead, coordinator and broker as a share of what the
+bodies take: all that the three do (chunks, dispatch, progress, checkpoints, and their idling), and how much of it is progress
+and checkpoints, as the difference to the same job without them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _cpu_s(engine) -> float:
 
     status = engine.status().get()
     broker = ray.get_actor(options.BROKER_NAME, namespace=engine.settings.engine.namespace)
-    pids = [status["pid"], ray.get(broker.pid.remote()), *(each["pid"] for each in status["actors"] if each["spec"] == "lead")]
+    leads = [actor["pid"] for actor in status["actors"] if actor["spec"] == "lead"]
+    pids = [status["pid"], ray.get(broker.pid.remote()), *leads]
     times = [psutil.Process(pid).cpu_times() for pid in pids]
     return sum(time.user + time.system for time in times)
 

@@ -184,9 +184,9 @@ class Sizer:
     """How many items make a chunk: as many as take `target_s`, by a moving average of the time that an item takes.
 
     The target is short at first, so that a short job is shared out well, and grows to ``longest_s`` in a job that goes on,
-    because each chunk costs its way. The number of items grows from ``least``, at each step to `_GROWTH` times what was proven, so that nothing long is begun by a guess. Near
-    the end of the items chunks get smaller, so that all actors end at about the same time, but not smaller than is worth
-    their way.
+    because each chunk costs its way. The number of items grows from ``least``, at each step to `_GROWTH` times what was
+    proven, so that nothing long is begun by a guess. Near the end of the items chunks get smaller, so that all actors end at
+    about the same time, but not smaller than is worth their way.
     """
 
     __slots__ = ("_fixed", "_least", "_longest_s", "_n", "_proven", "_shortest_s", "_spent_s", "_taken_s")
