@@ -8,7 +8,7 @@ Skewed items: one in a hundred takes a hundred times as long. Async items wait f
 the ideal is 100 / 10 ms.
 
 Two figures tell what the account of the items costs, in CPU time of lead, coordinator and broker as a share of what the
-bodies take: all that the three do (chunks, dispatch, progress, checkpoints, and their idling), and how much of it is progress
+bodies take: all that the three do (chunks, dispatch, progress, checkpoints, idling), and how much of it is progress
 and checkpoints, as the difference to the same job without them.
 """
 
