@@ -225,6 +225,11 @@ class JobRecord:
         """Its body waits until its Running state is stored; nothing of a job in memory is."""
         return self.terms.claim is Claim.WRITE_AHEAD and self.particulars.residence.source is not None
 
+    @property
+    def has_items(self) -> bool:
+        """It is a job over items, however far it has come."""
+        return self.terms.spec.lead
+
     def evolve(self, **changes: Any) -> JobRecord:
         """Return a copy with ``changes`` applied."""
         twin = JobRecord(

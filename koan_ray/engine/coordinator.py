@@ -315,8 +315,12 @@ class Coordinator:
             raise JobNotFoundError(job_id)
         n_failed = old.checkpoint.failed if old.checkpoint is not None else 0
         if not old.status.is_final or not n_failed:
-            is_so = "has no failed items" if old.status.is_final else f"is {old.status}; wait for its end or cancel it"
-            msg = f"job {job_id}: {is_so}; its failed items cannot be run again"
+            is_so = (
+                "has no failed items, so there are none to run again; to run a failed or cancelled job as a whole, retry it"
+                if old.status.is_final
+                else f"is {old.status}, and its failed items can be run again when it has ended; wait for that, or cancel it"
+            )
+            msg = f"job {job_id}: {is_so}"
             raise ConflictError(msg)
         only_failed = Checkpoint(0, json.dumps({"failed_of": job_id}).encode(), n_failed, 0, 0, 0, self._clock.now())
         terms, about, row = self._again(old, as_id)

@@ -14,6 +14,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from koan_ray.stores.codec import Document, first_date_from, to_date
+from koan_ray.stores.mongo_schema import LATEST_INDEX, LEADS
 
 if TYPE_CHECKING:
     from koan_ray.domain.query import Query
@@ -54,6 +55,8 @@ def filter_of(query: Query) -> Document:
     ):
         if between := _between(after, before):
             found[name] = between
+    if query.has_items is not None:  # what is false is left out of documents, so the others lack the field
+        found[LEADS] = {"$eq" if query.has_items else "$ne": True}
     found.update((f"metadata.{name}", _metadata(value)) for name, value in query.metadata.items())
     if query.text is not None:
         sought = {"$regex": re.escape(query.text), "$options": "i"}
@@ -79,6 +82,8 @@ def index_of(query: Query) -> str:
         return "parent"
     if query.correlation_id is not None:
         return "correlation"
+    if query.has_items:
+        return LATEST_INDEX
     by_completion = query.completed_after is not None or query.completed_before is not None
     if query.order_by == "completed_at" or by_completion:
         return "completed"

@@ -11,6 +11,8 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from koan_ray.stores.mongo_schema import LEADS
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 _FIRST: Final = timedelta(seconds=0.25)
 _QUICK_S: Final = 0.1
 _BEGINNING: Final = datetime(2020, 1, 1, tzinfo=UTC)  # what is older is read at once
-_INDEXES: Final = {"created_at": ("created", "status"), "completed_at": ("completed",)}
+_INDEXES: Final = {"created_at": ("created", "status", "over_items"), "completed_at": ("completed",)}
 
 
 def suits(step: Step) -> bool:
@@ -88,9 +90,13 @@ def _window(bounds: Document, edge: datetime | None, far: datetime | None, direc
 
 
 def _with(step: Step, window: Document) -> Document:
-    """Return the step's filter with the window in front, where it is looked for first, and a plain value for one status."""
+    """Return the step's filter with the window in front, where it is looked for first.
+
+    What stands before the instant in an index becomes a plain value.
+    """
     name = step.sort[0][0]
     rest = {key: condition for key, condition in step.filter.items() if key != name}
-    if isinstance(status := rest.get("status"), dict) and list(status) == ["$eq"]:
-        rest["status"] = status["$eq"]
+    for first in ("status", LEADS):
+        if isinstance(condition := rest.get(first), dict) and list(condition) == ["$eq"]:
+            rest[first] = condition["$eq"]
     return {name: window, **rest} if window else rest
