@@ -455,9 +455,9 @@ class Coordinator:
             **self._dispatcher.snapshot(),
         }
 
-    async def measure(self) -> Measures:
-        """Return what is measured, and begin to collect durations anew; for whoever exports it. See `Meters.read`."""
-        found = self._jobs.meters.read()
+    async def measure(self, durations: bool = True) -> Measures:  # noqa: FBT001, FBT002 - the wire has places only
+        """Return what is measured, for whoever exports it; with ``durations``, which are told once. See `Meters.read`."""
+        found = self._jobs.meters.read(durations=durations)
         mine = self._dispatcher.counters
         for name, n in (("claims_returned", mine["returned"]), ("actors_started", mine["actors_started"]),
                         ("actors_lost", mine["actors_lost"]),
@@ -468,9 +468,9 @@ class Coordinator:
         live = self._kinds.live()
         gauges.update({("jobs_live", (kind,)): n for kind, n in sorted(live.items())[:MAX_KINDS]})
         gauges.update({("unroutable", (kind,)): n for kind, n in sorted(self._kinds.unroutable().items())[:MAX_KINDS]})
-        gauges["outbox_backlog", ()] = self._memory_writer.n_dirty
+        gauges["outbox_backlog", ()] = self._memory_writer.n_behind
         for tenure in self._tenures():
-            gauges["outbox_backlog", ()] += tenure.writer.n_dirty
+            gauges["outbox_backlog", ()] += tenure.writer.n_behind
             if (age_s := tenure.beat_age_s) is not None:  # the oldest of the source's shards
                 key = ("beat_age_seconds", (tenure.source,))
                 gauges[key] = max(age_s, gauges.get(key, 0.0))
