@@ -18,7 +18,7 @@ from koan_ray.domain.status import JobStatus
 from koan_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from koan_ray.domain.records import JobRecord
 
@@ -100,6 +100,20 @@ class Query:
         at, job_id = self.sort_key(job)
         raw = json.dumps([("-" if self.descending else "") + self.order_by, at, job_id])
         return base64.urlsafe_b64encode(raw.encode()).decode().rstrip("=")
+
+
+def merged(query: Query, pages: Sequence[Page]) -> Page:
+    """Return one page, in the order of the query, from a page of each place that was asked.
+
+    A job that is on its way from one place to another may be in both; it is returned once.
+    """
+    jobs = list({job.id: job for page in pages for job in page.jobs}.values())
+    if len(pages) == 1:
+        return pages[0]._replace(jobs=jobs)
+    jobs.sort(key=query.sort_key, reverse=query.descending)
+    more = len(jobs) > query.limit or any(page.cursor is not None for page in pages)
+    jobs = jobs[: query.limit]
+    return Page(jobs, query.cursor_after(jobs[-1]) if more and jobs else None)
 
 
 def parse_query(filters: Mapping[str, Any]) -> Query:

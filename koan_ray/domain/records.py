@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from koan_ray.domain.retry import RetryPolicy
 
 MAX_ERROR_MESSAGE = 2000
@@ -278,6 +280,11 @@ class ExecutionRecord:
             error,
             metrics,
         )
+
+
+def told(executions: Iterable[ExecutionRecord]) -> list[ExecutionRecord]:
+    """Return the executions that users are told of, in their order: all but those given back before they began."""
+    return [execution for execution in executions if execution.reason is not Reason.RETURNED]
 
 
 class JobView(NamedTuple):

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from koan_ray.domain.measures import MAX_KINDS, Measures
 from koan_ray.domain.query import parse_query
-from koan_ray.domain.records import Checkpoint, JobRecord, JobView, Part, Particulars, Terms, end_of, view
-from koan_ray.domain.status import JobStatus, Reason
+from koan_ray.domain.records import Checkpoint, JobRecord, JobView, Part, Particulars, Terms, end_of, told, view
+from koan_ray.domain.status import JobStatus
 from koan_ray.engine.archivist import Archivist
 from koan_ray.engine.catalog import Catalog
 from koan_ray.engine.checkpoints import Checkpoints
@@ -438,7 +438,7 @@ class Coordinator:
         if job is None:
             raise JobNotFoundError(job_id)
         records = await self._catalog.executions(job)
-        return [execution_view(record) for record in records if record.reason is not Reason.RETURNED]
+        return [execution_view(record) for record in told(records)]
 
     async def status(self) -> dict[str, Any]:
         """Return counts of jobs and actors, limits and counters."""
