@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from koan_ray.stores.mongo_schema import LEADS
+from koan_ray.stores.mongo_schema import LATEST_INDEX, LEADS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _FIRST: Final = timedelta(seconds=0.25)
 _QUICK_S: Final = 0.1
 _BEGINNING: Final = datetime(2020, 1, 1, tzinfo=UTC)  # what is older is read at once
-_INDEXES: Final = {"created_at": ("created", "status", "over_items"), "completed_at": ("completed",)}
+_INDEXES: Final = {"created_at": ("created", "status", LATEST_INDEX), "completed_at": ("completed",)}
 
 
 def suits(step: Step) -> bool:
@@ -92,11 +92,11 @@ def _window(bounds: Document, edge: datetime | None, far: datetime | None, direc
 def _with(step: Step, window: Document) -> Document:
     """Return the step's filter with the window in front, where it is looked for first.
 
-    What stands before the instant in an index becomes a plain value.
+    What stands before the instant in the index becomes a plain value, and nothing else: it would be taken for another index.
     """
     name = step.sort[0][0]
     rest = {key: condition for key, condition in step.filter.items() if key != name}
-    for first in ("status", LEADS):
-        if isinstance(condition := rest.get(first), dict) and list(condition) == ["$eq"]:
-            rest[first] = condition["$eq"]
+    first = LEADS if step.hint == LATEST_INDEX else "status"
+    if isinstance(condition := rest.get(first), dict) and list(condition) == ["$eq"]:
+        rest[first] = condition["$eq"]
     return {name: window, **rest} if window else rest

@@ -4,7 +4,7 @@ import { call, get, may, post, remove } from "./api.js";
 import { attempts, trace } from "./attempts.js";
 import { confirm } from "./dialog.js";
 import { h, mark, put, putPage, section, write } from "./dom.js";
-import { FINAL, badge, clock, count, duration, moment, now, percent, plural, reason, relative, since, statusClass, title } from "./format.js";
+import { FINAL, badge, clock, duration, moment, now, percent, plural, reason, relative, since, statusClass, title } from "./format.js";
 import { DeadItems, itemFigures } from "./items.js";
 import { isDone, place, took } from "./jobrow.js";
 import { listen } from "./live.js";
@@ -191,7 +191,7 @@ class JobPage {
     } else if (name === "retry") {
       this.follow(await confirm({ headline: "Run this job again?", text: `${called} is started anew with the same context, as a new job.${job.items ? " All of its items are done again." : ""}`, verb: "Run again", act: () => call("POST", `${path}/retry`) }));
     } else if (name === "resume") {
-      this.follow(await confirm({ headline: "Go on where this job stopped?", text: `A new job goes on from the last checkpoint of ${called}: ${count(job.items.processed)} items are done and are not done again.`, verb: "Go on", act: () => post(`${path}/retry`, { resume: true }) }));
+      this.follow(await confirm({ headline: "Go on where this job stopped?", text: `A new job goes on from the last checkpoint of ${called}: ${plural(job.items.processed, "item")} done before ${job.items.processed === 1 ? "is" : "are"} not done again${job.items.failed ? `, and ${plural(job.items.failed, "dead item")} ${job.items.failed === 1 ? "stays" : "stay"} dead` : ""}.`, verb: "Go on", act: () => post(`${path}/retry`, { resume: true }) }));
     } else if (name === "retryItems") {
       this.follow(await confirm({ headline: "Run the dead items again?", text: `${plural(job.items.failed, "dead item")} of ${called} ${job.items.failed === 1 ? "is" : "are"} run again, as a new job.`, verb: "Run them again", act: () => call("POST", `${path}/retry-failed-items`) }));
     } else if (name === "restore") {
