@@ -37,7 +37,8 @@ def filter_of(query: Query) -> Document:
     whose idea of upper and lower case is simpler than Python's for a few letters (``ß``). Metadata that no document can
     hold as it is (`koan_ray.stores.codec`) are not found by their values.
     """
-    found: Document = {}
+    # In front and plain: the embedded server takes the first index that fits, and reads every job of a status otherwise.
+    found: Document = {LEADS: True} if query.has_items else {}
     for name, text in (
         ("correlation_id", query.correlation_id),
         ("parent_job_id", query.parent_job_id),
@@ -55,8 +56,8 @@ def filter_of(query: Query) -> Document:
     ):
         if between := _between(after, before):
             found[name] = between
-    if query.has_items is not None:  # what is false is left out of documents, so the others lack the field
-        found[LEADS] = {"$eq" if query.has_items else "$ne": True}
+    if query.has_items is False:  # what is false is left out of documents, so these lack the field
+        found[LEADS] = {"$ne": True}
     found.update((f"metadata.{name}", _metadata(value)) for name, value in query.metadata.items())
     if query.text is not None:
         sought = {"$regex": re.escape(query.text), "$options": "i"}

@@ -11,8 +11,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from koan_ray.stores.mongo_schema import LATEST_INDEX, LEADS
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -22,11 +20,14 @@ if TYPE_CHECKING:
 _FIRST: Final = timedelta(seconds=0.25)
 _QUICK_S: Final = 0.1
 _BEGINNING: Final = datetime(2020, 1, 1, tzinfo=UTC)  # what is older is read at once
-_INDEXES: Final = {"created_at": ("created", "status", LATEST_INDEX), "completed_at": ("completed",)}
+_INDEXES: Final = {"created_at": ("created", "status"), "completed_at": ("completed",)}
 
 
 def suits(step: Step) -> bool:
-    """Tell whether a step walks along an index of instants."""
+    """Tell whether a step walks along an index of instants.
+
+    That of jobs over items is none of them: it is short, and beside a range of instants the server takes another.
+    """
     name = step.sort[0][0]
     return step.hint in _INDEXES.get(name, ()) and "$eq" not in step.filter.get(name, {})
 
@@ -90,13 +91,9 @@ def _window(bounds: Document, edge: datetime | None, far: datetime | None, direc
 
 
 def _with(step: Step, window: Document) -> Document:
-    """Return the step's filter with the window in front, where it is looked for first.
-
-    What stands before the instant in the index becomes a plain value, and nothing else: it would be taken for another index.
-    """
+    """Return the step's filter with the window in front, where it is looked for first, and a plain value for one status."""
     name = step.sort[0][0]
     rest = {key: condition for key, condition in step.filter.items() if key != name}
-    first = LEADS if step.hint == LATEST_INDEX else "status"
-    if isinstance(condition := rest.get(first), dict) and list(condition) == ["$eq"]:
-        rest[first] = condition["$eq"]
+    if isinstance(status := rest.get("status"), dict) and list(status) == ["$eq"]:
+        rest["status"] = status["$eq"]
     return {name: window, **rest} if window else rest
