@@ -166,7 +166,8 @@ class Jobs:
 
         Filters: ``kind``, ``status`` (one or several), ``correlation_id``, ``parent_job_id``, ``name``, ``text``,
         ``metadata={…}``, ``created_after``, ``created_before``, ``completed_after``, ``completed_before``,
-        ``order_by="-created_at"``, ``limit=100``, ``cursor=None``. The page's ``cursor`` leads to the next.
+        ``has_items`` (True: only jobs over items), ``order_by="-created_at"``, ``limit=100``, ``cursor=None``. The page's
+        ``cursor`` leads to the next.
 
         Raises:
             ConfigurationError: A filter is unknown or has an unusable value.

@@ -62,6 +62,8 @@ def list_(
 
     Example: koan-ray jobs list -k EmailJob -m tenant_id=acme --json | jq -r .id
 
+    Example: koan-ray jobs list --items --status running
+
     Example: koan-ray jobs list --status failed --all --quiet | xargs koan-ray jobs retry
     """
     from koan_ray.cli.looking import show_list

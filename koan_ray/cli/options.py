@@ -65,6 +65,7 @@ _FILTERS: Final[dict[str, Any]] = {
     "created_before": Annotated[str | None, _option(help_=f"Created before: {_INSTANT}", metavar="WHEN")],
     "completed_after": Annotated[str | None, _option(help_=f"Ended since: {_INSTANT}", metavar="WHEN")],
     "completed_before": Annotated[str | None, _option(help_=f"Ended before: {_INSTANT}", metavar="WHEN")],
+    "items": Annotated[bool | None, _option("--items/--no-items", help_="Only jobs over items, or only others.")],
     "source": Annotated[str | None, _option(help_="Kept in this source; 'memory' for the engine's memory.")],
     "partition": Annotated[str | None, _option(help_="Kept in this partition; '*' for all, archives as well.")],
 }
@@ -84,7 +85,7 @@ _DOCUMENTS = Annotated[
     typer.Option("--documents", help="Read the stored documents; do not look for an engine.", rich_help_panel="Engine"),
 ]
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
-_RENAMED = {"correlation": "correlation_id", "parent": "parent_job_id"}
+_RENAMED = {"correlation": "correlation_id", "parent": "parent_job_id", "items": "has_items"}
 
 
 def for_jobs(*, filters: bool = False, reads: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:

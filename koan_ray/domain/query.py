@@ -18,7 +18,7 @@ from koan_ray.domain.status import JobStatus
 from koan_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from koan_ray.domain.records import JobRecord
 
@@ -26,7 +26,7 @@ ORDERS: Final = ("created_at", "queued_at", "started_at", "completed_at")
 MAX_LIMIT: Final = 1000
 FILTERS: Final = (
     "kind", "status", "correlation_id", "parent_job_id", "name", "text", "metadata", "created_after", "created_before",
-    "completed_after", "completed_before", "order_by", "limit", "cursor", "source", "partition",
+    "completed_after", "completed_before", "has_items", "order_by", "limit", "cursor", "source", "partition",
 )  # fmt: skip
 
 
@@ -39,7 +39,10 @@ class Page(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A checked query. Instants in epoch seconds; bounds are ``after <= instant < before``."""
+    """A checked query. Instants in epoch seconds; bounds are ``after <= instant < before``.
+
+    ``has_items``: only jobs over items, or only others.
+    """
 
     kinds: frozenset[str] | None = None
     statuses: frozenset[JobStatus] | None = None
@@ -52,6 +55,7 @@ class Query:
     created_before: float | None = None
     completed_after: float | None = None
     completed_before: float | None = None
+    has_items: bool | None = None
     order_by: str = "created_at"
     descending: bool = True
     limit: int = 100
@@ -68,6 +72,7 @@ class Query:
             and (self.parent_job_id is None or about.parent_job_id == self.parent_job_id)
             and (self.correlation_id is None or about.correlation_id == self.correlation_id)
             and (self.name is None or about.name == self.name)
+            and (self.has_items is None or job.has_items is self.has_items)
             and _between(job.created_at, self.created_after, self.created_before)
             and _between(job.completed_at, self.completed_after, self.completed_before)
             and (not self.metadata or _contains(about.metadata or {}, self.metadata))
@@ -95,6 +100,20 @@ class Query:
         at, job_id = self.sort_key(job)
         raw = json.dumps([("-" if self.descending else "") + self.order_by, at, job_id])
         return base64.urlsafe_b64encode(raw.encode()).decode().rstrip("=")
+
+
+def merged(query: Query, pages: Sequence[Page]) -> Page:
+    """Return one page, in the order of the query, from a page of each place that was asked.
+
+    A job that is on its way from one place to another may be in both; it is returned once.
+    """
+    jobs = list({job.id: job for page in pages for job in page.jobs}.values())
+    if len(pages) == 1:
+        return pages[0]._replace(jobs=jobs)
+    jobs.sort(key=query.sort_key, reverse=query.descending)
+    more = len(jobs) > query.limit or any(page.cursor is not None for page in pages)
+    jobs = jobs[: query.limit]
+    return Page(jobs, query.cursor_after(jobs[-1]) if more and jobs else None)
 
 
 def parse_query(filters: Mapping[str, Any]) -> Query:
@@ -130,6 +149,7 @@ def parse_query(filters: Mapping[str, Any]) -> Query:
         descending=order.startswith("-"),
         limit=limit,
         after=_parse_cursor(given["cursor"], order) if "cursor" in given else None,
+        has_items=_flag("has_items", given.get("has_items")),
         **{name: _text(name, given.get(name)) for name in ("correlation_id", "parent_job_id", "name", "text")},  # type: ignore[arg-type]
         **{name: _text(name, given.get(name)) for name in ("source", "partition")},  # type: ignore[arg-type]
         **{name: _instant(name, given.get(name)) for name in FILTERS if name.endswith(("_after", "_before"))},  # type: ignore[arg-type]
@@ -139,6 +159,13 @@ def parse_query(filters: Mapping[str, Any]) -> Query:
 def _text(name: str, value: object) -> str | None:
     if value is not None and not isinstance(value, str):
         msg = f"{name}: expected text, got {value!r}"
+        raise ConfigurationError(msg)
+    return value
+
+
+def _flag(name: str, value: object) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        msg = f"{name}: expected True or False, got {value!r}"
         raise ConfigurationError(msg)
     return value
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from koan_ray.domain.retry import RetryPolicy
 
 MAX_ERROR_MESSAGE = 2000
@@ -225,6 +227,11 @@ class JobRecord:
         """Its body waits until its Running state is stored; nothing of a job in memory is."""
         return self.terms.claim is Claim.WRITE_AHEAD and self.particulars.residence.source is not None
 
+    @property
+    def has_items(self) -> bool:
+        """It is a job over items, however far it has come."""
+        return self.terms.spec.lead
+
     def evolve(self, **changes: Any) -> JobRecord:
         """Return a copy with ``changes`` applied."""
         twin = JobRecord(
@@ -273,6 +280,11 @@ class ExecutionRecord:
             error,
             metrics,
         )
+
+
+def told(executions: Iterable[ExecutionRecord]) -> list[ExecutionRecord]:
+    """Return the executions that users are told of, in their order: all but those given back before they began."""
+    return [execution for execution in executions if execution.reason is not Reason.RETURNED]
 
 
 class JobView(NamedTuple):

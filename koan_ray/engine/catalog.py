@@ -9,14 +9,14 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from koan_ray.domain.archival import is_archive
-from koan_ray.domain.query import Page
+from koan_ray.domain.query import merged
 from koan_ray.domain.records import Residence
 from koan_ray.errors import ConfigurationError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from koan_ray.domain.query import Query
+    from koan_ray.domain.query import Page, Query
     from koan_ray.domain.records import ExecutionRecord, JobRecord
     from koan_ray.engine.shards import Shards
     from koan_ray.engine.tenure import Tenure
@@ -167,15 +167,7 @@ class Catalog:
 
     async def query(self, query: Query) -> Page:
         """Return one page over all places that the query names, merged in its order."""
-        pages = await asyncio.gather(*[self._page(query, *place) for place in self._asked(query)])
-        # By id: while a job moves to an archive or back, it is in both.
-        jobs = list({job.id: job for page in pages for job in page.jobs}.values())
-        if len(pages) == 1:
-            return pages[0]._replace(jobs=jobs)
-        jobs.sort(key=query.sort_key, reverse=query.descending)
-        more = len(jobs) > query.limit or any(page.cursor is not None for page in pages)
-        jobs = jobs[: query.limit]
-        return Page(jobs, query.cursor_after(jobs[-1]) if more and jobs else None)
+        return merged(query, await asyncio.gather(*[self._page(query, *place) for place in self._asked(query)]))
 
     async def count(self, query: Query) -> int:
         """Return how many jobs match in all places that the query names."""

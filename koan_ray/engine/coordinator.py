@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from koan_ray.domain.measures import MAX_KINDS, Measures
 from koan_ray.domain.query import parse_query
-from koan_ray.domain.records import Checkpoint, JobRecord, JobView, Part, Particulars, Terms, end_of, view
-from koan_ray.domain.status import JobStatus, Reason
+from koan_ray.domain.records import Checkpoint, JobRecord, JobView, Part, Particulars, Terms, end_of, told, view
+from koan_ray.domain.status import JobStatus
 from koan_ray.engine.archivist import Archivist
 from koan_ray.engine.catalog import Catalog
 from koan_ray.engine.checkpoints import Checkpoints
@@ -315,8 +315,12 @@ class Coordinator:
             raise JobNotFoundError(job_id)
         n_failed = old.checkpoint.failed if old.checkpoint is not None else 0
         if not old.status.is_final or not n_failed:
-            is_so = "has no failed items" if old.status.is_final else f"is {old.status}; wait for its end or cancel it"
-            msg = f"job {job_id}: {is_so}; its failed items cannot be run again"
+            is_so = (
+                "has no failed items, so there are none to run again; to run a failed or cancelled job as a whole, retry it"
+                if old.status.is_final
+                else f"is {old.status}, and its failed items can be run again when it has ended; wait for that, or cancel it"
+            )
+            msg = f"job {job_id}: {is_so}"
             raise ConflictError(msg)
         only_failed = Checkpoint(0, json.dumps({"failed_of": job_id}).encode(), n_failed, 0, 0, 0, self._clock.now())
         terms, about, row = self._again(old, as_id)
@@ -434,7 +438,7 @@ class Coordinator:
         if job is None:
             raise JobNotFoundError(job_id)
         records = await self._catalog.executions(job)
-        return [execution_view(record) for record in records if record.reason is not Reason.RETURNED]
+        return [execution_view(record) for record in told(records)]
 
     async def status(self) -> dict[str, Any]:
         """Return counts of jobs and actors, limits and counters."""
@@ -451,9 +455,9 @@ class Coordinator:
             **self._dispatcher.snapshot(),
         }
 
-    async def measure(self) -> Measures:
-        """Return what is measured, and begin to collect durations anew; for whoever exports it. See `Meters.read`."""
-        found = self._jobs.meters.read()
+    async def measure(self, durations: bool = True) -> Measures:  # noqa: FBT001, FBT002 - the wire has places only
+        """Return what is measured, for whoever exports it; with ``durations``, which are told once. See `Meters.read`."""
+        found = self._jobs.meters.read(durations=durations)
         mine = self._dispatcher.counters
         for name, n in (("claims_returned", mine["returned"]), ("actors_started", mine["actors_started"]),
                         ("actors_lost", mine["actors_lost"]),
@@ -464,9 +468,9 @@ class Coordinator:
         live = self._kinds.live()
         gauges.update({("jobs_live", (kind,)): n for kind, n in sorted(live.items())[:MAX_KINDS]})
         gauges.update({("unroutable", (kind,)): n for kind, n in sorted(self._kinds.unroutable().items())[:MAX_KINDS]})
-        gauges["outbox_backlog", ()] = self._memory_writer.n_dirty
+        gauges["outbox_backlog", ()] = self._memory_writer.n_behind
         for tenure in self._tenures():
-            gauges["outbox_backlog", ()] += tenure.writer.n_dirty
+            gauges["outbox_backlog", ()] += tenure.writer.n_behind
             if (age_s := tenure.beat_age_s) is not None:  # the oldest of the source's shards
                 key = ("beat_age_seconds", (tenure.source,))
                 gauges[key] = max(age_s, gauges.get(key, 0.0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
-from koan_ray.domain.measures import MAX_KINDS, MAX_ROOTS, OTHER, Measures
+from koan_ray.domain.measures import MAX_KINDS, MAX_ROOTS, OTHER, ZEROS, Measures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,10 +75,10 @@ class Meters:
         if is_poison:
             self.count("poison", kind if kind in self._kinds or len(self._kinds) < MAX_KINDS else OTHER)
 
-    def read(self) -> Measures:
-        """Return everything, and begin to collect durations anew."""
-        counters: dict[Key, float] = dict(self._counts)
-        samples = {key: _taken(values) for key, values in self._samples.items() if values}
+    def read(self, *, durations: bool = True) -> Measures:
+        """Return everything, and begin to collect durations anew; without ``durations`` these stay for another reader."""
+        counters: dict[Key, float] = {**ZEROS, **self._counts}
+        samples = {key: _taken(values) for key, values in self._samples.items() if values} if durations else {}
         for kind, numbers in self._kinds.items():
             for status, n in numbers.ends.items():
                 counters["jobs_ended", (kind, status)] = n
@@ -87,7 +87,7 @@ class Meters:
             if numbers.reasons["retry"]:
                 counters["retries", (kind,)] = numbers.reasons["retry"]
             for name, values in (("run_seconds", numbers.runs), ("wait_seconds", numbers.waits)):
-                if values:
+                if values and durations:
                     samples[name, (kind,)] = _taken(values)
         return Measures(counters, {}, samples)
 

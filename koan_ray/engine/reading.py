@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from koan_ray.domain.query import parse_query
-from koan_ray.domain.records import view
-from koan_ray.domain.status import Reason
+from koan_ray.domain.records import told, view
 from koan_ray.engine.catalog import Catalog
 from koan_ray.engine.messages import execution_view
 from koan_ray.errors import JobNotFoundError, RuntimeUnavailableError
@@ -77,7 +76,7 @@ class Reader:
         if job is None:
             raise JobNotFoundError(job_id)
         records = await self._catalog.executions(job)
-        return [execution_view(record) for record in records if record.reason is not Reason.RETURNED]
+        return [execution_view(record) for record in told(records)]
 
     async def latest(self, _job_ids: Sequence[str]) -> list[Any]:
         """Return the newest progress of running jobs: nobody is there to be asked."""

@@ -10,7 +10,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koan_ray.domain.query import parse_query
-from koan_ray.domain.status import JobStatus, Reason
+from koan_ray.domain.records import told
+from koan_ray.domain.status import JobStatus
 from koan_ray.engine.catalog import MEMORY
 from koan_ray.engine.feed import Feed, News
 
@@ -81,8 +82,7 @@ class Window:
 
     async def executions(self, job_id: str) -> list[ExecutionRecord]:
         """Return the executions of a job in memory, oldest first."""
-        found = await self._catalog().memory.executions(job_id)
-        return [record for record in found if record.reason is not Reason.RETURNED]
+        return told(await self._catalog().memory.executions(job_id))
 
     async def figures(self, n_ended: int) -> Figures:
         """Return what an overview needs of this coordinator, without looking at every job."""

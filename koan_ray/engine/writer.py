@@ -76,12 +76,18 @@ class Writer:
         self._behind_since: float | None = None  # when the oldest state was staged that may wait
         self._behind_s = _WRITE_BEHIND_S
         self._abandoned: BaseException | None = None
+        self._n_repeated = 0  # jobs of a flush that was interrupted and is not through yet
         self._meters, self._source = meters or Meters(), source
 
     @property
     def n_dirty(self) -> int:
         """Jobs whose state is not being written yet."""
         return len(self._dirty)
+
+    @property
+    def n_behind(self) -> int:
+        """Jobs whose newest state is not stored though its turn has come, or has to wait for that."""
+        return len(self._dirty) + self._n_repeated
 
     def abandon(self, why: BaseException) -> None:
         """Write nothing more; whoever waits for a flush is told ``why``."""
@@ -196,7 +202,11 @@ class Writer:
         try:
             refused = await self._store.apply(changes)
         except StoreError:
-            refused = await self._repeat(changes)
+            self._n_repeated = len(changes)
+            try:
+                refused = await self._repeat(changes)
+            finally:
+                self._n_repeated = 0
         if not refused:
             return list(dirty.values())
         for change in refused:

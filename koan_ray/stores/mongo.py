@@ -169,6 +169,8 @@ class MongoStore:
 
     def _along(self, index: str) -> dict[str, Any]:
         """Return the option that names the index to walk, for a server that profits from it."""
+        if self._read_only and index == mongo_schema.LATEST_INDEX:
+            return {}  # no writer of this version may have been here yet, and to name what is missing is an error
         return {"hint": index} if self._open_connection().follows_hints else {}
 
     def _jobs(self, partition: str) -> Any:

@@ -14,6 +14,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from koan_ray.stores.codec import Document, first_date_from, to_date
+from koan_ray.stores.mongo_schema import LATEST_INDEX, LEADS
 
 if TYPE_CHECKING:
     from koan_ray.domain.query import Query
@@ -36,7 +37,8 @@ def filter_of(query: Query) -> Document:
     whose idea of upper and lower case is simpler than Python's for a few letters (``ß``). Metadata that no document can
     hold as it is (`koan_ray.stores.codec`) are not found by their values.
     """
-    found: Document = {}
+    # In front and plain: the embedded server takes the first index that fits, and reads every job of a status otherwise.
+    found: Document = {LEADS: True} if query.has_items else {}
     for name, text in (
         ("correlation_id", query.correlation_id),
         ("parent_job_id", query.parent_job_id),
@@ -54,6 +56,8 @@ def filter_of(query: Query) -> Document:
     ):
         if between := _between(after, before):
             found[name] = between
+    if query.has_items is False:  # what is false is left out of documents, so these lack the field
+        found[LEADS] = {"$ne": True}
     found.update((f"metadata.{name}", _metadata(value)) for name, value in query.metadata.items())
     if query.text is not None:
         sought = {"$regex": re.escape(query.text), "$options": "i"}
@@ -79,6 +83,8 @@ def index_of(query: Query) -> str:
         return "parent"
     if query.correlation_id is not None:
         return "correlation"
+    if query.has_items:
+        return LATEST_INDEX
     by_completion = query.completed_after is not None or query.completed_before is not None
     if query.order_by == "completed_at" or by_completion:
         return "completed"

@@ -1,9 +1,10 @@
 """Which collections and indexes there are, and making sure of them.
 
-Each index makes every write dearer, so there are five for jobs, two for executions and one for parts;
-`koan_ray.stores.mongo_filters` says which query walks which. The sparse ones hold only documents that have the field. None
-of them is unique but the primary key, which every server has: it is what keeps a job from being there twice, and the key of
-a part is made of job, stream and number (`koan_ray.stores.codec.part_id`).
+Each index makes every write dearer, so there are six for jobs, two for executions and one for parts;
+`koan_ray.stores.mongo_filters` says which query walks which. The sparse ones hold only documents that have the field, and
+the one of jobs over items holds only those: other jobs pay for none of them. None of them is unique but the primary key,
+which every server has: it is what keeps a job from being there twice, and the key of a part is made of job, stream and
+number (`koan_ray.stores.codec.part_id`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ EXECUTIONS: Final = "executions"
 ITEMS: Final = "items"
 LEASES: Final = "leases"
 META: Final = "meta"
+LEADS: Final = "terms.spec.lead"  # true in jobs over items, absent in others, since there are jobs over items
 BLOBS: Final = "blobs"
+LATEST_INDEX: Final = "over_items"  # which databases of earlier versions lack
 _PARTITION: Final = re.compile(r"[a-z0-9_-]{1,64}")
 _NO_COLLECTION: Final = 26
 _CONFLICTS: Final = frozenset({67, 68, 85, 86})  # cannot create, exists already, conflict of options, conflict of keys
@@ -35,6 +38,13 @@ class Index(NamedTuple):
     name: str
     keys: tuple[tuple[str, int], ...]
     sparse: bool = False
+    only: tuple[str, bool] | None = None  # a field and the value that a document must have to be in it
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return what the server is told of it besides its keys."""
+        sparse = {"sparse": True} if self.sparse else {}
+        return {**sparse, "partialFilterExpression": dict([self.only])} if self.only else sparse
 
 
 JOB_INDEXES: Final = (
@@ -43,6 +53,7 @@ JOB_INDEXES: Final = (
     Index("completed", (("completed_at", 1), ("_id", 1))),
     Index("parent", (("parent_job_id", 1),), sparse=True),
     Index("correlation", (("correlation_id", 1),), sparse=True),
+    Index(LATEST_INDEX, ((LEADS, 1), ("created_at", 1), ("_id", 1)), only=(LEADS, True)),
 )
 EXECUTION_INDEXES: Final = (
     Index("job", (("job_id", 1),)),
@@ -108,16 +119,16 @@ def _is_present(connection: Connection, name: str, index: Index, present: dict[s
     if present is None:
         return False
     keys = tuple((key, int(direction)) for key, direction in present["key"].items())
-    restricted = present.get("partialFilterExpression") or present.get("unique") or present.get("hidden")
-    if keys != index.keys or bool(present.get("sparse")) != index.sparse or restricted:
+    restricted = present.get("unique") or present.get("hidden")
+    options = {name: value for name in ("sparse", "partialFilterExpression") if (value := present.get(name))}
+    if keys != index.keys or options != index.options or restricted:
         raise _in_the_way(connection, name, index, f"an index of this name exists with other keys or options: {keys}")
     return True
 
 
 async def _create(connection: Connection, name: str, index: Index) -> None:
-    options = {"sparse": True} if index.sparse else {}
     try:
-        await connection.db[name].create_index(list(index.keys), name=index.name, **options)
+        await connection.db[name].create_index(list(index.keys), name=index.name, **index.options)
     except errors.OperationFailure as error:
         if error.code in _CONFLICTS:
             raise _in_the_way(connection, name, index, error.details["errmsg"] if error.details else "") from None

@@ -24,7 +24,10 @@ _INDEXES: Final = {"created_at": ("created", "status"), "completed_at": ("comple
 
 
 def suits(step: Step) -> bool:
-    """Tell whether a step walks along an index of instants."""
+    """Tell whether a step walks along an index of instants.
+
+    That of jobs over items is none of them: it is short, and beside a range of instants the server takes another.
+    """
     name = step.sort[0][0]
     return step.hint in _INDEXES.get(name, ()) and "$eq" not in step.filter.get(name, {})
 

@@ -71,6 +71,12 @@ def job(*, kind: str = "mail", at: float = AT, status: JobStatus = JobStatus.QUE
     return record.evolve(**more)
 
 
+def batch(**more: Any) -> JobRecord:
+    """Return a record of a job over items."""
+    record = job(**more)
+    return record.evolve(terms=record.terms._replace(id="terms-batch", spec=ActorSpec(num_cpus=0.0, lead=True)))
+
+
 def audited(*, partition: str = "", **more: Any) -> JobRecord:
     """Return a record of a job whose executions are kept."""
     return job(residence=Residence(partition=partition, audit=True), **more)
@@ -286,7 +292,7 @@ class StoreContract:
         random = Random(7)
         parent = new_id()
         everything = [
-            job(
+            random.choice([job, job, batch])(
                 kind=random.choice(["mail", "report"]), at=AT + random.randrange(50),
                 status=status, correlation_id=random.choice([None, "c1", "c2"]),
                 name=random.choice([None, "Nightly backup", "import"]), parent_job_id=random.choice([None, parent]),
@@ -299,7 +305,9 @@ class StoreContract:
         for filters in (
             {}, {"kind": "mail"}, {"kind": ["mail", "report"]}, {"status": "failed"}, {"status": ["queued", "running"]},
             {"correlation_id": "c1"}, {"parent_job_id": parent}, {"name": "import"}, {"text": "BACKUP"},
-            {"metadata": {"tenant": 1}}, {"metadata": {"x": {"y": [1]}}},
+            {"metadata": {"tenant": 1}}, {"metadata": {"x": {"y": [1]}}}, {"has_items": True}, {"has_items": False},
+            {"has_items": True, "limit": 9, "order_by": "created_at"}, {"has_items": True, "parent_job_id": parent},
+            {"has_items": True, "status": ["failed", "queued"], "kind": "mail"}, {"has_items": False, "status": "failed"},
             {"created_after": AT + 10, "created_before": AT + 30},
             {"completed_after": AT + 5, "completed_before": AT + 40, "order_by": "completed_at"},
             {"order_by": "created_at", "limit": 7}, {"kind": "mail", "status": "completed", "order_by": "-queued_at"},

@@ -37,6 +37,7 @@ from koan_ray.web.schemas import (
     Payload,
     Persist,
     Progress,
+    RetryAsk,
     SubmitAsk,
     Tree,
     TreeNode,
@@ -384,12 +385,29 @@ async def cancel_job(job_id: JobId, api: Api, who: Caller, ask: CancelAsk | None
     return Cancelled(job_id=job_id, status=JobStatus(status))
 
 
-@routes.post("/api/jobs/{job_id}/retry", Role.OPERATOR, status_code=201, problems=(404, 409))
-async def retry_job(job_id: JobId, api: Api, _who: Caller, request: Request) -> JobSummary:
-    """Run a failed or cancelled job anew, as a new job that names this one as ``retry_of``."""
+@routes.post("/api/jobs/{job_id}/retry", Role.OPERATOR, status_code=201, problems=(404, 409, 413, 415))
+async def retry_job(job_id: JobId, api: Api, _who: Caller, request: Request, ask: RetryAsk | None = None) -> JobSummary:
+    """Run a failed or cancelled job anew, as a new job that names this one as ``retry_of``.
+
+    A batch may go on where it stopped (``resume``); 409 if it has not come to a checkpoint.
+    """
+    resume = ask is not None and ask.resume
+    return await _run_again(api, request, "retry", job_id, resume)
+
+
+@routes.post("/api/jobs/{job_id}/retry-failed-items", Role.OPERATOR, status_code=201, problems=(404, 409))
+async def retry_failed_items(job_id: JobId, api: Api, _who: Caller, request: Request) -> JobSummary:
+    """Run the items that a batch has given up, as a new job that names it as ``retry_of``.
+
+    409 if it has given up none, or has not ended.
+    """
+    return await _run_again(api, request, "retry_failed_items", job_id)
+
+
+async def _run_again(api: Service, request: Request, method: str, job_id: str, *more: Any) -> JobSummary:
     await _check_room(api)
-    view = await api.link.coordinator("retry", job_id, new_id())
-    request.state.audit = {"job_id": view.id}
+    view = await api.link.coordinator(method, job_id, new_id(), *more)
+    request.state.audit = {"job_id": view.id, **({"resume": True} if True in more else {})}
     return presenting.summary(await api.reader.job(view.id))
 
 

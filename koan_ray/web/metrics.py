@@ -1,30 +1,27 @@
 """Counters and gauges as Prometheus reads them. Ids, names of jobs and callers are never labels.
 
-What the engine counts comes from the coordinator's status at the time of the scrape; what this process counts is its own.
+What the engine counts is what `koan_ray.domain.measures` names, read from coordinator and broker at the time of the scrape,
+at most once a second; what this process counts is its own. A counter whose labels are known is there from the start, as 0.
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
+from koan_ray.domain.measures import INSTRUMENTS
 from koan_ray.errors import ConfigurationError, KoanRayError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    from koan_ray.domain.measures import Measures
     from koan_ray.web.service import Service
 
-# What the engine's counters are called outside, and what they mean.
-_COUNTERS = {
-    "fenced": ("koan_ray_fenced_reports", "Reports of executions that were not current, and changed nothing."),
-    "fenced_writes": ("koan_ray_fenced_writes", "Writes that a newer writer's had replaced."),
-    "crashes": ("koan_ray_executions_lost", "Executions whose process vanished."),
-}
+_OF_PROCESS = "auth_denied"  # is counted here and not in the engine
 
 
-async def exposition(api: Service) -> tuple[bytes, str]:
-    """Return the text and its media type.
+async def exposition(api: Service, routes: Iterable[str]) -> tuple[bytes, str]:
+    """Return the text and its media type. ``routes``: all that may deny somebody, which are counted from zero.
 
     Raises:
         ConfigurationError: prometheus_client is not installed.
@@ -35,12 +32,11 @@ async def exposition(api: Service) -> tuple[bytes, str]:
         msg = "/metrics needs prometheus_client: pip install prometheus-client"
         raise ConfigurationError(msg) from None
     try:
-        status: dict[str, Any] | None = await api.status()
-        oldest = (await api.figures()).oldest_queued_at
+        known: tuple[dict[str, Any], Measures] | None = (await api.status(), await api.measures())
     except KoanRayError:
-        status, oldest = None, None
+        known = None
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(list(_families(api, status, oldest))))
+    registry.register(_Collector(list(_families(api, known, routes))))
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
@@ -52,21 +48,28 @@ class _Collector:
         return self._families
 
 
-def _families(api: Service, status: dict[str, Any] | None, oldest: float | None) -> Iterator[Any]:
-    yield _gauge("koan_ray_up", "The coordinator answers.", float(status is not None))
-    if status is not None:
-        yield from _of_engine(status, oldest)
-    yield from _of_process(api)
+def _families(api: Service, known: tuple[dict[str, Any], Measures] | None, routes: Iterable[str]) -> Iterator[Any]:
+    yield _gauge("koan_ray_up", "The coordinator answers.", float(known is not None))
+    if known is not None:
+        yield from _measured(known[1])
+        yield from _of_status(known[0])
+    yield from _of_process(api, routes)
 
 
-def _of_engine(status: dict[str, Any], oldest: float | None) -> Iterator[Any]:
-    counted = status["jobs"]
-    ended = _counter("koan_ray_jobs_ended", "Jobs that have reached a final status.", "status")
-    for name in ("completed", "failed", "cancelled"):
-        ended.add_metric([name], counted.get(name, 0))
-    yield ended
-    for name, (metric, text) in _COUNTERS.items():
-        yield _counted(metric, text, counted.get(name, 0))
+def _measured(found: Measures) -> Iterator[Any]:
+    """Yield every counter and gauge of the engine's, those without a value as well."""
+    for each in INSTRUMENTS:
+        if each.type == "histogram" or each.name == _OF_PROCESS:
+            continue
+        kind, values = (_counter, found.counters) if each.type == "counter" else (_labelled, found.gauges)
+        family = kind(f"koan_ray_{each.name}", each.description, *each.labels)
+        for (name, labels), value in sorted(values.items()):
+            if name == each.name:
+                family.add_metric(labels, value)
+        yield family
+
+
+def _of_status(status: dict[str, Any]) -> Iterator[Any]:
     dispatched = _counter("koan_ray_dispatcher_events", "What the dispatcher has counted.", "event")
     for name, value in sorted(status["counters"].items()):
         dispatched.add_metric([name], value)
@@ -75,31 +78,25 @@ def _of_engine(status: dict[str, Any], oldest: float | None) -> Iterator[Any]:
         ("queued", "Jobs that wait for an actor."),
         ("waiting", "Jobs that wait for their due time."),
         ("running", "Executions in progress."),
-        ("live", "Jobs that have not ended."),
     ):
         yield _gauge(f"koan_ray_jobs_{name}", text, status[name])
-    yield _gauge("koan_ray_actors", "Job actors.", len(status["actors"]))
-    yield _gauge(
-        "koan_ray_oldest_queued_seconds", "Age of the oldest queued job.", max(0.0, time.time() - oldest) if oldest else 0
-    )
-    unroutable = _labelled("koan_ray_unroutable", "Stored jobs that wait for the class of their kind.", "type")
-    for kind, n in status["unroutable"].items():
-        unroutable.add_metric([kind], n)
-    yield unroutable
     held = _labelled("koan_ray_source_active", "The coordinator holds the lease of a source.", "source")
     for name, source in status["sources"].items():
         held.add_metric([name], float(source["state"] == "active"))
     yield held
 
 
-def _of_process(api: Service) -> Iterator[Any]:
+def _of_process(api: Service, routes: Iterable[str]) -> Iterator[Any]:
     requests = _counter("koan_ray_http_requests", "Requests to this process.", "route", "status")
     denied = _counter("koan_ray_auth_denied", "Requests whose caller was unknown or not allowed.", "route")
+    n_denied = dict.fromkeys(routes, 0)
     for (name, labels), n in sorted(api.counters.items()):
         if name == "requests":
             requests.add_metric(labels.rsplit(" ", 1), n)
         elif name == "auth_denied":
-            denied.add_metric([labels], n)
+            n_denied[labels] = n
+    for route, n in sorted(n_denied.items()):
+        denied.add_metric([route], n)
     yield requests
     yield denied
     yield _gauge("koan_ray_http_streams", "Server-sent event streams that are open.", api.hub.n_streams)

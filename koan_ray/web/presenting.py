@@ -113,6 +113,7 @@ def _summary(job: JobRecord, redactor: Redactor) -> dict[str, Any]:
         "current_step": progress.current_step if progress else None,
         "total_steps": progress.total_steps if progress else None,
         "estimated_completion": instant(progress.estimated_at) if progress and not is_final else None,
+        "has_items": job.has_items,
         "items": items_of(job),
         "attempts": job.attempts,
         "max_attempts": job.terms.retry.max_attempts,

@@ -14,9 +14,9 @@ from pydantic_core import from_json
 
 from koan_ray import wiring
 from koan_ray.domain.archival import is_archive
-from koan_ray.domain.query import Page, Query, parse_query
-from koan_ray.domain.records import FAILED
-from koan_ray.domain.status import JobStatus, Reason
+from koan_ray.domain.query import Page, Query, merged, parse_query
+from koan_ray.domain.records import FAILED, told
+from koan_ray.domain.status import JobStatus
 from koan_ray.engine.catalog import MEMORY, Catalog
 from koan_ray.engine.window import outlined
 from koan_ray.errors import (
@@ -176,13 +176,8 @@ class Reader:
         asked = [self._page_of(opened, query) for opened in self._asked(query)]
         if memory and self._asks_memory(query):
             asked.append(self._page_of_memory(filters))
-        pages = await asyncio.gather(*asked)
-        jobs = list({job.id: job for page in pages for job in page.jobs}.values())  # by id: one may be moving just now
-        jobs.sort(key=query.sort_key, reverse=query.descending)
-        more = len(jobs) > query.limit or any(page.cursor is not None for page in pages)
-        jobs = jobs[: query.limit]
-        cursor = query.cursor_after(jobs[-1]) if more and jobs else None
-        return Page(await self._with_latest(jobs), cursor)
+        page = merged(query, await asyncio.gather(*asked))
+        return page._replace(jobs=await self._with_latest(page.jobs))
 
     async def count(self, filters: Mapping[str, Any], at_most: int, *, memory: bool = True) -> Counted:
         """Return how many jobs match, counted up to ``at_most`` in each place."""
@@ -271,8 +266,7 @@ class Reader:
         kept_in = self._sources.get(self._audit_source or source)
         if kept_in is None:
             return []
-        found = await (await kept_in.store()).executions(job.id)
-        return [execution for execution in found if execution.reason is not Reason.RETURNED]
+        return told(await (await kept_in.store()).executions(job.id))
 
     async def failed_items(
         self, job: JobRecord, seq: int, offset: int, limit: int

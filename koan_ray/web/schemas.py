@@ -114,7 +114,8 @@ class JobSummary(Answer):
     current_step: int | None
     total_steps: int | None
     estimated_completion: datetime | None
-    items: ItemCounts | None = Field(description="Of a batch over items; null for other jobs.")
+    has_items: bool = Field(description="A batch: a job over items.")
+    items: ItemCounts | None = Field(description="Of a batch, from its first checkpoint on; null for other jobs.")
     attempts: int
     max_attempts: int
     crashes: int
@@ -236,6 +237,7 @@ class JobFilters(Ask):
     created_before: datetime | None = None
     completed_after: datetime | None = None
     completed_before: datetime | None = None
+    has_items: bool | None = Field(None, description="True: only jobs over items (batches); false: only others.")
     source: Annotated[str, Field(pattern=_SOURCE)] | None = None
     partition: Annotated[str, Field(pattern=_PARTITION)] | None = Field(
         None, description="Null: all but the archives. '*': all."
@@ -316,6 +318,12 @@ class CancelAsk(Ask):
     """Cancel a job and its children."""
 
     reason: Annotated[str, Field(max_length=MAX_REASON)] | None = None
+
+
+class RetryAsk(Ask):
+    """Run a job anew. ``resume``: a batch goes on from its checkpoint; what its items have produced is not done again."""
+
+    resume: bool = False
 
 
 class ArchiveAsk(Ask):

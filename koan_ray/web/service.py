@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Request
 
 from koan_ray import client
+from koan_ray.domain.measures import Measures
 from koan_ray.errors import ConfigurationError
+from koan_ray.telemetry.metrics import merged, offer
 from koan_ray.web.audit import AuditTrail
 from koan_ray.web.guard import Guard
 from koan_ray.web.hub import Hub
@@ -64,6 +66,7 @@ class Service:
         self.link = Link(lambda: self.session, web.limits.answer_timeout.total_seconds())
         self.reader = Reader(settings, self.link)
         self.hub = Hub(self.link, web.limits.streams)
+        self._stop_measuring: Callable[[], None] = lambda: None
         self._cached: dict[str, tuple[float, asyncio.Task[Any]]] = {}
 
     @property
@@ -85,6 +88,21 @@ class Service:
         )
         return found
 
+    async def measures(self) -> Measures:
+        """Return what coordinator and broker have counted, at most a second old; durations are left to others."""
+        found: Measures = await self.cached("measures", _STATUS_FRESH_S, self._measures)
+        return found
+
+    async def _measures(self) -> Measures:
+        durations = False
+        asked = self.link.coordinator("measure", durations), self.link.broker("measure")
+        return merged(list(await asyncio.gather(*asked)))
+
+    def _own_measures(self) -> Measures:
+        """Return what this process counts itself, for its OpenTelemetry SDK; called from threads of that."""
+        denied = [(where, n) for (name, where), n in list(self.counters.items()) if name == "auth_denied"]
+        return Measures({("auth_denied", (where,)): n for where, n in denied}, {}, {})
+
     async def cached(self, name: str, fresh_s: float, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Return what ``make`` returned within the last ``fresh_s``; many who ask at once wait for the same answer."""
         now = asyncio.get_running_loop().time()
@@ -100,11 +118,14 @@ class Service:
         return request.url.scheme == "https" or self.web.public_url.startswith("https:")
 
     def start(self) -> None:
-        """Join the engine now rather than at the first request."""
+        """Join the engine now rather than at the first request, and be measured from now on."""
         _ = self.session
+        self._stop_measuring()
+        self._stop_measuring = offer(self._own_measures)
 
     async def close(self) -> None:
         """End streams and let go of connections; the engine is left alone."""
+        self._stop_measuring()
         await self.hub.close()
         await self.reader.close()
 

@@ -12,7 +12,7 @@ from koan_ray import __version__
 from koan_ray.errors import KoanRayError
 from koan_ray.web import metrics, presenting
 from koan_ray.web.problems import ProblemError
-from koan_ray.web.routing import Table
+from koan_ray.web.routing import GuardedRoute, GuardedSocket, Table
 from koan_ray.web.schemas import ArchiveAsk, ArchiveCounts, Health, LoginAsk, Session
 from koan_ray.web.security import COOKIE, Principal, Role
 from koan_ray.web.service import Api, Caller
@@ -60,9 +60,10 @@ async def _is_ready(api: Service) -> bool:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text."}},
 )
-async def get_metrics(api: Api, _who: Caller) -> Response:
+async def get_metrics(api: Api, _who: Caller, request: Request) -> Response:
     """Return counters and gauges of the engine and of this process as Prometheus reads them."""
-    body, media_type = await metrics.exposition(api)
+    routes = [route.path_format for route in request.app.routes if isinstance(route, (GuardedRoute, GuardedSocket))]
+    body, media_type = await metrics.exposition(api, routes)
     return Response(body, headers={"Content-Type": media_type})
 
 

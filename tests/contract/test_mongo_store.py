@@ -19,7 +19,7 @@ from koan_ray.ports import Change, LoopClock
 from koan_ray.stores import mongo_filters
 from koan_ray.stores.mongo import MongoStore
 from koan_ray.testing import DocumentStoreContract
-from koan_ray.testing.contracts import AT, assert_same, audited, execution, job, part
+from koan_ray.testing.contracts import AT, assert_same, audited, batch, execution, job, part
 from tests.servers import EXTERNAL, MongoServer, free_port
 
 EVERY_SLOT = range(256)
@@ -407,6 +407,36 @@ class TestMongo(DocumentStoreContract):
         scanned = [command for command, plan in plans if "COLLSCAN" in plan or not ("IXSCAN" in plan or "IDHACK" in plan)]
         assert scanned == []
 
+    async def test_jobs_over_items_are_found_in_an_index_that_holds_nothing_else(self, mongo_url, another, db):
+        """In the order of a page, and so that the index of other jobs is not even looked at; also what is there already."""
+        await another()
+        db.jobs.drop_index("over_items")
+        reader = await another(read_only=True)  # of a database that an earlier version has made
+        plain, over_items = [job(at=AT + n) for n in range(20)], [batch(at=AT + n) for n in range(0, 20, 4)]
+        await reader.apply([Change(record, 0) for record in (*plain, *over_items)])
+        explicit = job(at=AT + 30)
+        await reader.apply([Change(explicit, 0)])
+        db.jobs.update_one({"_id": explicit.id}, {"$set": {"terms.spec.lead": False}})
+        query = parse_query({"has_items": True, "limit": 3})
+        expected = [record.id for record in reversed(over_items)]
+        assert [record.id for record in (await reader.query(query)).jobs] == expected[:3]
+        store = await another()
+        page = await store.query(query)
+        assert [record.id for record in page.jobs] == expected[:3]
+        rest = await store.query(parse_query({"has_items": True, "limit": 3, "cursor": page.cursor}))
+        assert [record.id for record in rest.jobs] == expected[3:]
+        others = await store.query(parse_query({"has_items": False}))
+        assert {record.id for record in others.jobs} == {record.id for record in (*plain, explicit)}
+        (step,) = mongo_filters.steps(query)
+        with MongoClient(mongo_url) as client:
+            command = {"find": "jobs", "filter": step.filter, "sort": dict(step.sort), "hint": step.hint, "limit": 4}
+            plan = plan_of(client.get_default_database(), command)
+        assert "IXSCAN" in plan
+        assert "'over_items'" in plan
+        if EXTERNAL:  # the embedded server sorts whatever it has found
+            assert "'SORT'" not in plan
+        assert db.jobs.index_information()["over_items"]["partialFilterExpression"] == {"terms.spec.lead": True}
+
     async def test_dead_items_are_documents_and_values_are_text(self, store, db):
         """What people query is queryable, and what there are millions of is not taken apart."""
         record = job()
@@ -473,7 +503,8 @@ async def exercise(store):
         {"correlation_id": "c"}, {"parent_job_id": "p"}, {"name": "n"}, {"text": "x"}, {"metadata": {"k": 1}},
         {"metadata": {"k": [1]}}, {"created_after": AT - 5, "created_before": AT + 5},
         {"completed_after": AT, "completed_before": AT + 5}, {"status": "failed", "kind": "mail", "created_after": AT},
-        {"correlation_id": "c", "status": "queued", "created_after": AT},
+        {"correlation_id": "c", "status": "queued", "created_after": AT}, {"has_items": True}, {"has_items": False},
+        {"has_items": True, "status": "running", "created_after": AT}, {"has_items": True, "completed_after": AT},
     )  # fmt: skip
     for shape in shapes:
         await store.count(parse_query(shape))
@@ -495,7 +526,8 @@ async def exercise(store):
     await store.claim([1, 2], 5)
     await store.get_copy("nothing", "")
     await everything(store.scan(""))
-    for filters in ({}, {"status": "queued"}, {"completed_after": AT}, {"parent_job_id": "p"}, {"text": "a"}):
+    for filters in ({}, {"status": "queued"}, {"completed_after": AT}, {"parent_job_id": "p"}, {"text": "a"},
+                    {"has_items": True}, {"has_items": False}):  # fmt: skip
         await store.outline(parse_query(filters))
         await store.count_up_to(parse_query(filters), 100)
     await store.statuses(["nothing"], "")

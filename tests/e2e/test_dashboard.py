@@ -139,6 +139,27 @@ class Report(Note):
     """Goes to the archive when it has ended."""
 
 
+class Addresses(koan.FiniteJob[int, int, int]):
+    """Every third is dead while it is told so; fails at its end while it is told so."""
+
+    retry = koan.RetryPolicy(max_attempts=1)
+    items = koan.ItemOptions(chunk_size=5)
+    good = fails = False
+
+    def get_items(self, context):
+        return range(context)
+
+    def process_item(self, item, index, progress):
+        if item % 3 == 0 and not self.good:
+            raise LookupError(f"nobody lives at {item}")
+        return koan.ItemResult.success(item)
+
+    def build_result(self, summary) -> int:
+        if self.fails:
+            raise ValueError("the sum is wrong")
+        return summary.processed_items
+
+
 class Family(koan.Job[int, None]):
     """Has children."""
 
@@ -716,11 +737,11 @@ def test_batches_show_their_items_and_the_dead_ones(here, visit, many):
     page = visit(here, "#/kinds")
     job = page.evaluate("fetch('api/jobs?kind=Note&limit=1').then((answer) => answer.json())")["items"][0]
     items = {"total": 100, "processed": 90, "failed": 3, "skipped": 2}
-    batch = {**job, "name": "a batch", "items": items}
+    batch = {**job, "name": "a batch", "has_items": True, "items": items}
     detail = page.evaluate("id => fetch(`api/jobs/${id}`).then((answer) => answer.json())", job["id"])
     error = {"type": "OSError", "message": "no such file", "stack_trace": None}
     dead = {"index": 7, "item": {"file": "a.txt"}, "error": error, "attempts": 3}
-    page.route("**/api/jobs?limit=500*", lambda route: route.fulfill(json={"items": [batch, job], "cursor": None}))
+    page.route("**/api/jobs?has_items=true*", lambda route: route.fulfill(json={"items": [batch], "cursor": None}))
     page.route(f"**/api/jobs/{job['id']}", lambda route: route.fulfill(json={**detail, "name": "a batch", "items": items}))
     page.route(f"**/api/jobs/{job['id']}/failed-items*", lambda route: route.fulfill(json={"items": [dead], "cursor": None}))
     page.goto(f"{here}/#/batches")
@@ -729,6 +750,44 @@ def test_batches_show_their_items_and_the_dead_ones(here, visit, many):
     sees(page, ".item-figures", "dead")
     page.get_by_role("button", name="Show dead items").click()
     sees(page, ".plain-table", "no such file")
+
+
+def test_a_batch_that_failed_goes_on_and_its_dead_items_are_run_again(here, visit, many):
+    Addresses.good, Addresses.fails = False, True
+    job = Addresses.start(9).named("all addresses").run().get(timeout=10)
+    with pytest.raises(koan.JobFailedError):
+        job.wait().get(timeout=10)
+    Addresses.good, Addresses.fails = True, False
+    page = visit(here, "#/batches")
+    sees(page, ".line", "6 of 9 items, 3 dead")
+    assert page.get_by_role("button", name="Show older batches").count() == 0
+    page.get_by_role("link", name="all addresses").click()
+    sees(page, ".page-head .badge", "failed")
+    first = page.url
+    assert page.locator(".actions [data-deed]").all_inner_texts() == ["Retry dead items", "Go on", "Retry", "Delete"]
+    page.get_by_role("button", name="Go on").click()
+    sees(page, "dialog", "6 items done before are not done again, and 3 dead items stay dead")
+    page.locator("dialog").get_by_role("button", name="Go on").click()
+    page.wait_for_url(lambda url: url != first)
+    sees(page, ".crumbs", "Runs anew")
+    sees(page, ".page-head .badge", "completed")
+    sees(page, ".item-figures", "3dead")
+    second = page.url
+    page.get_by_role("button", name="Retry dead items").click()
+    sees(page, "dialog", "3 dead items of all addresses are run again")
+    page.get_by_role("button", name="Leave it").click()
+    assert page.url == second
+    page.get_by_role("button", name="Retry dead items").click()
+    page.get_by_role("button", name="Run them again").click()
+    page.wait_for_url(lambda url: url != second)
+    sees(page, ".page-head .badge", "completed")
+    sees(page, ".item-figures", "3processed")
+    assert page.get_by_role("button", name="Retry dead items").count() == 0
+    page.get_by_role("link", name="Batches").click()
+    page.locator(".line", has_text="all addresses").nth(2).wait_for()
+    viewer = visit(here, first[first.index("#") :], role="viewer")
+    sees(viewer, ".page-head .badge", "failed")
+    assert viewer.locator(".actions [data-deed]").count() == 0
 
 
 # --- the archive, on documents ---------------------------------------------------------------------------------------------

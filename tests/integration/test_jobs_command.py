@@ -197,6 +197,8 @@ def test_dead_items_are_listed(local_engine):
     assert table.count("no half \\x1b[31mof it") >= 3
     assert table.count("Traceback") == 3
     whole = SendMail.start(Mail(to="x")).run().get(30)
+    assert run("jobs", "list", "--items", "--quiet").stdout.split() == [job.id]
+    assert run("jobs", "list", "--no-items", "--quiet").stdout.split() == [whole.id]
     assert "No item" in run("jobs", "failed-items", whole.id).stderr
     run("jobs", "failed-items", NO_SUCH, code=3)
 

@@ -1,14 +1,13 @@
 // Batches: jobs over items, with how many are done and how many are dead.
 
 import { get } from "./api.js";
-import { h, put, write } from "./dom.js";
-import { plural } from "./format.js";
+import { h, put } from "./dom.js";
 import { Lines } from "./lines.js";
 import { listen } from "./live.js";
 import { SortedJobs } from "./sorted.js";
 import { empty, failed, loading } from "./states.js";
 
-const PAGE = 500;
+const PAGE = 100;
 const REREAD_MS = 2_000;
 
 export function batchesPage() {
@@ -19,17 +18,15 @@ class Batches {
   constructor() {
     this.title = "Batches";
     this.jobs = new SortedJobs();
-    this.nSearched = 0;
     this.lines = new Lines({ nothing: () => empty("No batches", "A batch is a job over items (koan_ray.FiniteJob). Its items are counted here as they are done.") });
     this.foot = h("div", { class: "table-foot" });
-    this.searched = h("span", { role: "status" });
-    this.more = h("button", { class: "button", type: "button", on: { click: () => this.read() } }, "Search older jobs");
+    this.more = h("button", { class: "button", type: "button", on: { click: () => this.read() } }, "Show older batches");
     put(this.lines.over, loading("Looking for batches"));
     this.element = h("div", { class: "page" }, h("div", { class: "page-head" }, h("h1", { tabindex: -1 }, "Batches")),
       h("div", { class: "card" }, this.lines.element, this.foot));
     this.abort = new AbortController();
     this.stop = listen({
-      job: ({ job }) => { if (job.items) { this.jobs.put(job); this.draw(); } },
+      job: ({ job }) => { if (job.has_items && !job.archived) { this.jobs.put(job); this.draw(); } },
       progress: (update) => { if (this.jobs.progress(update)) this.draw(); },
       removed: ({ job_id: id }) => { if (this.jobs.delete(id) >= 0) this.draw(); },
       gap: () => this.startAgain(),
@@ -43,27 +40,25 @@ class Batches {
       this.timer = null;
       this.jobs = new SortedJobs();
       this.cursor = undefined;
-      this.nSearched = 0;
       this.read();
     }, REREAD_MS);
   }
 
-  /** Read the next page and keep the batches among its jobs: the API cannot be asked for them alone. */
+  /** Read the next page. */
   async read() {
     this.more.disabled = true;
     try {
-      const page = await get("api/jobs", { limit: PAGE, cursor: this.cursor }, this.abort.signal);
+      const page = await get("api/jobs", { has_items: true, limit: PAGE, cursor: this.cursor }, this.abort.signal);
       this.cursor = page.cursor;
-      this.nSearched += page.items.length;
-      this.jobs.addPage(page.items.filter((job) => job.items), page.cursor === null);
+      this.jobs.addPage(page.items, page.cursor === null);
       this.draw();
     } catch (problem) {
       if (!this.abort.signal.aborted) put(this.foot, failed(problem, () => this.read()));
       return;
     }
     this.more.disabled = false;
-    write(this.searched, `Found among the newest ${plural(this.nSearched, "job")}`);
-    put(this.foot, this.searched, h("span", { class: "grow" }), this.cursor && this.more);
+    put(this.foot, this.cursor && this.more);
+    this.foot.hidden = !this.cursor;
   }
 
   draw() {

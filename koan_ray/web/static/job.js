@@ -4,7 +4,7 @@ import { call, get, may, post, remove } from "./api.js";
 import { attempts, trace } from "./attempts.js";
 import { confirm } from "./dialog.js";
 import { h, mark, put, putPage, section, write } from "./dom.js";
-import { FINAL, badge, clock, duration, moment, now, percent, reason, relative, since, statusClass, title } from "./format.js";
+import { FINAL, badge, clock, duration, moment, now, percent, plural, reason, relative, since, statusClass, title } from "./format.js";
 import { DeadItems, itemFigures } from "./items.js";
 import { isDone, place, took } from "./jobrow.js";
 import { listen } from "./live.js";
@@ -132,7 +132,7 @@ class JobPage {
     if (this.element.isConnected) document.title = `${job.status}: ${title(job)} · koan_ray`;
     if (before && before.status !== job.status) announce(`${title(job)} is ${job.status}`);
     const hadFocus = this.places.head.contains(document.activeElement);
-    this.parts.head(job.status, title(job), job.kind, job.cancel_requested, job.archived, job.description, job.attempts);
+    this.parts.head(job.status, title(job), job.kind, job.cancel_requested, job.archived, job.description, job.attempts, Boolean(job.items), job.items?.failed > 0);
     if (hadFocus && !this.places.head.contains(document.activeElement)) this.places.head.querySelector("h1").focus();
     this.showProgress();
     const mayRead = !job.hidden?.includes("error.message");
@@ -163,9 +163,12 @@ class JobPage {
   buttons() {
     const { job } = this;
     const isFinal = FINAL.has(job.status);
+    const mayRetry = ["failed", "cancelled"].includes(job.status) && may("operator");
     const found = [
       [!isFinal && !job.cancel_requested && may("operator"), "cancel", "Cancel", "danger"],
-      [["failed", "cancelled"].includes(job.status) && may("operator"), "retry", "Retry", "primary"],
+      [isFinal && job.items?.failed > 0 && may("operator"), "retryItems", "Retry dead items", ""],
+      [mayRetry && job.items, "resume", "Go on", ""],
+      [mayRetry, "retry", "Retry", "primary"],
       [job.archived && may("admin"), "restore", "Restore", ""],
       [isFinal && may("admin"), "remove", "Delete", "danger"],
     ];
@@ -186,8 +189,11 @@ class JobPage {
       await confirm({ headline: "Cancel this job?", text: `${called} and its children will be stopped. What it has done so far stays done.`, verb: "Cancel the job", danger: true, reason: true, act: (why) => post(`${path}/cancel`, { reason: why }) });
       this.readLater(0);
     } else if (name === "retry") {
-      const started = await confirm({ headline: "Run this job again?", text: `${called} is started anew with the same context, as a new job.`, verb: "Run again", act: () => call("POST", `${path}/retry`) });
-      if (started?.id) location.hash = `#/jobs/${encodeURIComponent(started.id)}`;
+      this.follow(await confirm({ headline: "Run this job again?", text: `${called} is started anew with the same context, as a new job.${job.items ? " All of its items are done again." : ""}`, verb: "Run again", act: () => call("POST", `${path}/retry`) }));
+    } else if (name === "resume") {
+      this.follow(await confirm({ headline: "Go on where this job stopped?", text: `A new job goes on from the last checkpoint of ${called}: ${plural(job.items.processed, "item")} done before ${job.items.processed === 1 ? "is" : "are"} not done again${job.items.failed ? `, and ${plural(job.items.failed, "dead item")} ${job.items.failed === 1 ? "stays" : "stay"} dead` : ""}.`, verb: "Go on", act: () => post(`${path}/retry`, { resume: true }) }));
+    } else if (name === "retryItems") {
+      this.follow(await confirm({ headline: "Run the dead items again?", text: `${plural(job.items.failed, "dead item")} of ${called} ${job.items.failed === 1 ? "is" : "are"} run again, as a new job.`, verb: "Run them again", act: () => call("POST", `${path}/retry-failed-items`) }));
     } else if (name === "restore") {
       if (await confirm({ headline: "Restore this job?", text: `${called} is brought back from the archive to where it was.`, verb: "Restore", act: () => call("POST", `${path}/restore`) })) {
         tellDone("Restored", called);
@@ -198,6 +204,11 @@ class JobPage {
       tellDone("Deleted", called);
       location.hash = "#/jobs";
     }
+  }
+
+  /** Go to the page of a job that was started here. */
+  follow(started) {
+    if (started?.id) location.hash = `#/jobs/${encodeURIComponent(started.id)}`;
   }
 
   items(items) {

@@ -265,6 +265,7 @@ def test_parameters_with_brackets_are_no_parameters(api, asked, name):
 @pytest.mark.parametrize(
     ("method", "path"),
     [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", "/retry"), ("POST", "/restore"), ("GET", "/executions"),
+     ("POST", "/retry-failed-items"),
      ("GET", "/tree"), ("GET", "/events"), ("GET", "/context"), ("GET", "/children"), ("GET", "/progress"),
      ("GET", "/result")],
 )  # fmt: skip
@@ -311,7 +312,7 @@ def test_a_last_event_id_that_is_no_number_is_refused(api, asked, header):
 def test_what_is_not_there_is_404(api, method):
     for path in {
         "GET": ["", "/executions", "/tree", "/events", "/failed-items"],
-        "POST": ["/cancel", "/retry", "/restore"],
+        "POST": ["/cancel", "/retry", "/retry-failed-items", "/restore"],
         "DELETE": [""],
     }[method]:
         assert_problem(api.call(method, f"/api/jobs/{ABSENT}{path}"), 404)

@@ -7,10 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 import koan_ray as koan
 from koan_ray import web
+from koan_ray.telemetry import metrics
 from koan_ray.web.schemas import JobDetail
 from tests.integration.web.conftest import ABSENT, TOKENS, assert_problem, bearer, until
 
@@ -259,6 +261,37 @@ def test_metrics_are_prometheus(api):
     ):
         assert name in answer.text
     assert ABSENT not in answer.text
+    scraped = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    labels = {
+        "fenced_writes": {"transition"}, "takeovers": {"reason"}, "executions_lost": {"cause"},
+        "outcome_unknown": {"op", "resolution"}, "claims_returned": set(), "poison": None, "progress_dropped": set(),
+        "readers_evicted": set(), "auth_denied": {"route"}, "outbox_backlog": set(), "oldest_queued_seconds": set(),
+        "unroutable": None, "loop_lag_seconds": set(), "beat_age_seconds": None,
+    }  # fmt: skip
+    for name, expected in labels.items():
+        samples = scraped[f"koan_ray_{name}"].samples
+        if expected is not None:  # the others have a series for each kind or source, when there is one
+            assert samples, name
+            assert {frozenset(each.labels) for each in samples} == {frozenset(expected)}, name
+    assert {each.value for each in scraped["koan_ray_fenced_writes"].samples} == {0.0}
+    routes = {each.labels["route"] for each in scraped["koan_ray_auth_denied"].samples}
+    assert {"/api/jobs/{job_id}/retry-failed-items", "/metrics", "/api/jobs/{job_id}/events"} <= routes
+
+
+def test_metrics_take_no_durations_from_whoever_exports_those(api):
+    job_id = api.done("WebDelivery", {"to": "a"})["id"]
+    time.sleep(1.1)  # a reading is fresh for a second
+    text = api.get("/metrics", "viewer").text
+    assert 'koan_ray_jobs_ended_total{kind="WebDelivery",status="completed"}' in text
+    runtime = api.engine._runtime
+    left = runtime._thread.run(runtime.core.measure()).samples
+    assert left["run_seconds", ("WebDelivery",)], job_id
+
+
+def test_denials_are_in_the_applications_own_telemetry_too(api):
+    api.client.get("/api/jobs/cancel")
+    api.client.post("/api/jobs/cancel", json={})
+    assert sum(read().counters.get(("auth_denied", ("/api/jobs/cancel",)), 0) for read in list(metrics._reads)) >= 1
 
 
 def test_sources_and_status_are_told(api):

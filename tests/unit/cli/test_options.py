@@ -19,7 +19,8 @@ def test_options_become_filters_of_a_query():
         "parent_job_id": "x",
         "text": "no",
     }
-    assert parse({"kind": None, "metadata": []}) == {}
+    assert parse({"kind": None, "metadata": [], "items": None}) == {}
+    assert [parse({"items": wants}) for wants in (True, False)] == [{"has_items": True}, {"has_items": False}]
 
 
 def test_values_of_metadata_are_json_or_text():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from koan_ray.domain.measures import INSTRUMENTS, MAX_KINDS, MAX_ROOTS, OTHER
+from koan_ray.domain.measures import CAUSES, INSTRUMENTS, MAX_KINDS, MAX_ROOTS, OTHER, ZEROS
 from koan_ray.domain.records import ActorSpec, ErrorInfo, JobRecord, Particulars, Progress, Terms
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.engine.meters import MAX_SAMPLES, Meters, cause_of_loss
@@ -21,7 +21,7 @@ def test_executions_are_counted_by_kind_and_reason_and_timed():
     meters.settled("A", "retry", 0.7, None)
     meters.of("A").ends["completed"] += 1
     found = meters.read()
-    assert found.counters == {
+    assert {key: n for key, n in found.counters.items() if n} == {
         ("executions", ("A", "succeeded")): 1, ("executions", ("A", "retry")): 1, ("retries", ("A",)): 1,
         ("jobs_ended", ("A", "completed")): 1,
     }  # fmt: skip
@@ -34,7 +34,7 @@ def test_counters_stay_and_samples_are_handed_out_once_and_bounded():
         meters.settled("A", "succeeded", float(n), None)
         meters.took("flush_seconds", float(n), "default")
     first, second = meters.read(), meters.read()
-    assert first.counters == second.counters == {("executions", ("A", "succeeded")): MAX_SAMPLES + 10}
+    assert first.counters == second.counters == {**ZEROS, ("executions", ("A", "succeeded")): MAX_SAMPLES + 10}
     assert {len(values) for values in first.samples.values()} == {MAX_SAMPLES}
     assert first.samples["flush_seconds", ("default",)][-1] == MAX_SAMPLES + 9
     assert second.samples == {}
@@ -44,7 +44,7 @@ def test_too_many_kinds_are_counted_together():
     meters = Meters()
     for n in range(MAX_KINDS + 50):
         meters.settled(f"kind-{n}", "succeeded", 0.1, None)
-    counters = meters.read().counters
+    counters = {key: n for key, n in meters.read().counters.items() if n}
     assert len(counters) == MAX_KINDS + 1
     assert counters["executions", (OTHER, "succeeded")] == 50
 
@@ -57,9 +57,21 @@ def test_losses_are_counted_by_cause_and_poison_by_kind():
     assert counters["crashes", ()] == 2
     assert (counters["executions_lost", ("oom",)], counters["executions_lost", ("process",)]) == (1, 1)
     assert counters["poison", ("A",)] == 1
+    told = ["killed: out of memory", "the node died", "its child", "its coordinator and its job actor are gone", "who knows"]
+    assert tuple(map(cause_of_loss, told)) == CAUSES
     assert cause_of_loss("The node was terminated") == "node"
     assert cause_of_loss("the child process vanished") == "child_process"
     assert cause_of_loss("its coordinator and its job actor are gone") == "coordinator"
+
+
+def test_a_reader_that_wants_no_durations_leaves_them_to_another():
+    meters = Meters()
+    meters.settled("A", "succeeded", 0.5, 0.1)
+    meters.took("flush_seconds", 0.2, "default")
+    assert meters.read(durations=False).samples == {}
+    assert meters.read().samples == {
+        ("run_seconds", ("A",)): [0.5], ("wait_seconds", ("A",)): [0.1], ("flush_seconds", ("default",)): [0.2],
+    }  # fmt: skip
 
 
 def test_a_root_job_keeps_its_slot_and_children_have_none():
@@ -78,5 +90,18 @@ def test_the_progress_of_many_roots_is_capped():
 
 def test_no_label_is_an_id():
     assert len({each.name for each in INSTRUMENTS}) == len(INSTRUMENTS)
-    allowed = {"kind", "type", "status", "reason", "cause", "transition", "op", "resolution", "state", "source", "slot"}
+    allowed = {
+        "route",
+        "kind",
+        "type",
+        "status",
+        "reason",
+        "cause",
+        "transition",
+        "op",
+        "resolution",
+        "state",
+        "source",
+        "slot",
+    }
     assert {label for each in INSTRUMENTS for label in each.labels} <= allowed
