@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import signal
 import socket
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import koan_ray as koan
-from koan_ray.cli.documents import ENV_FILE, URL_VARIABLE, documents, why_not_open, write_env
+from koan_ray.cli.documents import AUTH_VARIABLE, ENV_FILE, URL_VARIABLE, documents, why_not_open, write_env
 from koan_ray.config import load_settings
 from koan_ray.errors import ConfigurationError, KoanRayError
 
@@ -153,28 +154,40 @@ def _free_port(web: WebSettings, asked: int | None) -> int:
 def _variables(where: Documents, address: str) -> dict[str, str]:
     # A URL of the user's own stays where it is: it may hold a password.
     urls = {URL_VARIABLE: where.url} if where.server is not None else {}
-    return {"RAY_ADDRESS": address, **urls}
+    # Ray's default is a token here and none for whoever gives an address: unless told, our own scripts would be refused.
+    modes = {AUTH_VARIABLE: mode} if (mode := os.environ.get(AUTH_VARIABLE)) else {}
+    return {"RAY_ADDRESS": address, **modes, **urls}
 
 
 def _explain(console: Console, where: Documents, settings: Settings, page: str, took_s: float) -> None:
     from koan_ray.runtime.ray import admin
 
     what = "document server in ./.koan/store" if where.server is not None else "as the settings say"
-    dashboard = admin.dashboard_url() or "not started"
     namespace = settings.engine.namespace
     address = admin.ray_address()
     console.print(f"Up after {took_s:.0f} s. Open\n", style="green")
     console.print(f"  {page}\n", style="bold")
-    console.print(f"  documents       {_shown(where.url)}  ({what})")
+    console.print(f"  documents       {_shown(where.url).partition('?')[0]}  ({what})")
     console.print(f"  Ray             {address}")
-    console.print(f"  Ray dashboard   {dashboard}")
+    console.print(f"  Ray dashboard   {_ray_dashboard(admin.dashboard_url())}")
     console.print(f"  engine          namespace {namespace!r}\n")
     console.print("In another terminal, in this directory:\n")
-    console.print(f"  . {ENV_FILE}                # sets {', '.join(_variables(where, address))}")
-    console.print("  python your_script.py       # koan.init() joins this engine; .persist() keeps jobs in these documents")
+    console.print(f"  . {ENV_FILE}              # so that the others find this engine")
+    console.print("  python your_script.py     # koan.init() joins it; .persist() keeps jobs here")
     console.print(f"  koan-ray status{'' if namespace == 'koan' else f' --namespace {namespace}'}")
     console.print("  koan-ray doctor\n")
     console.print("Ctrl-C ends all of it; the documents stay.")
+
+
+def _ray_dashboard(url: str | None) -> str:
+    """Say where Ray's own dashboard is, how one gets in, and whether jobs are shown there."""
+    from koan_ray.runtime.ray.dashboard import installation
+
+    if url is None:
+        return "not started"
+    page = url + ("/koan" if installation.state(installation.modules_of_ray()).is_current else "")
+    asks = os.environ.get(AUTH_VARIABLE, "").lower() == "token"
+    return page + ("  (its token: ray get-auth-token)" if asks else "")
 
 
 def _watch(console: Console, where: Documents, stopping: _Stop) -> None:

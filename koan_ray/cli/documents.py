@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from koan_ray.runtime.knocking import knock
 from koan_ray.stores.embedded import DEFAULT_DIRECTORY, DocumentServer
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 ENV_FILE = DEFAULT_DIRECTORY.parent / "env"
 URL_VARIABLE = "KOAN_RAY_SOURCES__DEFAULT__URL"
+AUTH_VARIABLE = "RAY_AUTH_MODE"
 _OPENS_WITHIN_S = 30.0
 
 
@@ -93,15 +95,17 @@ def write_env(variables: dict[str, str]) -> None:
 
 
 def address_of_dev() -> str | None:
-    """Return the Ray address of a ``koan-ray dev`` that runs in this directory."""
-    from koan_ray.runtime.ray.driver import knock  # takes a second
+    """Return the Ray address of a ``koan-ray dev`` that runs in this directory, and let Ray use its token there.
 
+    Call it before Ray is imported, which reads its mode of authentication once.
+    """
     try:
-        found = dict(
-            line.removeprefix("export ").split("=", 1) for line in Path(ENV_FILE).read_text(encoding="utf-8").splitlines()
-        )
-        (address,) = shlex.split(found["RAY_ADDRESS"])
+        lines = Path(ENV_FILE).read_text(encoding="utf-8").splitlines()
+        found = {name: shlex.split(value)[0] for name, value in (line.removeprefix("export ").split("=", 1) for line in lines)}
+        address = found["RAY_ADDRESS"]
         knock(address)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, IndexError):
         return None
+    if AUTH_VARIABLE in found:
+        os.environ.setdefault(AUTH_VARIABLE, found[AUTH_VARIABLE])
     return address

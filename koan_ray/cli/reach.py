@@ -55,9 +55,10 @@ def reach(where: Where, *, only_reads: bool = False) -> Iterator[str | None]:
 
 def _join(stack: contextlib.ExitStack, where: Where, settings: Settings) -> None:
     from koan_ray.cli.documents import address_of_dev
-    from koan_ray.runtime.ray import admin
 
     address = where.address or os.environ.get("RAY_ADDRESS") or address_of_dev() or "auto"
+    from koan_ray.runtime.ray import admin  # after it: it may say how Ray authenticates
+
     session = stack.enter_context(admin.session(address, where.namespace or settings.engine.namespace))
     ambient.set_engine(session)
     stack.callback(ambient.set_engine, None)

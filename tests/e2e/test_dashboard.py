@@ -814,3 +814,40 @@ def test_an_archived_job_is_found_and_restored(here, visit):
     page.locator(".page-head .tag").wait_for(state="detached")
     page.goto(f"{here}/#/jobs?text=report")
     sees(page, "table.jobs", "report of bad last week")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_button_can_be_read_while_the_mouse_is_over_it(here, visit, scheme):
+    page = visit(here, "#/jobs", scheme=scheme)
+    button = page.locator(".button.primary").first
+    button.hover()
+    assert button.evaluate(CONTRAST) >= 4.5
+
+
+CONTRAST = """(element) => {
+  const style = getComputedStyle(element);
+  const light = (colour) => {
+    const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255);
+    const [r, g, b] = parts.map((part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const [low, high] = [light(style.color), light(style.backgroundColor)].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+}"""
+
+
+def test_lines_of_a_stack_trace_are_not_broken_however_narrow_its_card(here, visit):
+    job = Deliver.start(Parcel(to="Ada", address=Address(street="x"), lines=[Line(sku="x")], payment=Transfer(iban="x")))
+    global bad_deliveries
+    bad_deliveries = 2
+    gates.open("deliver")
+    gates.open("deliver")
+    failed = job.audit().run().get(timeout=20)
+    with contextlib.suppress(koan.JobFailedError):
+        failed.wait().get(timeout=20)
+    page = visit(here, f"#/jobs/{failed.id}", width=390, height=844)
+    trace = page.get_by_role("region", name="Stack trace of attempt 2")
+    trace.wait_for()
+    n_lines = trace.inner_text().rstrip("\n").count("\n") + 1
+    assert trace.evaluate("element => element.scrollHeight") <= 20 * n_lines + 40
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390

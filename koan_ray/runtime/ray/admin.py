@@ -12,9 +12,10 @@ import ray
 from koan_ray.engine.session import Session
 from koan_ray.errors import RuntimeUnavailableError
 from koan_ray.runtime.code import Shipping
+from koan_ray.runtime.knocking import knock
 from koan_ray.runtime.ray import options
 from koan_ray.runtime.ray.actors import BrokerActor
-from koan_ray.runtime.ray.driver import knock, start_ray
+from koan_ray.runtime.ray.driver import start_ray, token_hint
 from koan_ray.runtime.ray.translate import to_ours
 from koan_ray.runtime.ray.transport import RayTransport
 from koan_ray.telemetry import traces
@@ -38,7 +39,7 @@ def joined(address: str | None, settings: Settings) -> Iterator[bool]:
     """
     is_ours = not ray.is_initialized()
     if is_ours:
-        start_ray(address, settings)
+        start_ray(address, settings, log_level=logging.ERROR)
     try:
         yield _has_engine(settings.engine.namespace)
     finally:
@@ -147,7 +148,7 @@ def _find(address: str, namespace: str) -> Any:
             knock(address)
             ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
-            msg = f"no Ray at {address!r}: {error}. Give the address of a cluster with --address."
+            msg = f"no Ray at {address!r}: {error}. Give the address of a cluster with --address.{token_hint(address)}"
             raise RuntimeUnavailableError(msg) from error
     try:
         return ray.get_actor(options.COORDINATOR_NAME, namespace=namespace)

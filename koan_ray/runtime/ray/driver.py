@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import socket
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -14,6 +14,7 @@ from koan_ray import ambient, wiring
 from koan_ray.engine.session import Session
 from koan_ray.errors import ConfigurationError, RuntimeUnavailableError
 from koan_ray.runtime.code import Shipping
+from koan_ray.runtime.knocking import knock
 from koan_ray.runtime.ray import options
 from koan_ray.runtime.ray.actors import BrokerActor, CoordinatorActor
 from koan_ray.runtime.ray.transport import RayTransport
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from koan_ray.engine.settings import EngineSettings
 
 _START_TIMEOUT_S = 60.0
-_KNOCK_TIMEOUT_S = 5.0
 
 
 class RayRuntime:
@@ -105,8 +105,8 @@ class RayRuntime:
             ray.shutdown()
 
 
-def start_ray(address: str | None, settings: Settings) -> None:
-    """Start a Ray here, or join one, as `ray.init` would.
+def start_ray(address: str | None, settings: Settings, *, log_level: int = logging.INFO) -> None:
+    """Start a Ray here, or join one, as `ray.init` would; ``log_level`` is for what Ray itself says in this process.
 
     Raises:
         RuntimeUnavailableError: There is no Ray at ``address``.
@@ -116,14 +116,24 @@ def start_ray(address: str | None, settings: Settings) -> None:
             knock(address)
         elif _is_left_over(services.find_bootstrap_address(None)):
             address = "local"
-        ray.init(address=address, namespace=settings.engine.namespace)
+        ray.init(address=address, namespace=settings.engine.namespace, logging_level=log_level)
     except (OSError, ValueError, RuntimeError) as error:
         where = f"at {address!r}" if address else "on this machine"
         msg = (
             f"no Ray {where}: {type(error).__name__}: {error}. Start one with `ray start --head`, leave the address out "
-            f"to start one here, or use koan.init(runtime='local')."
+            f"to start one here, or use koan.init(runtime='local').{token_hint(address)}"
         )
         raise RuntimeUnavailableError(msg) from error
+
+
+def token_hint(address: str | None) -> str:
+    """Say what may be missing where a Ray was there and did not let us in; empty where no address was given.
+
+    Ray uses a token by default where it starts itself, and does not where an address is named.
+    """
+    if not address or os.environ.get("RAY_AUTH_MODE"):
+        return ""
+    return " If it runs and asks for a token, set RAY_AUTH_MODE=token (`ray get-auth-token` shows that of this machine)."
 
 
 def _is_left_over(address: str | None) -> bool:
@@ -138,13 +148,6 @@ def _is_left_over(address: str | None) -> bool:
     except OSError:
         return True
     return False
-
-
-def knock(address: str) -> None:
-    """Raise OSError when nobody listens at ``host:port``: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 
 def _is_worker() -> bool:

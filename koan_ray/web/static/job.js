@@ -155,7 +155,7 @@ class JobPage {
       h("div", { class: "page-head" },
         h("h1", { tabindex: -1, class: "text" }, name), largeBadge(cancelRequested && !FINAL.has(status) ? `${status}, being cancelled` : status, status), archived && h("span", { class: "tag" }, "archived"),
         h("span", { class: "grow" }), h("div", { class: "actions" }, this.buttons())),
-      h("p", { class: "small muted id-line" }, h("span", { class: "text" }, kind), h("span", {}, h("span", { class: "mono" }, this.id), copier(this.id, "Copy the id"))),
+      h("p", { class: "small muted id-line" }, kind !== name && h("span", { class: "text" }, kind), h("span", {}, h("span", { class: "mono" }, this.id), copier(this.id, "Copy the id"))),
       description && h("p", { class: "text" }, description),
     ];
   }

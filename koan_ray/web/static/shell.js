@@ -47,7 +47,7 @@ export function frame(place) {
   const stops = [on("state", showConnection), bind({ t: nextTheme })];
   put(place,
     h("header", { class: "rail" }, brand(), h("nav", { class: "nav", "aria-label": "Pages" }, links),
-      h("div", { class: "rail-foot" }, connection, h("div", { class: "who" }, "Signed in as", h("b", { class: "text" }, session.name)),
+      h("div", { class: "rail-foot" }, connection, who(),
         h("div", { class: "rail-tools" }, themeButton(), button("Keys (?)", "help", help),
           button("Sign out", "out", () => signOut().catch((problem) => tellProblem(problem, "Sign out")))))),
     h("div", { class: "page-frame" }, outage, main));
@@ -56,6 +56,12 @@ export function frame(place) {
     at: (name) => links.forEach((link) => mark(link, "aria-current", link.dataset.place === name ? "page" : null)),
     close: () => stops.forEach((stop) => stop()),
   };
+}
+
+/** Who one is; a token that was made at the start and printed belongs to nobody by name. */
+function who() {
+  const isPrinted = session.name === "generated";
+  return h("div", { class: "who" }, isPrinted ? "Signed in with" : "Signed in as", h("b", { class: "text" }, isPrinted ? "the printed token" : session.name));
 }
 
 function button(label, name, handler) {
