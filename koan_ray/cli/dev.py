@@ -185,9 +185,12 @@ def _ray_dashboard(url: str | None) -> str:
 
     if url is None:
         return "not started"
-    page = url + ("/koan" if installation.state(installation.modules_of_ray()).is_current else "")
-    asks = os.environ.get(AUTH_VARIABLE, "").lower() == "token"
-    return page + ("  (its token: ray get-auth-token)" if asks else "")
+    notes = []
+    if os.environ.get(AUTH_VARIABLE, "").lower() == "token":
+        notes.append("its token: ray get-auth-token")  # at its first page only; the others answer 401 before
+    if installation.state(installation.modules_of_ray()).is_current:
+        notes.append("then /koan has jobs as well" if notes else "/koan has jobs as well")
+    return url + (f"  ({'; '.join(notes)})" if notes else "")
 
 
 def _watch(console: Console, where: Documents, stopping: _Stop) -> None:

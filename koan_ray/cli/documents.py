@@ -101,7 +101,9 @@ def address_of_dev() -> str | None:
     """
     try:
         lines = Path(ENV_FILE).read_text(encoding="utf-8").splitlines()
-        found = {name: shlex.split(value)[0] for name, value in (line.removeprefix("export ").split("=", 1) for line in lines)}
+        found = {
+            name: shlex.split(value)[0] for name, value in (line.removeprefix("export ").split("=", 1) for line in lines)
+        }
         address = found["RAY_ADDRESS"]
         knock(address)
     except (OSError, ValueError, KeyError, IndexError):

@@ -1,4 +1,4 @@
-"""All that a new user does, with nothing but what ``koan-ray dev`` prints: one terminal, one page, Ray's token on as by default."""
+"""All that a new user does, led by what ``koan-ray dev`` prints alone; Ray asks for its token, as it does by default."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMAND = [sys.executable, "-m", "koan_ray"]
 WITHIN_MS = 30_000
 SETTINGS = """
 [[archival.policies]]
-name = "unlucky ones"
+name = "unlucky"
 kinds = ["sample.unlucky"]
 older_than = 0
 """

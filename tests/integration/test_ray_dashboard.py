@@ -17,6 +17,7 @@ import pytest
 import ray
 
 from koan_ray.runtime.ray.dashboard import installation
+from tests.e2e.site import CHROMIUM, browser
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
@@ -78,12 +79,13 @@ def ray_of_our_own(place: Path) -> Path:
 class Driver:
     """A process that starts a Ray with a dashboard, and what it has told."""
 
-    def __init__(self, code: str, *path: Path, folder: Path) -> None:
+    def __init__(self, code: str, *path: Path, folder: Path, auth_mode: str = "disabled") -> None:
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         environment |= {
             "PYTHONPATH": os.pathsep.join(map(str, path)),
             "RAY_TMPDIR": str(folder),
-            "RAY_AUTH_MODE": "disabled",
+            "RAY_AUTH_MODE": auth_mode,
+            "HOME": str(folder),  # where Ray keeps its token
         }
         self.process = subprocess.Popen(
             [sys.executable, "-c", START + code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -203,6 +205,63 @@ def test_a_browser_shows_jobs_live_and_runs_nothing_of_theirs(driver, tmp_path):
     for text in ("42 %", "on its way", "ValueError", driver.running, "&lt;img src=x onerror="):
         assert text in page
     assert "<img" not in page
+
+
+GUARDED = f"""
+import sys
+import koan_ray as koan
+
+@koan.job(kind="broken", retry=koan.RetryPolicy(max_attempts=1))
+def broken(n: int) -> int:
+    raise ValueError({HOSTILE!r})
+
+with koan.init(engine={{"namespace": "seen", "max_actors": 1}}):
+    failed = broken.start(7).run().get(60)
+    try:
+        failed.wait().get(60)
+    except koan.JobFailedError:
+        pass
+    print("READY", failed.id, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def guarded(tmp_path, short_folder):
+    """A dashboard that asks for Ray's token."""
+    site = tmp_path / "site"
+    installation.install(ray_of_our_own(site))
+    driver = Driver(GUARDED, site, ROOT, folder=short_folder, auth_mode="token")
+    driver.failed = driver.line("READY").split()[1]
+    yield driver
+    driver.end()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_behind_rays_token_nothing_is_shown_before_one_signs_in_and_all_of_it_afterwards(guarded, short_folder):
+    for path in (
+        "/koan",
+        "/koan/koan.js",
+        "/api/koan/engines",
+        "/api/koan/jobs?engine=seen",
+        f"/api/koan/jobs/{guarded.failed}",
+    ):
+        status, _, text = guarded.get(path)
+        assert (status, guarded.failed in text, "seen" in text) == (401, False, False), path
+    token = (short_folder / ".ray" / "auth_token").read_text().strip()
+    with browser() as chrome:
+        page = chrome.new_page()
+        page.set_default_timeout(30_000)
+        assert page.goto(f"{guarded.url}/koan").status == 401
+        page.goto(guarded.url)
+        page.locator("[role=dialog] input[type=password]").fill(token)
+        page.locator("[role=dialog]").get_by_role("button", name="Submit").click()
+        page.wait_for_function("fetch('/api/koan/engines').then((answer) => answer.ok)")
+        page.goto(f"{guarded.url}/koan?engine=seen")
+        page.locator("#rows tr", has_text="broken").click()
+        page.locator("#about pre", has_text="ValueError").wait_for()
+        page.context.clear_cookies()  # as when one has signed out
+        page.locator("#state.bad", has_text="Sign in to the Ray dashboard first").wait_for()
 
 
 BROKEN = {
