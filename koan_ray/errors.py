@@ -64,7 +64,10 @@ class UnknownKindError(KoanRayError):
 
     def __str__(self) -> str:
         known = ", ".join(repr(name) for name in self.known[:20]) or "none"
-        return f"job kind {self.kind!r} is not defined in this process (known: {known}); import its module first."
+        return (
+            f"job kind {self.kind!r} is not defined in this process (known: {known}); import its module first, or name it "
+            f"with --module or jobs.modules in the settings."
+        )
 
 
 class JobNotFoundError(KoanRayError):

@@ -167,6 +167,9 @@ def _print_status(found: dict[str, Any]) -> None:
     console = Console()
     ended = ", ".join(f"{count:,} {name}" for name, count in found["jobs"].items()) or "none"
     console.print(f"queued {found['queued']:,}, waiting {found['waiting']:,}, running {found['running']:,}; ended: {ended}")
+    if not found["actors"]:
+        console.print("no job actors; they start when a job is due, and end when idle")
+        return
     table = Table(title=f"{len(found['actors'])} job actors", title_justify="left")
     for name in ("name", "spec", "state", "pid", "running", "parked", "jobs done"):
         table.add_column(name)

@@ -800,6 +800,9 @@ def test_an_archived_job_is_found_and_restored(here, visit):
             job.wait().get(timeout=20)
     page = visit(here, "#/archive")
     sees(page, ".state", "The archive is empty")
+    page.get_by_role("link", name="Ended jobs that are not archived").click()
+    sees(page, "table.jobs", "report of last week")  # younger than the archive's: found one click away
+    page.go_back()
     page.get_by_role("button", name="Archive what is due").click()
     page.get_by_role("button", name="Count them").click()
     page.get_by_role("button", name="Archive 2 jobs").click()

@@ -234,7 +234,9 @@ def test_submit_checks_the_context_and_names_the_fields(local_engine, tmp_path):
     assert "to: Field required; size: Input should be a valid integer" in refused("SendMail", "-c", '{"size": "x"}')
     assert "Invalid JSON" in refused("SendMail", "-c", "{")
     assert "the context was refused" in refused("SendMail")
-    assert "job kind 'Nothing' is not defined in this process" in refused("Nothing", "-c", "1")
+    told = refused("Nothing", "-c", "1")
+    assert "job kind 'Nothing' is not defined in this process" in told
+    assert "--module" in told
     assert "no_such_module' (--module" in refused("SendMail", "-M", "no_such_module", "-c", "{}")
     assert "has no job class 'Mail'" in refused(f"{__name__}:Mail", "-c", "{}")
     assert "--metadata: expected KEY=VALUE" in refused("SendMail", "-c", '{"to": "x"}', "-m", "acme")

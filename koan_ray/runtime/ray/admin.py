@@ -153,7 +153,10 @@ def _find(address: str, namespace: str) -> Any:
     try:
         return ray.get_actor(options.COORDINATOR_NAME, namespace=namespace)
     except ValueError:
-        msg = f"no engine in namespace {namespace!r} of this cluster; it starts with the first job, or with koan.init()"
+        msg = (
+            f"no engine in namespace {namespace!r} of this cluster ({ray_address()}); it starts with the first job, with "
+            f"koan.init(), or with `koan-ray dev`"
+        )
         raise RuntimeUnavailableError(msg) from None
 
 

@@ -53,7 +53,8 @@ class Archive {
       filters: this.filters, label: "Archived jobs", keeps: (job) => job.archived, onPick: (n) => this.showSelection(n),
       nothing: () => (hiddenCount({ ...this.filters, partition: null, source: null }) || this.filters.text || this.filters.status
         ? empty("No archived job matches", "Nothing in this archive fits these filters.")
-        : empty("The archive is empty", "Jobs that are kept as documents move here when they ended some time ago: 30 days unless [archival] in the settings says otherwise.")),
+        : empty("The archive is empty", "Jobs that are kept as documents move here when they ended some time ago: 30 days unless [archival] in the settings says otherwise. Until then they are among the other jobs.",
+          h("a", { class: "button", href: toAddress({ status: ["completed", "failed", "cancelled"], order_by: "-completed_at" }) }, "Ended jobs that are not archived"))),
     });
     put(this.place, this.selection, this.list.scroll, h("div", { class: "table-foot" }, this.list.said));
   }
