@@ -602,6 +602,7 @@ def test_nothing_that_is_stored_becomes_markup(here, visit):
 
 
 def test_everything_goes_by_keyboard(here, visit):
+    Note.start("not by keys at all").named("another").run().get(timeout=20).wait().get(timeout=20)
     Patient.start("keys").named("by keys").run().get(timeout=10)
     page = visit(here, role=None)
     page.get_by_label("Token").wait_for()
@@ -626,6 +627,7 @@ def test_everything_goes_by_keyboard(here, visit):
     sees(page, "h1", "Jobs")
     keys.press("/")
     assert page.evaluate("document.activeElement.type") == "search"
+    page.locator("table.jobs tbody tr").nth(1).wait_for()  # that one is left tells that the search is done
     keys.type("by keys")
     wait_for(page, "() => document.querySelectorAll('table.jobs tbody tr').length === 1")
     page.evaluate("document.activeElement.blur()")
@@ -854,3 +856,18 @@ def test_lines_of_a_stack_trace_are_not_broken_however_narrow_its_card(here, vis
     n_lines = trace.inner_text().rstrip("\n").count("\n") + 1
     assert trace.evaluate("element => element.scrollHeight") <= 20 * n_lines + 40
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_search_that_was_just_typed_is_there_again_after_going_back(here, visit):
+    page = visit(here, "#/jobs")
+    page.get_by_label("Search jobs").press_sequentially("nobody is called this")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("g")
+    page.keyboard.press("o")
+    sees(page, "h1", "Overview")
+    page.wait_for_timeout(300)  # longer than the list waits for more to be typed
+    assert page.evaluate("location.hash") == "#/"
+    page.go_back()
+    sees(page, "h1", "Jobs")
+    assert page.get_by_label("Search jobs").input_value() == "nobody is called this"
+    assert "text=nobody" in page.url

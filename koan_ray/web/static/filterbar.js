@@ -24,7 +24,8 @@ export class FilterBar {
       class: "input", type: "search", placeholder: "Search names, kinds, errors", "aria-label": "Search jobs", maxlength: 200,
       value: filters.text ?? "", autocomplete: "off", spellcheck: "false",
       on: {
-        input: () => { clearTimeout(this.typing); this.typing = setTimeout(() => this.set("text", this.search.value.trim()), TYPING_MS); },
+        input: () => { clearTimeout(this.typing); this.typing = setTimeout(() => this._searched(), TYPING_MS); },
+        change: () => this._searched(), // whoever goes on at once goes from the list that was asked for, and comes back to it
         keydown: (event) => { if (event.key === "Escape") { this.search.value = ""; this.set("text", ""); this.search.blur(); } },
       },
     });
@@ -45,6 +46,11 @@ export class FilterBar {
 
   attach() {
     this.detach = bind({ "/": () => this.search.focus() });
+  }
+
+  _searched() {
+    clearTimeout(this.typing);
+    this.set("text", this.search.value.trim());
   }
 
   _status(status) {
