@@ -153,7 +153,8 @@ class FiniteSummary:
     """How the items of a job have ended; ``total_items`` is the sum of the three counts.
 
     Shape: ``values`` iterates over what `ItemResult.success` was given, from the beginning each time, reading page by
-    page; empty where the job keeps none; `Values` says where they can be written to. ``skip_reasons`` has the first hundred different reasons with their counts.
+    page; empty where the job keeps none. `koan_ray.values.Values` says where they can be written to. ``skip_reasons`` has
+    the first hundred different reasons with their counts.
     Units: ``duration`` is the time that the job has run, over all its attempts.
     """
 

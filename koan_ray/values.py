@@ -62,7 +62,7 @@ class Values:
             ConfigurationError: PyArrow is not installed, or a value does not fit the columns.
         """
         pa = _pyarrow("write_parquet")
-        from pyarrow import parquet
+        parquet = importlib.import_module("pyarrow.parquet")
 
         writer = None
         with _whole(path) as unfinished:
@@ -91,12 +91,16 @@ class Values:
 
         Raises:
             ConfigurationError: The source keeps no documents, the name cannot be used, or a value cannot be a document: a
-                member is named ``_id`` or begins with ``$``, a whole number has more than 64 bits. Pages before it are there.
+                member is named ``_id`` or begins with ``$``, a whole number has more than 64 bits. Pages before it stay.
             ConflictError: Another execution of this job runs by now.
             StoreUnavailableError: The source has not answered for two minutes.
         """
         if self._write_page is None:
             msg = "write_documents needs an engine with threads of its own, not one of koan_ray.testing; use koan.init()"
+            raise ConfigurationError(msg)
+        names: tuple[object, object] = (collection, source)
+        if not isinstance(names[0], str) or not isinstance(names[1], str | None):
+            msg = f"write_documents: expected names as text, got collection={collection!r:.100}, source={source!r:.100}"
             raise ConfigurationError(msg)
         n, last = 0, None
         for page in _pages(self):

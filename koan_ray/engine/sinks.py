@@ -52,8 +52,8 @@ class Sinks:
             known = ", ".join(map(repr, self._catalog.sources)) or "none"
             is_default = ", the default," if source is None else ""
             msg = (
-                f"write_documents: source {name!r}{is_default} is no document store of this engine (known: {known}); give it a "
-                f'URL, for example [sources.{name or "default"}] url = "mongodb://localhost:27017/koan" in koan.toml'
+                f"write_documents: source {name!r}{is_default} is no document store of this engine (known: {known}); give "
+                f'it a URL, for example [sources.{name or "default"}] url = "mongodb://localhost:27017/koan" in koan.toml'
             )
             raise ConfigurationError(msg)
         return found.store

@@ -665,7 +665,7 @@ def check_collection(name: str) -> None:
     Raises:
         ConfigurationError: It is not 1 to 64 of a-z, 0-9, ``_`` and ``-``, or koan_ray or the server uses it.
     """
-    if not isinstance(name, str) or not _COLLECTION.fullmatch(name):
+    if not _COLLECTION.fullmatch(name):
         msg = f"write_documents: collection: expected 1 to 64 of a-z, 0-9, '_' and '-', got {name!r:.100}"
         raise ConfigurationError(msg)
     if name in _OURS:
@@ -692,7 +692,7 @@ def encode_value(job_id: str, number: int, body: bytes) -> Document:
     for name in document:
         if name == "_id" or name.startswith("$"):
             msg = (
-                f"write_documents: value {number} has a member {name!r:.100}, which a document of the collection cannot have; "
+                f"write_documents: value {number} has a member {name!r:.100}, which a document cannot have here; "
                 f"give it another name, without '$' in front and other than '_id'"
             )
             raise ConfigurationError(msg)

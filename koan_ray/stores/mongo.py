@@ -998,8 +998,8 @@ def _check_values(documents: Sequence[Document], first: int) -> None:
             raise ConfigurationError(msg) from None
         if size > _MAX_DOCUMENT:
             msg = (
-                f"write_documents: value {number} takes {size:,} bytes as a document, the limit is {_MAX_DOCUMENT:,}; write it "
-                f"to a file instead"
+                f"write_documents: value {number} takes {size:,} bytes as a document, the limit is {_MAX_DOCUMENT:,}; "
+                f"write it to a file instead"
             )
             raise ConfigurationError(msg)
 

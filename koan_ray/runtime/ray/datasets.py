@@ -21,8 +21,8 @@ def of_tables(tables: Iterable[Any]) -> Any:
     """
     if not ray.is_initialized():
         msg = (
-            "to_dataset needs Ray, to which this process is not connected (the engine is runtime='local'); use the engine on "
-            "Ray, call ray.init() first, or write_parquet(path) for a single file"
+            "to_dataset needs Ray, to which this process is not connected (the engine is runtime='local'); use the engine "
+            "on Ray, call ray.init() first, or write_parquet(path) for a single file"
         )
         raise ConfigurationError(msg)
     refs: list[Any] = []
