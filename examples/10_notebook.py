@@ -30,6 +30,9 @@ class Double(koan.Job[int, int]):           # defined again, as one does: the ne
 print("redefined:", await (await Double.start(4).run()).wait())
 """,
     """
+print("shown:", await (await Double.start(5).run()).show_progress())   # a bar in Jupyter, lines where there is none
+""",
+    """
 async for update in job.progress_stream():   # a job that has ended tells its last state
     print("last state:", update.status.value)
 """,

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
-
-from pydantic_core import to_json
 
 from koan_ray import ambient
 from koan_ray.domain.durations import Duration, seconds
@@ -19,13 +14,12 @@ from koan_ray.jobs import Job
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Mapping
 
     from koan_ray.cancellation import CancellationToken
     from koan_ray.pending import Pending
     from koan_ray.progress import JobProgress
-
-_ROWS = 10_000  # of a row group
+    from koan_ray.values import Values
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -159,7 +153,8 @@ class FiniteSummary:
     """How the items of a job have ended; ``total_items`` is the sum of the three counts.
 
     Shape: ``values`` iterates over what `ItemResult.success` was given, from the beginning each time, reading page by
-    page; empty where the job keeps none. ``skip_reasons`` has the first hundred different reasons with their counts.
+    page; empty where the job keeps none. `koan_ray.values.Values` says where they can be written to. ``skip_reasons`` has
+    the first hundred different reasons with their counts.
     Units: ``duration`` is the time that the job has run, over all its attempts.
     """
 
@@ -170,80 +165,6 @@ class FiniteSummary:
     duration: timedelta
     values: Values
     skip_reasons: Mapping[str, int] = field(default_factory=dict)
-
-
-class Values:
-    """The values of a job's items, read page by page. Iterate over it as often as needed."""
-
-    def __init__(self, read: Callable[[], Iterator[Any]], n: int) -> None:
-        self._read, self._n = read, n
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._read()
-
-    def __len__(self) -> int:
-        return self._n
-
-    def __repr__(self) -> str:
-        return f"<{self._n:,} values>"
-
-    def write_json_lines(self, path: str | os.PathLike[str]) -> int:
-        """Write the values to a file, one JSON value a line; returns how many. The file is there whole or not at all."""
-        with _whole(path) as unfinished, unfinished.open("wb") as file:
-            for value in self:
-                file.write(to_json(value) + b"\n")
-        return self._n
-
-    def write_parquet(self, path: str | os.PathLike[str]) -> int:
-        """Write the values to a Parquet file, which Ray Data reads in parallel; returns how many.
-
-        Each value is a dict with the same keys; their types are those of the first `_ROWS` values. The file is there whole
-        or not at all.
-
-        Raises:
-            ConfigurationError: PyArrow is not installed, or a value does not fit the columns.
-        """
-        try:
-            import pyarrow as pa  # type: ignore[import-untyped]
-            from pyarrow import parquet
-        except ImportError as error:
-            msg = "write_parquet needs PyArrow: install koan-ray[data]"
-            raise ConfigurationError(msg) from error
-        schema, writer = None, None
-        with _whole(path) as unfinished:
-            try:
-                for rows in _batches(self, _ROWS):
-                    table = pa.Table.from_pylist(rows, schema=schema)
-                    schema = table.schema
-                    writer = writer or parquet.ParquetWriter(unfinished, schema)
-                    writer.write_table(table)
-            except (pa.ArrowException, AttributeError, TypeError) as error:
-                msg = f"write_parquet: a value does not fit the columns ({error}); return dicts with the same keys and types"
-                raise ConfigurationError(msg) from error
-            finally:
-                if writer is not None:
-                    writer.close()
-            if writer is None:
-                parquet.write_table(pa.table({}), unfinished)
-        return self._n
-
-
-@contextmanager
-def _whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a file to write to that takes its place once it is written."""
-    target = Path(path)
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    try:
-        yield unfinished
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _batches(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    rest = iter(values)
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 @dataclass(frozen=True, slots=True)

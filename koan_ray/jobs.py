@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import sys
@@ -16,7 +17,7 @@ from koan_ray.definition import Definition, Resources
 from koan_ray.domain.durations import Duration, instant, seconds
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy
-from koan_ray.errors import JobDefinitionError
+from koan_ray.errors import ConfigurationError, JobDefinitionError
 from koan_ray.listing import JobPage, JobStream
 from koan_ray.progress import ProgressStream, Subscription, subscribe
 from koan_ray.registry import register
@@ -352,6 +353,27 @@ class Job(Generic[C, R]):
     def progress_stream(self) -> ProgressStream:
         """Iterate over the progress: ``async for``, or ``.blocking()``; ends with the job."""
         return ProgressStream(self._watch)
+
+    def show_progress(self) -> Pending[JobStatus]:
+        """Show a bar until the job ends; resolves to its final status, whatever that is.
+
+        The bar has status, name, percentage, time, time left and the job's message; a job over items tells how many have
+        ended, failed and been skipped. It is drawn in a terminal and in Jupyter (which needs ipywidgets); elsewhere each
+        change is a line. Whoever looks away changes nothing for the job.
+
+        ::
+
+            job.show_progress().get()  # in a script; in a notebook also: await job.show_progress()
+
+        Raises:
+            ConfigurationError: Rich is not installed.
+        """
+        try:  # by name: what draws stands above, with the command line
+            bars = importlib.import_module("koan_ray.cli.bars")
+        except ImportError as error:
+            msg = f"show_progress needs Rich ({error}): install koan-ray[cli], or use progress_stream()"
+            raise ConfigurationError(msg) from error
+        return cast("Pending[JobStatus]", bars.show(self))
 
     def _watch(self, deliver: Callable[[Any], None]) -> Callable[[], None]:
         return ambient.engine().watch(self, deliver)

@@ -215,6 +215,21 @@ class DocumentStore(JobStore, Protocol):
         ``apply`` refuses such a change, whatever its guard.
         """
 
+    async def write_documents(self, collection: str, job_id: str, first: int, bodies: Sequence[bytes]) -> None:
+        """Keep values of a job, given as JSON, as one document each in a collection that is its user's.
+
+        Number ``first`` has the ``_id`` ``<job id>/<number, 12 digits>``, and so on. One that is there is replaced, so the
+        call may be repeated. An object becomes the document, anything else its member ``value``.
+
+        Raises:
+            ConfigurationError: The name is not 1 to 64 of a-z, 0-9, ``_`` and ``-``, or is one of ours; or a value cannot be
+                a document: too large, a whole number beyond 64 bits, a member named ``_id`` or with ``$`` in front.
+            StoreUnavailableError: It is unknown which were written; repeat the call.
+        """
+
+    async def drop_documents(self, collection: str, job_id: str, from_number: int) -> None:
+        """Delete the documents that `write_documents` has made of a job's values from a number on."""
+
     async def read_lease(self, shard: str) -> Lease | None:
         """Return the lease of a shard, by a majority read; None if nobody ever held it."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from koan_ray import registry
+from koan_ray import ambient, registry
 from koan_ray.cli import exits, present
 from koan_ray.cli.options import Where, parse_metadata, read_context
 from koan_ray.cli.reach import TIMEOUT_S, import_modules, reach
@@ -16,7 +16,7 @@ from koan_ray.domain.durations import seconds
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import ConfigurationError, KoanRayError, UnknownKindError
 from koan_ray.jobs import Job
-from koan_ray.plain import job_object
+from koan_ray.plain import job_object, view_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,14 +43,28 @@ def cancelling(reason: str | None) -> Action:
     return Action("cancel", _OPEN, do)
 
 
-def retrying() -> Action:
-    """Return what runs a job anew."""
+def retrying(*, resume: bool = False) -> Action:
+    """Return what runs a job anew; with ``resume`` from where it stopped."""
 
     def do(job_id: str) -> dict[str, Any]:
-        job = Jobs.retry(job_id).get(timeout=TIMEOUT_S)
+        job = Jobs.retry(job_id, resume=resume).get(timeout=TIMEOUT_S)
         return {"id": job_id, "status": job.status.value, "retried_as": job.id}
 
     return Action("retry", ["failed"], do)
+
+
+def retrying_failed_items() -> Action:
+    """Return what runs the dead items of a job over items anew, alone."""
+
+    def do(job_id: str) -> dict[str, Any]:
+        job = ambient.engine().retry_failed_items(job_id).get(timeout=TIMEOUT_S)
+        counts = view_of(job).items
+        return {
+            "id": job_id, "status": job.status.value, "retried_as": job.id,
+            "items_total": counts.total if counts is not None else None,
+        }  # fmt: skip
+
+    return Action("retry-failed-items", _FINAL, do)
 
 
 def removing() -> Action:
@@ -126,6 +140,9 @@ def _do_all(action: Action, job_ids: Iterator[str], *, machine: bool) -> int:
 
 
 def _sentence(told: dict[str, Any]) -> str:
+    if n_items := told.get("items_total"):
+        which = f"its {n_items:,} failed items run" if n_items > 1 else "its failed item runs"
+        return f"{safe(told['id'])}: {which} again as {told['retried_as']}"
     if "retried_as" in told:
         return f"{safe(told['id'])} runs again as {told['retried_as']}"
     return f"{safe(told['id'])} {told['status']}" + (", it will end soon" if told["status"] == "running" else "")

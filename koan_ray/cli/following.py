@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from koan_ray import ambient
-from koan_ray.cli import exits, present
+from koan_ray.cli import bars, exits, present
 from koan_ray.cli.options import Where
 from koan_ray.cli.reach import TIMEOUT_S, reach
 from koan_ray.cli.safe import safe, safe_lines, shown
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Console, RenderableType
-    from rich.progress import Task
 
     from koan_ray.engine.session import Session
     from koan_ray.jobs import Job
@@ -54,15 +52,7 @@ def watch_jobs(where: Where, job_ids: list[str], *, machine: bool) -> int:
 def follow(jobs: list[Job[Any, Any]], *, machine: bool, silent: bool = False) -> int:
     """Show jobs until all have ended; 0 if all completed, 130 after Ctrl-C, which changes nothing for the jobs."""
     console = present.console(stderr=not machine)
-    teller: _Silent
-    if silent:
-        teller = _Silent()
-    elif machine:
-        teller = _Objects()
-    elif console.is_terminal:
-        teller = _Bars(console, jobs)
-    else:
-        teller = _Lines(console, jobs)
+    teller = bars.Silent() if silent else _Objects() if machine else bars.teller(console, jobs)
     ended: dict[str, JobStatus] = {}
     try:
         with teller, _updates(jobs) as updates:
@@ -102,17 +92,7 @@ def _next(updates: _Updates) -> JobProgressUpdate | BaseException:
             return updates.get(timeout=0.2)
 
 
-class _Silent:
-    """Tells nobody anything."""
-
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-
-    def tell(self, update: JobProgressUpdate) -> None:
-        """Take note of an update."""
-
-
-class _Objects(_Silent):
+class _Objects(bars.Silent):
     """Tells each update as a JSON object."""
 
     def tell(self, update: JobProgressUpdate) -> None:
@@ -125,72 +105,6 @@ class _Objects(_Silent):
                 "updated_at": update.updated_at.isoformat() if update.updated_at is not None else None,
             }
         )  # fmt: skip
-
-
-class _Lines(_Silent):
-    """Tells of each change of status, message or whole percent in a line."""
-
-    def __init__(self, console: Console, jobs: list[Job[Any, Any]]) -> None:
-        self._console = console
-        self._kinds = {job.id: safe(job.kind) for job in jobs}
-        self._told: dict[str, tuple[Any, ...]] = {}
-
-    def tell(self, update: JobProgressUpdate) -> None:
-        state = (update.status, update.message, int(update.percentage * 100))
-        if self._told.get(update.job_id) != state:
-            self._told[update.job_id] = state
-            line = f"{self._kinds[update.job_id]} {update.job_id}  {update.status.value}  {update.percentage:.0%}"
-            self._console.print(Text(f"{line}  {safe(update.message or '')}".rstrip()), soft_wrap=True)
-
-
-class _Remaining(ProgressColumn):
-    """The engine's own estimate; a bar's would only know of the time since we began to look."""
-
-    def render(self, task: Task) -> Text:
-        due = task.fields.get("due")
-        left_s = due.timestamp() - time.time() if due is not None else 0.0
-        return Text(f"{present.span(left_s)} left" if left_s > 0.5 else "", style="dim")
-
-
-class _Bars(_Silent):
-    """Draws a bar for each job."""
-
-    def __init__(self, console: Console, jobs: list[Job[Any, Any]]) -> None:
-        narrow = console.width < 100
-        width = min(30, max(8, *(len(safe(job.name or job.kind)) for job in jobs), 8))
-        columns: list[ProgressColumn] = [
-            TextColumn("{task.fields[status]}", markup=False),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=14 if narrow else 30),
-            TaskProgressColumn(),
-        ]
-        columns += [] if narrow else [TimeElapsedColumn()]
-        columns += [_Remaining(), TextColumn("{task.fields[message]}", markup=False)]
-        self._progress = Progress(*columns, console=console, refresh_per_second=_REFRESH_PER_SECOND)
-        self._bars = {
-            job.id: self._progress.add_task(
-                safe(job.name or job.kind)[:width].ljust(width), total=1.0, status=present.SIGNS[job.status], message="",
-                due=None,
-            )
-            for job in jobs
-        }  # fmt: skip
-        self._room = max(10, console.width - width - (45 if narrow else 70))
-
-    def __enter__(self) -> None:
-        self._progress.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def tell(self, update: JobProgressUpdate) -> None:
-        bar = self._bars[update.job_id]
-        message = safe(update.message or "")
-        self._progress.update(
-            bar, completed=update.percentage, status=present.SIGNS[update.status], due=update.estimated_completion,
-            message=message if len(message) <= self._room else message[: self._room - 1] + "…",
-        )  # fmt: skip
-        if update.status.is_final:
-            self._progress.stop_task(bar)
 
 
 def how_it_ended(job: Job[Any, Any]) -> None:

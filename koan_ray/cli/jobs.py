@@ -35,6 +35,7 @@ _METADATA = typer.Option(
 )
 _DELAY = typer.Option(help="Begin no sooner than this from now, such as 30s, 10m, 2h.", metavar="DURATION")
 _WAIT = typer.Option("--wait", "-w", help="Wait for its end; exit code 1 if it fails or is cancelled.")
+_RESUME_HELP = "Go on where it stopped, with what its items have produced; only for jobs over items that have a checkpoint."
 _AUDIT = typer.Option("--audit", help="Keep a document of each execution; implies --persist.")
 Filters = dict[str, Any]
 
@@ -223,17 +224,45 @@ def cancel(
 @jobs.command()
 @for_jobs(filters=True)
 def retry(
-    filters: Filters, where: Where, job_ids: JobIds = None, limit: Most = None, yes: Yes = False, as_json: AsLines = False
+    filters: Filters,
+    where: Where,
+    job_ids: JobIds = None,
+    resume: Annotated[bool, typer.Option("--resume", help=_RESUME_HELP)] = False,
+    limit: Most = None,
+    yes: Yes = False,
+    as_json: AsLines = False,
 ) -> None:
     """Run failed or cancelled jobs anew, each as a new job: by id, or all failed ones that match filters.
 
     Example: koan-ray jobs retry 0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10
 
+    Example: koan-ray jobs retry --resume --kind Thumbnails --status failed,cancelled
+
     Example: koan-ray jobs retry --text "Connection refused" --completed-after 2h
     """
     from koan_ray.cli.acting import act, retrying
 
-    raise typer.Exit(act(where, retrying(), job_ids, filters, limit=limit, sure=yes, machine=as_json))
+    raise typer.Exit(act(where, retrying(resume=resume), job_ids, filters, limit=limit, sure=yes, machine=as_json))
+
+
+@jobs.command("retry-failed-items")
+@for_jobs()
+def retry_failed_items(
+    job_ids: Annotated[list[str], typer.Argument(help="Ids of jobs over items.", metavar="ID...", show_default=False)],
+    where: Where,
+    as_json: AsLines = False,
+) -> None:
+    """Run the items that have failed for good, and only those, as a new job for each job; it must have ended.
+
+    Exit code 1 where a job has no failed items or has not ended.
+
+    Example: koan-ray jobs retry-failed-items 0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10
+
+    Example: koan-ray jobs retry-failed-items --json 0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10 | jq -r .retried_as
+    """
+    from koan_ray.cli.acting import act, retrying_failed_items
+
+    raise typer.Exit(act(where, retrying_failed_items(), job_ids, {}, limit=None, sure=True, machine=as_json))
 
 
 @jobs.command()

@@ -136,6 +136,20 @@ def sequence_base(ordinal: int) -> int:
     return ordinal << 32
 
 
+class DocumentPage(NamedTuple):
+    """Values of a job over items, on their way to a collection of their user's.
+
+    Shape: ``bodies`` are JSON values, the first of them number ``first`` of the job, from 0. ``source`` None is the default.
+    ``is_last``: no value follows, and what an earlier execution has written beyond is deleted.
+    """
+
+    source: str | None
+    collection: str
+    first: int
+    bodies: list[bytes]
+    is_last: bool
+
+
 class Part(NamedTuple):
     """One page of what a job over items has produced; pages are only ever added, and read in their order.
 

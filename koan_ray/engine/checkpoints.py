@@ -72,7 +72,7 @@ class Checkpoints:
         """
         async with self._one_at_a_time(job_id):
             turn = 0
-            while (job := await self._current(job_id, execution_id)) is not None:
+            while (job := await self.current(job_id, execution_id)) is not None:
                 stands = standing(job, checkpoint)
                 if stands is Standing.OLDER:
                     self.counters["refused"] += 1
@@ -98,7 +98,7 @@ class Checkpoints:
             if n_wanted > 1:
                 self._locks[job_id] = lock, n_wanted - 1
 
-    async def _current(self, job_id: str, execution_id: str) -> JobRecord | None:
+    async def current(self, job_id: str, execution_id: str) -> JobRecord | None:
         """Return the job if this is its current execution; waits while that is not known."""
         turn = 0
         give_up_at = self._clock.monotonic() + _UNDECIDED_S
@@ -162,7 +162,7 @@ class Checkpoints:
         Raises:
             ConflictError: It is not the job's current execution.
         """
-        job = await self._current(job_id, execution_id)
+        job = await self.current(job_id, execution_id)
         if job is None:
             msg = f"job {job_id}: execution {execution_id} is not its current one any more; stop it"
             raise ConflictError(msg)

@@ -25,7 +25,18 @@ from typing import TYPE_CHECKING, Any
 
 from koan_ray.domain.measures import MAX_KINDS, Measures
 from koan_ray.domain.query import parse_query
-from koan_ray.domain.records import Checkpoint, JobRecord, JobView, Part, Particulars, Terms, end_of, told, view
+from koan_ray.domain.records import (
+    Checkpoint,
+    DocumentPage,
+    JobRecord,
+    JobView,
+    Part,
+    Particulars,
+    Terms,
+    end_of,
+    told,
+    view,
+)
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.archivist import Archivist
 from koan_ray.engine.catalog import Catalog
@@ -38,6 +49,7 @@ from koan_ray.engine.messages import Accepted, Ends, ExecutionView, Row, Submiss
 from koan_ray.engine.recovery import Recovery
 from koan_ray.engine.settling import Settling
 from koan_ray.engine.shards import Shards
+from koan_ray.engine.sinks import Sinks
 from koan_ray.engine.submitting import Submitting
 from koan_ray.engine.takeover import Takeover
 from koan_ray.engine.tasks import Tasks
@@ -98,6 +110,7 @@ class Coordinator:
         self._memory_writer = Writer(store, clock, self._jobs.written, self._jobs.fenced, meters=self._jobs.meters)
         self._catalog = Catalog(store, self._memory_writer, {}, settings.default_source, settings.default_partition)
         self._checkpoints = Checkpoints(self._jobs, self._catalog, clock)
+        self._sinks = Sinks(self._checkpoints, self._catalog)
         self._settling = Settling(
             self._jobs, self._kinds, self._catalog, clock, random, self._tasks, max_crashes=settings.max_crashes
         )
@@ -355,6 +368,10 @@ class Coordinator:
     async def parts(self, job_id: str, stream: str, after: int = -1, limit: int = 50) -> list[Part]:
         """Return what a job over items has produced, page by page; see `Checkpoints.parts`."""
         return await self._checkpoints.parts(job_id, stream, after, limit)
+
+    async def write_documents(self, job_id: str, execution_id: str, page: DocumentPage) -> None:
+        """Write values of a job over items to a collection of its user's; see `Sinks.write`."""
+        await self._sinks.write(job_id, execution_id, DocumentPage(*page))
 
     async def remove(self, job_id: str) -> None:
         """Delete a job that has ended, with its executions. Removing what is not there changes nothing.

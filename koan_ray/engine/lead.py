@@ -36,12 +36,13 @@ from koan_ray.engine import chunks
 from koan_ray.engine.itemrecord import Record, Resumed
 from koan_ray.engine.itemsource import Source, only
 from koan_ray.errors import JobLostError, KoanRayError, NonRetryable, TooManyFailedItemsError
-from koan_ray.finite import FiniteSummary, Values
+from koan_ray.finite import FiniteSummary
+from koan_ray.values import Values
 
 if TYPE_CHECKING:
     from koan_ray.cancellation import CancellationToken
     from koan_ray.domain.items import Chunk
-    from koan_ray.domain.records import End
+    from koan_ray.domain.records import DocumentPage, End
     from koan_ray.engine.attempt import Attempt
     from koan_ray.engine.session import Session
     from koan_ray.finite import FiniteJob
@@ -460,9 +461,13 @@ class Lead:
     async def _build(self) -> Any:
         """Call ``build_result``, in a thread, because it may read many values."""
         batch = self._batch
+        values = Values(
+            lambda: self._record.values(ordered=self._options.ordered), self._record.n_values,
+            None if self._session.reads_inline else self._write_documents,
+        )  # fmt: skip
         summary = FiniteSummary(
-            batch.ended, batch.processed, batch.failed, batch.skipped, timedelta(seconds=self._spent_s()),
-            Values(lambda: self._record.values(ordered=self._options.ordered), self._record.n_values), dict(batch.reasons),
+            batch.ended, batch.processed, batch.failed, batch.skipped, timedelta(seconds=self._spent_s()), values,
+            dict(batch.reasons),
         )  # fmt: skip
         if self._session.reads_inline:
             await self._record.fetch()
@@ -474,6 +479,10 @@ class Lead:
             target=context.run, args=(self._build_in_thread, summary, outcome), name="koan-result", daemon=True
         ).start()
         return await outcome
+
+    def _write_documents(self, page: DocumentPage) -> None:
+        """Have a page of values written, and return when it is stored."""
+        self._session.write_documents(self._order.job_id, self._order.execution_id, page).get()
 
     def _build_in_thread(self, summary: FiniteSummary, outcome: asyncio.Future[Any]) -> None:
         try:

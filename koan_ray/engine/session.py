@@ -43,7 +43,7 @@ from koan_ray.run import RunSettings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from koan_ray.domain.records import Checkpoint, End, Part, Progress
+    from koan_ray.domain.records import Checkpoint, DocumentPage, End, Part, Progress
     from koan_ray.engine.messages import Accepted, Ends, ExecutionView
     from koan_ray.ports import Transport
     from koan_ray.progress import JobProgressUpdate
@@ -53,7 +53,7 @@ _CHUNK = 1000  # rows of one submission
 _MAX_CHUNKS = 4  # of one start_many on their way
 _MAX_WAITS = 2
 _PARK_S = 20.0
-_CHECKPOINT_S = 120.0  # a checkpoint is asked to be stored for so long
+_CHECKPOINT_S = 120.0  # a checkpoint, or a page of values, is asked to be stored for so long
 _CHECKPOINT_AGAIN_S = 0.5
 _MAX_UNASKED = 1000
 _MAX_EARLY = 10_000
@@ -692,20 +692,28 @@ class Session:
 
         Made again while there is no coordinator, or no source that can be written, for up to two minutes.
         """
-        pending: Pending[bool] = Pending()
+        return self._ask_again("checkpoint", (job_id, execution_id, tuple(checkpoint), list(map(tuple, parts))))
+
+    def write_documents(self, job_id: str, execution_id: str, page: DocumentPage) -> Pending[None]:
+        """Write values of a job over items to a collection; see `Sinks.write`. Made again as a checkpoint is."""
+        return self._ask_again("write_documents", (job_id, execution_id, tuple(page)))
+
+    def _ask_again(self, method: str, args: tuple[Any, ...]) -> Pending[Any]:
+        """Call a method until somebody answers who can do it, for up to `_CHECKPOINT_S`."""
+        pending: Pending[Any] = Pending()
         give_up_at = time.monotonic() + _CHECKPOINT_S
 
-        def answered(kept: Any, error: BaseException | None) -> None:
+        def answered(answer: Any, error: BaseException | None) -> None:
             is_away = isinstance(error, (RuntimeUnavailableError, StoreUnavailableError))
             if is_away and self._closed is None and time.monotonic() < give_up_at:
                 self.later(_CHECKPOINT_AGAIN_S, ask)
             elif error is not None:
                 pending.fail(error)
             else:
-                pending.resolve(bool(kept))
+                pending.resolve(answer)
 
         def ask() -> None:
-            self._call(pending, "checkpoint", (job_id, execution_id, tuple(checkpoint), list(map(tuple, parts))), answered)
+            self._call(pending, method, args, answered)
 
         ask()
         return pending

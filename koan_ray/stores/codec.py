@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -649,3 +650,50 @@ class _Fields:
 
 def _is_pair(item: object, of: type | tuple[type, ...]) -> bool:
     return isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], of)
+
+
+# --- values in collections of users ------------------------------------------------------------------------------------
+
+
+_COLLECTION: Final = re.compile(r"[a-z0-9_-]{1,64}")
+_OURS: Final = frozenset({"jobs", "executions", "items", "parts", "leases", "meta", "blobs", "fs", "system"})
+
+
+def check_collection(name: str) -> None:
+    """Refuse a name that no collection of a user's may have.
+
+    Raises:
+        ConfigurationError: It is not 1 to 64 of a-z, 0-9, ``_`` and ``-``, or koan_ray or the server uses it.
+    """
+    if not _COLLECTION.fullmatch(name):
+        msg = f"write_documents: collection: expected 1 to 64 of a-z, 0-9, '_' and '-', got {name!r:.100}"
+        raise ConfigurationError(msg)
+    if name in _OURS:
+        taken = ", ".join(sorted(_OURS))
+        msg = (
+            f"write_documents: collection {name!r} is not for values: koan_ray or the server uses {taken}; take another name"
+        )
+        raise ConfigurationError(msg)
+
+
+def value_id(job_id: str, number: int) -> str:
+    """Return the key of a value: one for each number, in their order."""
+    return f"{job_id}/{number:012d}"
+
+
+def encode_value(job_id: str, number: int, body: bytes) -> Document:
+    """Return the document of a value.
+
+    Raises:
+        ConfigurationError: It has a member that no document of ours may have.
+    """
+    value = from_json(body)
+    document = value if isinstance(value, dict) else {"value": value}
+    for name in document:
+        if name == "_id" or name.startswith("$"):
+            msg = (
+                f"write_documents: value {number} has a member {name!r:.100}, which a document cannot have here; "
+                f"give it another name, without '$' in front and other than '_id'"
+            )
+            raise ConfigurationError(msg)
+    return {"_id": value_id(job_id, number), **document}

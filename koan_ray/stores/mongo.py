@@ -21,6 +21,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from bson import encode as to_bson
+from bson.errors import InvalidDocument
 from gridfs.errors import FileExists, NoFile
 from pymongo import DeleteMany, DeleteOne, InsertOne, ReplaceOne, ReturnDocument, UpdateOne, errors
 
@@ -37,6 +38,7 @@ from koan_ray.stores.codec import (
     Document,
     blobs_named,
     blobs_of,
+    check_collection,
     decode_execution,
     decode_job,
     decode_part,
@@ -46,8 +48,10 @@ from koan_ray.stores.codec import (
     encode_opening,
     encode_part,
     encode_update,
+    encode_value,
     first_date_from,
     to_date,
+    value_id,
 )
 from koan_ray.stores.mongo_driver import Connection, is_unknown_outcome, refused_operations
 
@@ -733,6 +737,34 @@ class MongoStore:
                 dropped = [DeleteOne({"_id": key, "fence": {"$lt": below}}) for key in keys]
                 await self._items(partition).bulk_write(dropped, ordered=False)
 
+    # --- values in collections of users ------------------------------------------------------------------------------
+
+    async def write_documents(self, collection: str, job_id: str, first: int, bodies: Sequence[bytes]) -> None:
+        check_collection(collection)
+        documents = [encode_value(job_id, number, body) for number, body in enumerate(bodies, start=first)]
+        _check_values(documents, first)
+        for start in range(0, len(documents), _BATCH):
+            with self._errors(f"writing values to collection {collection!r}"):
+                await self._put_documents(self._db[collection], documents[start : start + _BATCH])
+
+    async def _put_documents(self, collection: Any, documents: Sequence[Document]) -> None:
+        """Insert, which is the cheap way, and replace those that are there."""
+        try:
+            await collection.bulk_write([InsertOne(document) for document in documents], ordered=False)
+        except errors.BulkWriteError as error:
+            duplicates, too_large = refused_operations(error)
+            if is_unknown_outcome(error) or too_large:
+                raise
+            there = [documents[place] for place in sorted(duplicates)]
+            replacing = [ReplaceOne({"_id": each["_id"]}, each, upsert=True) for each in there]
+            await collection.bulk_write(replacing, ordered=False)
+
+    async def drop_documents(self, collection: str, job_id: str, from_number: int) -> None:
+        check_collection(collection)
+        beyond = {"$gte": value_id(job_id, from_number), "$lt": f"{job_id}0"}  # "0" is what follows "/"
+        with self._errors(f"deleting values from collection {collection!r}"):
+            await self._db[collection].delete_many({"_id": beyond})
+
     async def jobs_with_parts(self, partition: str) -> AsyncIterator[list[str]]:
         """Walk the index, which tells the job; what follows of a job that was seen is skipped."""
         by_job = [("job_id", 1)]
@@ -955,6 +987,21 @@ def _following(sought: Document, place: tuple[datetime, str] | None) -> Document
 def _parts_from(job_id: str, stream: str, seq: int) -> Document:
     """Return the filter for parts from a number on; without a hint, for which some servers walk the whole index."""
     return {"job_id": job_id, "stream": stream, "seq": {"$gte": seq}}
+
+
+def _check_values(documents: Sequence[Document], first: int) -> None:
+    for number, document in enumerate(documents, start=first):
+        try:
+            size = len(to_bson(document))
+        except (InvalidDocument, OverflowError, UnicodeEncodeError) as error:
+            msg = f"write_documents: value {number} cannot be a document: {error}; give it another form in process_item()"
+            raise ConfigurationError(msg) from None
+        if size > _MAX_DOCUMENT:
+            msg = (
+                f"write_documents: value {number} takes {size:,} bytes as a document, the limit is {_MAX_DOCUMENT:,}; "
+                f"write it to a file instead"
+            )
+            raise ConfigurationError(msg)
 
 
 def _oldest_first(executions: Iterable[ExecutionRecord]) -> list[ExecutionRecord]:

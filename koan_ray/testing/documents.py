@@ -21,6 +21,7 @@ from koan_ray.stores.codec import (
     SCHEMA_VERSION,
     STATE_FIELDS,
     Document,
+    check_collection,
     decode_execution,
     decode_job,
     decode_part,
@@ -30,7 +31,9 @@ from koan_ray.stores.codec import (
     encode_opening,
     encode_part,
     encode_update,
+    encode_value,
     part_id,
+    value_id,
 )
 
 if TYPE_CHECKING:
@@ -102,6 +105,7 @@ class MemoryDatabase:
     jobs: dict[str, dict[str, Document]] = field(default_factory=lambda: {"": {}})
     executions: dict[str, dict[str, Document]] = field(default_factory=dict)
     parts: dict[str, dict[str, Document]] = field(default_factory=dict)
+    collections: dict[str, dict[str, Document]] = field(default_factory=dict)  # of users: values of items
     leases: dict[str, Lease] = field(default_factory=dict)
     moves: tuple[str, list[str]] | None = None
     faults: StoreFaults = field(default_factory=StoreFaults)
@@ -336,6 +340,21 @@ class MemoryDocumentStore:
         wanted = (job_id, stream)
         documents = self.database.parts.get(partition, {}).values()
         return [each for each in documents if (each["job_id"], each["stream"]) == wanted and each["seq"] >= from_seq]
+
+    async def write_documents(self, collection: str, job_id: str, first: int, bodies: Sequence[bytes]) -> None:
+        check_collection(collection)
+        documents = [encode_value(job_id, number, body) for number, body in enumerate(bodies, start=first)]
+        await self._begin(writes=True)
+        self.database.collections.setdefault(collection, {}).update({each["_id"]: each for each in documents})
+        await self.faults.after()
+
+    async def drop_documents(self, collection: str, job_id: str, from_number: int) -> None:
+        check_collection(collection)
+        await self._begin(writes=True)
+        kept = self.database.collections.get(collection, {})
+        for key in [key for key in kept if value_id(job_id, from_number) <= key < f"{job_id}0"]:
+            del kept[key]
+        await self.faults.after()
 
     async def jobs_with_parts(self, partition: str) -> AsyncIterator[list[str]]:
         await self._begin()

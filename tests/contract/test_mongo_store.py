@@ -11,6 +11,7 @@ from pymongo import MongoClient, monitoring
 import koan_ray as koan
 from koan_ray import ambient, testing
 from koan_ray.domain.archival import ArchivalPolicy
+from koan_ray.domain.ids import new_id
 from koan_ray.domain.query import parse_query
 from koan_ray.domain.records import FAILED, STREAMS, VALUES, Checkpoint, ItemCounts, Part, Residence
 from koan_ray.domain.status import ExecutionStatus, JobStatus, Reason
@@ -617,3 +618,21 @@ async def test_a_server_that_is_silent_is_an_outage(own_server, driver):
             await asyncio.sleep(0.1)
     assert_same(await store.get(record.id), record)
     await store.close()
+
+
+async def test_values_are_replaced_and_those_beyond_are_dropped(another, db):
+    """What an earlier attempt has written is there once afterwards, as the later one wrote it; other jobs keep theirs."""
+    store, mine, other = await another(), new_id(), new_id()
+    await store.write_documents("sink", mine, 0, [b'{"n":%d}' % n for n in range(1200)])
+    await store.write_documents("sink", other, 0, [b"7"])
+    await store.write_documents("sink", mine, 1, [b'{"n":-1}', b"[1,2]"])
+    await store.drop_documents("sink", mine, 3)
+    found = list(db["sink"].find(sort=[("_id", 1)]))
+    assert [each for each in found if each["_id"].startswith(mine)] == [
+        {"_id": f"{mine}/000000000000", "n": 0},
+        {"_id": f"{mine}/000000000001", "n": -1},
+        {"_id": f"{mine}/000000000002", "value": [1, 2]},
+    ]
+    assert [each["value"] for each in found if each["_id"].startswith(other)] == [7]
+    with pytest.raises(ConfigurationError, match="not for values"):
+        await store.drop_documents("executions", mine, 0)

@@ -23,7 +23,7 @@ EXPECTED = {
     "07_function_job.py": ["{'to': 2, 'be': 2, 'or': 1, 'not': 1}", "slow-hello -> hello world"],
     "08_inside_a_ray_task.py": ["[[5, 10, 15], [20]]", "50"],
     "09_plain_script.py": ["slept 0.1 s", "still asleep", "cancelled: that was long enough", "1000 jobs in"],
-    "10_notebook.py": ["awaited: 42", "blocked: 8", "redefined: 800", "last state: completed"],
+    "10_notebook.py": ["awaited: 42", "blocked: 8", "redefined: 800", "shown: completed", "last state: completed"],
     "11_persist.py": [
         "0 invoices from earlier runs",
         "sums: [119, 15, 59]",

@@ -666,3 +666,27 @@ def _until(is_so, within_s=20.0):
     while not is_so():
         assert time.monotonic() < limit
         time.sleep(0.01)
+
+
+def test_there_is_no_dataset_without_ray_and_no_collection_without_a_source(monkeypatch):
+    pytest.importorskip("pyarrow")
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+    class Sunk(Base):
+        retry = koan.RetryPolicy(max_attempts=1)
+
+        def build_result(self, summary) -> Counts:
+            if self.context == 1:
+                summary.values.to_dataset()
+            elif self.context == 2:
+                summary.values.write_documents(7)
+            summary.values.write_documents("numbers")
+
+    for context, told in (
+        (1, "to_dataset needs Ray, to which this process is not connected"),
+        (2, "expected names as text, got collection=7"),
+        (3, "source 'default', the default, is no document store of this engine .known: none."),
+    ):
+        with pytest.raises(koan.JobFailedError, match=told):
+            finished(Sunk, context)

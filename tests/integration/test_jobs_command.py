@@ -53,6 +53,18 @@ class Halves(koan.FiniteJob[int, int, int]):
         return summary.processed_items
 
 
+class AtMostThree(Halves):
+    """Fails with more than three failed items; it goes on one by one, so that what is done is what is counted."""
+
+    retry = koan.RetryPolicy(max_attempts=1)
+    items = koan.ItemOptions(max_failed_items=3, max_workers=1, chunk_size=1)
+    begun: list[int] = []
+
+    def process_item(self, item, index, progress):
+        self.begun.append(item)
+        return super().process_item(item, index, progress)
+
+
 class Gated(koan.Job[int, int]):
     gates: dict[int, threading.Event] = {}
 
@@ -192,7 +204,7 @@ def test_dead_items_are_listed(local_engine):
     (shown,) = objects("jobs", "list", "--json", "--kind", "Halves")
     assert shown["items"] == {"total": 5, "processed": 2, "skipped": 0, "failed": 3}
     dead = objects("jobs", "failed-items", "--json", job.id)
-    assert [(one["index"], one["item"], one["attempts"]) for one in dead] == [(0, 0, 1), (2, 2, 1), (4, 4, 1)]
+    assert sorted((one["index"], one["item"], one["attempts"]) for one in dead) == [(0, 0, 1), (2, 2, 1), (4, 4, 1)]
     table = run("jobs", "failed-items", "--trace", job.id).stdout
     assert table.count("no half \\x1b[31mof it") >= 3
     assert table.count("Traceback") == 3
@@ -201,6 +213,40 @@ def test_dead_items_are_listed(local_engine):
     assert run("jobs", "list", "--no-items", "--quiet").stdout.split() == [whole.id]
     assert "No item" in run("jobs", "failed-items", whole.id).stderr
     run("jobs", "failed-items", NO_SUCH, code=3)
+
+
+def test_dead_items_are_run_again_alone(local_engine):
+    job = ended(started(Halves, 5))
+    again = run("jobs", "retry-failed-items", job.id).stdout
+    assert again.startswith(f"{job.id}: its 3 failed items run again as ")
+    second = ended(koan.Jobs.get(again.split()[-1]).get(10))
+    assert (second.refresh().get(10).items_total, second.items_failed) == (3, 3)
+    (told,) = objects("jobs", "retry-failed-items", "--json", job.id)
+    assert (told["id"], told["items_total"]) == (job.id, 3)
+    assert ended(koan.Jobs.get(told["retried_as"]).get(10)).status is koan.JobStatus.COMPLETED
+
+    without = ended(started(Halves, 0))
+    done = run("jobs", "retry-failed-items", without.id, job.id, code=1)
+    assert f"job {without.id}: has no failed items" in done.stderr
+    assert "run again as" in done.stdout, "the others are tried all the same"
+    run("jobs", "retry-failed-items", NO_SUCH, code=3)
+    run("jobs", "retry-failed-items", code=2)
+
+
+def test_a_job_over_items_is_resumed(local_engine):
+    job = ended(started(AtMostThree, 20))
+    assert job.refresh().get(10).status is koan.JobStatus.FAILED
+    for _ in range(10):  # three more may fail in each
+        (told,) = objects("jobs", "retry", "--resume", "--json", job.id)
+        job = ended(koan.Jobs.get(told["retried_as"]).get(10)).refresh().get(10)
+        if job.status is koan.JobStatus.COMPLETED:
+            break
+    assert (job.result, job.items_failed) == (10, 10), "what has ended before is counted and not done again"
+    assert sorted(AtMostThree.begun) == list(range(20))
+
+    (failed,) = [ended(started(BadMail, Mail(to="x")))]
+    assert "has no checkpoint to go on from" in run("jobs", "retry", "--resume", failed.id, code=1).stderr
+    assert "--resume" in run("jobs", "retry", "--help").stdout
 
 
 def test_a_tree_is_shown_from_any_of_its_jobs(local_engine):

@@ -91,6 +91,11 @@ class CoordinatorActor:
         """Store a checkpoint; waits while the store does not answer, and must not hold up anything else meanwhile."""
         return self._call("checkpoint", request)
 
+    @ray.method(concurrency_group="checkpoint")
+    def write_documents(self, request: bytes) -> bytes:
+        """Write values to a collection; as `checkpoint`."""
+        return self._call("write_documents", request)
+
     @ray.method(concurrency_group="control")
     def ask(self, method: str, request: bytes) -> bytes:
         """Call any other method of the coordinator."""

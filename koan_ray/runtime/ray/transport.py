@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Done = Callable[[Any, BaseException | None], None]
 
-_OWN_METHODS = frozenset({"submit", "wait", "note", "checkpoint", "push", "poll", "news"})
+_OWN_METHODS = frozenset({"submit", "wait", "note", "checkpoint", "write_documents", "push", "poll", "news"})
 _RETRY_S = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
 _BLOCKED_LOOK_S = 0.5
 _ABSENT_S = 0.5

@@ -128,3 +128,19 @@ def test_values_that_the_engine_has_no_room_for_stay_with_the_lead():
             assert result["values"] == [f"{item:05}" * 50 for item in range(1000)]
 
     testing.run(scenario())
+
+
+def test_values_are_no_documents_where_everything_shares_a_loop():
+    class Sunk(Counted):
+        retry = koan.RetryPolicy(max_attempts=1)
+
+        def build_result(self, summary) -> dict:
+            return {"n": summary.values.write_documents("sink")}
+
+    async def scenario():
+        async with testing.engine(max_actors=2):
+            with pytest.raises(koan.JobFailedError, match="needs an engine with threads of its own"):
+                await (await Sunk.start(5).run()).wait()
+
+    Sunk.runs = Counter()
+    testing.run(scenario())
