@@ -64,6 +64,7 @@ _SHOWN_CHUNKS = 100  # of those that are out for a while, whose items are asked 
 _REPORT_EVERY_S = 0.1  # while items end
 _REPORT_AT_LEAST_S = 0.5  # what waits, and what long items say, is told as well
 _RATE_OVER_S = 5.0
+_LEAST_REST_S = 0.001
 _AGAIN_S = 0.5  # after a chunk could not be sent, or was sent back for no reason of its own
 _GRACE_S = 2.0  # for chunks to come back when the job shall stop
 
@@ -233,9 +234,7 @@ class Lead:
     async def _rest(self) -> None:
         """Wait until there is something to do."""
         now = self._clock.monotonic()
-        wait_s = min(_REPORT_AT_LEAST_S, self._every_s)
-        if self._batch.ended != self._reported_ended:
-            wait_s = min(wait_s, max(0.0, self._reported_at + _REPORT_EVERY_S - now))
+        wait_s = min(self._every_s, max(_LEAST_REST_S, self._report_due() - now))
         due = self._batch.next_due()
         if due is not None and due > now:  # one that is due already waits for a chunk to come back
             wait_s = min(wait_s, due - now)
@@ -399,8 +398,7 @@ class Lead:
         now = self._clock.monotonic()
         batch = self._batch
         ended, total = batch.ended, self._total()
-        every_s = _REPORT_EVERY_S if ended != self._reported_ended else _REPORT_AT_LEAST_S
-        if not final and now - self._reported_at < every_s:
+        if not final and now < self._report_due():
             return
         self._reported_at, self._reported_ended = now, ended
         self._rates.append((now, ended))
@@ -415,6 +413,10 @@ class Lead:
             self._progress.report(ended, total, message)
         else:
             self._progress.report(0.0, message)
+
+    def _report_due(self) -> float:
+        has_news = self._batch.ended != self._reported_ended
+        return self._reported_at + (_REPORT_EVERY_S if has_news else _REPORT_AT_LEAST_S)
 
     def _total(self) -> int | None:
         total = self._batch.total
