@@ -145,13 +145,28 @@ def _tables(values: Iterable[Any], what: str) -> Iterator[Any]:
     """Yield values as Arrow tables of one schema, that of the first."""
     pa, schema = _pyarrow(what), None
     for rows in _batches(values, _ROWS, _BLOCK_BYTES, lambda value: len(to_json(value))):
+        names = _columns(rows, schema.names if schema is not None else None, what)
         try:
-            table = pa.Table.from_pylist(rows, schema=schema)
-        except (pa.ArrowException, AttributeError, TypeError) as error:
-            msg = f"{what}: a value does not fit the columns ({error}); return dicts with the same keys and types"
-            raise ConfigurationError(msg) from error
+            table = pa.table({name: [row.get(name) for row in rows] for name in names}, schema=schema)
+        except (pa.ArrowException, TypeError) as error:
+            raise _misfit(what, str(error)) from error
         schema = table.schema
         yield table
+
+
+def _columns(rows: list[Any], known: list[str] | None, what: str) -> list[str]:
+    """Return the names of the columns: those of all these rows, or those that are known, which must be enough."""
+    odd = next((row for row in rows if not isinstance(row, dict)), None)
+    if odd is not None:
+        raise _misfit(what, f"{odd!r:.100} is no dict")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if known is not None and (more := set(names).difference(known)):
+        raise _misfit(what, f"{min(more)!r} is not among the columns of the first values: {', '.join(known)[:500]}")
+    return known or names
+
+
+def _misfit(what: str, why: str) -> ConfigurationError:
+    return ConfigurationError(f"{what}: a value does not fit the columns ({why}); return dicts with the same keys and types")
 
 
 def _pages(values: Iterable[Any]) -> Iterator[list[bytes]]:
