@@ -10,13 +10,12 @@ undelivered state for each job it watches; sessions that do not call for a minut
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from koan_ray.domain.measures import Measures
 from koan_ray.engine.feed import Feed
-from koan_ray.engine.waiters import settle
+from koan_ray.engine.parking import Caller
 from koan_ray.errors import LimitExceededError
 
 if TYPE_CHECKING:
@@ -38,20 +37,13 @@ class States(NamedTuple):
     states: list[tuple[str, Progress]]
 
 
-class _Session:
-    __slots__ = ("parked", "seen_at", "unseen", "watched")
+class _Session(Caller):
+    __slots__ = ("unseen", "watched")
 
     def __init__(self) -> None:
+        super().__init__()
         self.watched: set[str] = set()
         self.unseen: dict[str, Progress] = {}
-        self.parked: asyncio.Future[None] | None = None
-        self.seen_at = 0.0
-
-    def wake(self) -> None:
-        if self.parked is not None:
-            if not self.parked.done():
-                self.parked.set_result(None)
-            self.parked = None
 
 
 class Broker:
@@ -109,12 +101,7 @@ class Broker:
                 session.unseen[job_id] = known
         session.wake()
         if not session.unseen and park_s > 0:
-            session.parked = mine = asyncio.get_running_loop().create_future()
-            timer = self._clock.call_later(park_s, lambda: settle(mine))
-            await mine
-            timer.cancel()
-            if session.parked is mine:
-                session.parked = None
+            await session.park(self._clock, park_s)
         session.seen_at = self._clock.monotonic()
         unseen, session.unseen = session.unseen, {}
         return States(self.epoch, list(unseen.items()))
@@ -160,7 +147,7 @@ class Broker:
 
     def _forget_silent(self, now: float) -> None:
         for session_id, session in list(self._sessions.items()):
-            if session.parked is None and now - session.seen_at > _FORGET_AFTER_S:
+            if not session.is_parked and now - session.seen_at > _FORGET_AFTER_S:
                 for job_id in list(session.watched):
                     self._unwatch(session, job_id)
                 del self._sessions[session_id]

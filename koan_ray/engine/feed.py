@@ -8,11 +8,10 @@ listeners a change costs nothing but a look at `Feed.is_heard`.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from koan_ray.engine.waiters import settle
+from koan_ray.engine.parking import Caller
 from koan_ray.errors import LimitExceededError
 
 if TYPE_CHECKING:
@@ -34,19 +33,13 @@ class News(NamedTuple, Generic[T]):
     n_lost: int = 0
 
 
-class _Listener(Generic[T]):
-    __slots__ = ("n_lost", "parked", "seen_at", "unseen")
+class _Listener(Caller, Generic[T]):
+    __slots__ = ("n_lost", "unseen")
 
     def __init__(self) -> None:
+        super().__init__()
         self.unseen: OrderedDict[str, T] = OrderedDict()
         self.n_lost = 0
-        self.parked: asyncio.Future[None] | None = None
-        self.seen_at = 0.0
-
-    def wake(self) -> None:
-        if self.parked is not None:
-            settle(self.parked)
-            self.parked = None
 
 
 class Feed(Generic[T]):
@@ -98,12 +91,7 @@ class Feed(Generic[T]):
         listener = self._listener(listener_id)
         listener.wake()
         if not listener.unseen and not listener.n_lost and park_s > 0 and not is_new:
-            listener.parked = mine = asyncio.get_running_loop().create_future()
-            timer = self._clock.call_later(park_s, lambda: settle(mine))
-            await mine
-            timer.cancel()
-            if listener.parked is mine:
-                listener.parked = None
+            await listener.park(self._clock, park_s)
         listener.seen_at = self._clock.monotonic()
         changes, listener.unseen = list(listener.unseen.items()), OrderedDict()
         n_lost, listener.n_lost = listener.n_lost, 0
@@ -124,7 +112,7 @@ class Feed(Generic[T]):
     def _forget_silent(self) -> None:
         limit = self._clock.monotonic() - _FORGET_AFTER_S
         for listener_id, listener in list(self._listeners.items()):
-            if listener.parked is None and listener.seen_at < limit:
+            if not listener.is_parked and listener.seen_at < limit:
                 self._forget(listener_id)
 
     def _forget(self, listener_id: str) -> None:

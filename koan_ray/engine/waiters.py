@@ -6,9 +6,9 @@ that concern it at once. Parking a newer call answers the older one, so that a s
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
+from koan_ray.engine.parking import Caller
 from koan_ray.errors import LimitExceededError
 
 if TYPE_CHECKING:
@@ -23,26 +23,13 @@ _MAX_RECENT_BYTES = 32 * 1024 * 1024  # of results
 _REPLY_LIMIT = 20_000  # ends in one reply; the rest follows with the next
 
 
-def settle(future: asyncio.Future[None]) -> None:
-    """Let whoever waits for this go on, if it was not told yet."""
-    if not future.done():
-        future.set_result(None)
-
-
-class _Session:
-    __slots__ = ("ends", "parked", "seen_at", "watched")
+class _Session(Caller):
+    __slots__ = ("ends", "watched")
 
     def __init__(self) -> None:
+        super().__init__()
         self.watched: set[str] = set()
         self.ends: list[End] = []
-        self.parked: asyncio.Future[None] | None = None
-        self.seen_at = 0.0
-
-    def wake(self) -> None:
-        if self.parked is not None:
-            if not self.parked.done():
-                self.parked.set_result(None)
-            self.parked = None
 
 
 class Waiters:
@@ -59,7 +46,7 @@ class Waiters:
     @property
     def n_parked(self) -> int:
         """Calls that are parked now."""
-        return sum(session.parked is not None for session in self._sessions.values())
+        return sum(session.is_parked for session in self._sessions.values())
 
     def watch(self, session_id: str, job_ids: Sequence[str]) -> None:
         """Have the session told when these jobs end.
@@ -111,12 +98,7 @@ class Waiters:
         session = self._sessions[session_id]
         session.wake()
         if not session.ends and park_s > 0:
-            session.parked = mine = asyncio.get_running_loop().create_future()
-            timer = self._clock.call_later(park_s, lambda: settle(mine))
-            await mine
-            timer.cancel()
-            if session.parked is mine:
-                session.parked = None
+            await session.park(self._clock, park_s)
         ends, session.ends = session.ends[:_REPLY_LIMIT], session.ends[_REPLY_LIMIT:]
         session.seen_at = self._clock.monotonic()
         return ends
@@ -125,7 +107,7 @@ class Waiters:
         """Forget sessions that have not called for five minutes; their processes are gone."""
         limit = self._clock.monotonic() - _FORGET_AFTER_S
         for session_id, session in list(self._sessions.items()):
-            if session.parked is None and session.seen_at < limit:
+            if not session.is_parked and session.seen_at < limit:
                 del self._sessions[session_id]
                 for job_id in session.watched:
                     self._by_job[job_id].remove(session)
