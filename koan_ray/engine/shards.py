@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from koan_ray.engine.tenure import Host, Source
     from koan_ray.ports import Clock, Log
 
+_FLUSH_S = 5.0  # for the last flush when the engine is ended
+
 
 class Shards:
     """The tenures of one source.
@@ -116,11 +118,18 @@ class Shards:
         return True
 
     async def close(self) -> None:
-        """Write what is staged, give the leases back, the first one last, and let go of connections."""
+        """Write what is staged, give the leases back, the first one last, and let go of connections.
+
+        A store that does not answer is waited for a few seconds: what was acknowledged is written already, and whatever is
+        not is found again by whoever takes over.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_S):
+                for tenure in reversed(self.tenures):
+                    if tenure.may_act:
+                        with contextlib.suppress(KoanRayError):
+                            await tenure.writer.flushed()
         for tenure in reversed(self.tenures):
-            if tenure.may_act:
-                with contextlib.suppress(KoanRayError):
-                    await tenure.writer.flushed()
             await tenure.close()
         for store in {id(store): store for store in (self.store, self.audit)}.values():
             with contextlib.suppress(StoreError):

@@ -133,9 +133,15 @@ def _ask(address: str, namespace: str, method: str, *args: object) -> Any:
 
 
 def end(address: str, namespace: str) -> int:
-    """End coordinator, broker and job actors; returns how many job actors there were."""
+    """End coordinator, broker and job actors; returns how many job actors there were.
+
+    A coordinator that does not answer is killed; its job actors then end by themselves, as those of one that crashed.
+    """
     coordinator = _find(address, namespace)
-    n_actors = int(ray.get(coordinator.end.remote(), timeout=_TIMEOUT_S))
+    try:
+        n_actors = int(ray.get(coordinator.end.remote(), timeout=_TIMEOUT_S))
+    except ray.exceptions.GetTimeoutError:
+        n_actors = 0
     ray.kill(coordinator)
     with contextlib.suppress(ValueError):  # nobody has watched anything yet
         ray.kill(ray.get_actor(options.BROKER_NAME, namespace=namespace))

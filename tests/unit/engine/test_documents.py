@@ -67,6 +67,23 @@ def test_a_persisted_job_is_a_document_and_its_executions_are_too(database):
     run(scenario)
 
 
+def test_an_engine_whose_store_is_gone_ends_all_the_same(database):
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        async with documents(database):
+            job = await Slow.start(1).persist().run()
+            database.faults.unavailable = True
+            await asyncio.sleep(5)  # it runs, ends, and its end cannot be written
+            began = loop.time()
+        assert loop.time() - began < 15
+        database.faults.unavailable = False
+        async with documents(database):
+            await (await Slow.start(0).run()).wait()  # its class is known here from now on
+            assert await (await koan.Jobs.get(job.id)).wait() == job.id
+
+    run(scenario)
+
+
 def test_without_audit_no_execution_is_kept_and_without_persist_nothing_is(database):
     async def scenario():
         async with documents(database):
