@@ -14,7 +14,7 @@ from koan_ray.cli.safe import safe
 from koan_ray.client import Jobs
 from koan_ray.domain.durations import seconds
 from koan_ray.domain.status import JobStatus
-from koan_ray.errors import ConfigurationError, KoanRayError, UnknownKindError
+from koan_ray.errors import ConfigurationError, InvalidContextError, KoanRayError, UnknownKindError
 from koan_ray.jobs import Job
 from koan_ray.plain import job_object, view_of
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _PAGE = 200
+_SAMPLES, _SAMPLE_KINDS = "koan_ray.cli.samples", "sample."  # what `koan-ray dev` offers, and what its kinds begin with
 _FINAL = [status.value for status in JobStatus if status.is_final]
 _OPEN = [status.value for status in JobStatus if not status.is_final]
 
@@ -157,7 +158,7 @@ def submit_job(
 ) -> int:  # fmt: skip
     """Start a job; return the exit code."""
     job_type = find_class(kind, modules)
-    given = job_type.definition.parse_context(read_context(context)) if context is not None else None
+    given = _context_of(job_type, context)
     builder = job_type.start(given, settings["correlation"])  # checks the context, before anybody is asked
     if settings["persist"]:
         builder = builder.persist(settings["source"], settings["partition"]).audit(settings["audit"])
@@ -185,6 +186,25 @@ def submit_job(
         return code
 
 
+def _context_of(job_type: type[Job[Any, Any]], given: str | None) -> Any:
+    """Return the context of a job as its class declares it.
+
+    Raises:
+        ConfigurationError: None was given, and the class wants one.
+        InvalidContextError: It does not fit.
+    """
+    if given is not None:
+        return job_type.definition.parse_context(read_context(given))
+    try:
+        return job_type.definition.parse_context(b"null")
+    except InvalidContextError:
+        msg = (
+            f"--context: kind {job_type.kind!r} takes a context, none was given. Give it as JSON, as @file, or as - for "
+            "standard input; --context '{}' where all of its fields have defaults"
+        )
+        raise ConfigurationError(msg) from None
+
+
 def _tell_submitted(job: Job[Any, Any], *, machine: bool, quiet: bool) -> None:
     if machine:
         present.print_json(job_object(job, whole=True), indent=2)
@@ -193,7 +213,7 @@ def _tell_submitted(job: Job[Any, Any], *, machine: bool, quiet: bool) -> None:
 
 
 def find_class(kind: str, modules: list[str]) -> type[Job[Any, Any]]:
-    """Return the job class of a kind, or the one at ``module:Class``.
+    """Return the job class of a kind, or the one at ``module:Class``; the samples of ``koan-ray dev`` are always known.
 
     Raises:
         ConfigurationError: A module cannot be imported, or has no such class.
@@ -203,6 +223,8 @@ def find_class(kind: str, modules: list[str]) -> type[Job[Any, Any]]:
     by_path = bool(is_path) and all(part.isidentifier() for part in module.split("."))
     import_modules([*modules, module] if by_path else modules)
     if not by_path:
+        if registry.find(kind) is None and kind.startswith(_SAMPLE_KINDS):
+            import_modules([_SAMPLES])
         found = registry.find(kind)
         if found is None:
             raise UnknownKindError(kind, sorted(each.kind for each in registry.everything()))

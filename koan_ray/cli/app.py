@@ -10,7 +10,7 @@ from koan_ray.cli.dashboard import dashboard
 from koan_ray.cli.exits import HELP, Group
 from koan_ray.cli.jobs import jobs
 from koan_ray.cli.safe import as_json as _json
-from koan_ray.cli.safe import safe
+from koan_ray.cli.safe import counted, safe
 
 app = typer.Typer(
     name="koan-ray",
@@ -115,8 +115,10 @@ def doctor(
 def serve(
     address: Annotated[str, typer.Option(help="Address of the Ray cluster, as in ray.init.")] = "auto",
     local: Annotated[bool, typer.Option("--local", help="Run the engine in this process, without Ray.")] = False,
-    host: Annotated[str | None, typer.Option(help="Where to listen; [web] host by default.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="[web] port by default; 0 for a free one.")] = None,
+    host: Annotated[str | None, typer.Option(help="Where to listen; web.host of the settings by default.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="web.port of the settings by default; 0 for a free one.")
+    ] = None,
     module: Annotated[
         list[str] | None, typer.Option(help="Import this module, so that its jobs can be started; repeatable.")
     ] = None,
@@ -159,18 +161,21 @@ def status(address: Address = "auto", namespace: Namespace = "koan", as_json: As
     _print_status(found)
 
 
+_ENDS = ("completed", "failed", "cancelled")  # the engine counts the chunks of batches there, too, which nobody submitted
+
+
 def _print_status(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
-    ended = ", ".join(f"{count:,} {name}" for name, count in found["jobs"].items()) or "none"
+    ended = ", ".join(f"{count:,} {name}" for name, count in found["jobs"].items() if name in _ENDS) or "none"
     console.print(f"queued {found['queued']:,}, waiting {found['waiting']:,}, running {found['running']:,}; ended: {ended}")
     if not found["actors"]:
         console.print("no job actors; they start when a job is due, and end when idle")
         return
-    table = Table(title=f"{len(found['actors'])} job actors", title_justify="left")
+    table = Table(title=counted(len(found["actors"]), "job actor"), title_justify="left")
     for name in ("name", "spec", "state", "pid", "running", "parked", "jobs done"):
         table.add_column(name)
     for actor in found["actors"]:
@@ -228,4 +233,4 @@ def down(address: Address = "auto", namespace: Namespace = "koan") -> None:
     """
     from koan_ray.runtime.ray.admin import end
 
-    typer.echo(f"ended the engine in namespace {namespace!r} with {end(address, namespace)} job actors")
+    typer.echo(f"ended the engine in namespace {namespace!r} with {counted(end(address, namespace), 'job actor')}")

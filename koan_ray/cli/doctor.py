@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from koan_ray import wiring
 from koan_ray.cli.reach import document_settings
-from koan_ray.cli.safe import as_json, safe
+from koan_ray.cli.safe import as_json, counted, safe
 from koan_ray.config import load_settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ async def _look(settings: EngineSettings, source: str | None, *, machine: bool) 
         if machine:
             print(as_json({"jobs": doctor.n_jobs, "problems": n_found}))
         else:
-            print(f"{doctor.n_jobs:,} jobs read; {f'{n_found:,} problems' if n_found else 'nothing is wrong'}")
+            print(f"{counted(doctor.n_jobs, 'job')} read; {counted(n_found, 'problem') if n_found else 'nothing is wrong'}")
     sys.stdout.flush()
     return 1 if n_found else 0
 

@@ -18,7 +18,7 @@ jobs = typer.Typer(
     pretty_exceptions_enable=False,
 )
 JobId = Annotated[str, typer.Argument(help="Id of the job.", metavar="ID", show_default=False)]
-JobIds = Annotated[list[str] | None, typer.Argument(help="Ids of jobs.", metavar="[ID]...", show_default=False)]
+JobIds = Annotated[list[str] | None, typer.Argument(help="Ids of jobs.", metavar="ID", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AsLines = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")]
@@ -248,7 +248,7 @@ def retry(
 @jobs.command("retry-failed-items")
 @for_jobs()
 def retry_failed_items(
-    job_ids: Annotated[list[str], typer.Argument(help="Ids of jobs over items.", metavar="ID...", show_default=False)],
+    job_ids: Annotated[list[str], typer.Argument(help="Ids of jobs over items.", metavar="ID", show_default=False)],
     where: Where,
     as_json: AsLines = False,
 ) -> None:

@@ -57,3 +57,8 @@ def shown(text: object, style: str = "") -> Text:
 def as_json(value: Any, *, indent: int | None = None) -> str:
     """Return a value as JSON of printable ASCII, safe on a terminal as it is; what JSON has no word for becomes text."""
     return json.dumps(value, indent=indent, default=str).replace("\x7f", "\\u007f")
+
+
+def counted(n: int, one: str) -> str:
+    """Return a number with what it counts, such as ``1 job`` or ``2,000 jobs``."""
+    return f"{n:,} {one}{'' if n == 1 else 's'}"

@@ -33,7 +33,7 @@ def seconds(value: object, *, name: str) -> float:
     elif isinstance(value, str) and (match := _TEXT.fullmatch(value)):
         result = float(match[1]) * _UNITS[match[2]]
     if result is None or not math.isfinite(result):
-        msg = f"{name}: expected a timedelta or a number of seconds, got {value!r}"
+        msg = f"{name}: expected a timedelta, a number of seconds, or text such as '90s', '60m', '2h', '30d', got {value!r}"
         raise ConfigurationError(msg)
     if result < 0:
         msg = f"{name}: a duration cannot be negative, got {value!r}; use 0 or more seconds"

@@ -9,7 +9,9 @@ import re
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from pydantic import BaseModel, Field
@@ -761,7 +763,7 @@ def test_a_batch_that_failed_goes_on_and_its_dead_items_are_run_again(here, visi
         job.wait().get(timeout=10)
     Addresses.good, Addresses.fails = True, False
     page = visit(here, "#/batches")
-    sees(page, ".line", "6 of 9 items, 3 dead")
+    sees(page, ".line", "failed · 6 of 9 items, 3 dead")
     assert page.get_by_role("button", name="Show older batches").count() == 0
     page.get_by_role("link", name="all addresses").click()
     sees(page, ".page-head .badge", "failed")
@@ -871,3 +873,134 @@ def test_a_search_that_was_just_typed_is_there_again_after_going_back(here, visi
     sees(page, "h1", "Jobs")
     assert page.get_by_label("Search jobs").input_value() == "nobody is called this"
     assert "text=nobody" in page.url
+
+
+def test_a_click_on_a_row_right_after_typing_opens_its_job(here, visit, many):
+    page = visit(here, "#/jobs?metadata.tenant=1")
+    link = page.get_by_role("link", name="broken 1").first
+    link.wait_for()
+    page.get_by_label("Search jobs").press_sequentially("broken")
+    box = link.bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.mouse.down()  # the search loses the focus: the list that was asked for is read
+    page.wait_for_timeout(400)  # a slow finger: longer than any answer takes
+    page.mouse.up()
+    sees(page, "h1", "broken 1")
+    page.go_back()
+    sees(page, "h1", "Jobs")
+    assert page.get_by_label("Search jobs").input_value() == "broken"
+    wait_for(page, "() => document.querySelectorAll('table.jobs tbody tr').length === 1")
+    page.get_by_label("Search jobs").fill("nobody")
+    view = page.get_by_role("link", name="Failed", exact=True)
+    box = view.bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.mouse.down()
+    page.wait_for_timeout(400)
+    page.mouse.up()
+    wait_for(page, "() => location.hash.includes('status=failed') && !location.hash.includes('nobody')")
+
+
+def test_jobs_of_the_last_hour_are_asked_for_by_one_choice(here, visit, many):
+    page = visit(here, "#/jobs", width=390, height=844)
+    page.get_by_role("button", name="Filters").click()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "/api/jobs?" in request.url else None)
+    page.get_by_label("Created", exact=True).select_option(label="in the last hour")
+    wait_for(page, "() => location.hash.includes('created_after=1h')")
+    after = datetime.fromisoformat(parse_qs(urlsplit(asked[-1]).query)["created_after"][0])
+    assert abs(datetime.now(UTC) - after - timedelta(hours=1)) < timedelta(minutes=1)
+    page.get_by_role("group", name="Kinds").get_by_role("button", name="Note", exact=True).click()
+    page.get_by_role("group", name="Kinds").get_by_role("button", name="Patient", exact=True).click()
+    wait_for(page, "() => location.hash.includes('kind=Note&kind=Patient')")
+    page.get_by_role("button", name="Done").click()
+    assert page.get_by_role("button", name="Filters (2)").evaluate("element => element === document.activeElement")
+    rows(page).first.wait_for()
+    page.reload()
+    page.get_by_role("button", name="Filters (2)").click()
+    assert page.get_by_label("Created", exact=True).input_value() == "1h"
+    pressed = page.get_by_role("group", name="Kinds").locator("[aria-pressed=true]")
+    assert pressed.all_inner_texts() == ["Note", "Patient"]
+    page.get_by_label("Created", exact=True).select_option(label="between …")
+    page.get_by_label("Created until").fill("2001-01-01T00:00")
+    page.get_by_label("Created until").blur()
+    sees(page, ".state", "No job matches")
+    assert "created_before=2001-01-01T00%3A00" in page.url
+    assert "created_after" not in page.url
+    page.get_by_role("button", name="Clear filters").click()
+    wait_for(page, "() => document.querySelectorAll('table.jobs tbody tr').length > 3")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_attempt_that_failed_last_is_in_sight_with_all_of_its_trace(here, visit, width):
+    global bad_deliveries
+    bad_deliveries = 2
+    job = Deliver.start(Parcel(to="A" * 90, address=Address(street="x"), lines=[Line(sku="x")], payment=Transfer(iban="x")))
+    gates.open("deliver")
+    gates.open("deliver")
+    failed = job.audit().run().get(timeout=20)
+    with contextlib.suppress(koan.JobFailedError):
+        failed.wait().get(timeout=20)
+    page = visit(here, f"#/jobs/{failed.id}", width=width, height=844)
+    trace = page.get_by_role("region", name="Stack trace of attempt 2")
+    trace.wait_for()
+    within = """element => {
+      const [card, row] = ['.attempt', '.attempts'].map((name) => element.closest(name).getBoundingClientRect());
+      const { left, right } = element.getBoundingClientRect();
+      return left >= card.left && right <= card.right && card.left >= row.left - 1 && card.right <= row.right + 1;
+    }"""
+    wait_for(page, f"() => ({within})(document.querySelector('[aria-label=\"Stack trace of attempt 2\"]'))")
+    row = page.get_by_role("list", name="Attempts")
+    row.evaluate("element => element.scrollTo({ left: 0, behavior: 'instant' })")
+    wait_for(page, "() => document.querySelector('.attempts').scrollLeft === 0")
+
+
+def test_a_job_that_outlasts_its_estimate_is_not_nearly_done(here, visit):
+    job = Patient.start("a long wait").named("slow").run().get(timeout=10)
+    page = visit(here, f"#/jobs/{job.id}")
+    sees(page, ".job-progress", "10 %")
+    sees(page, ".job-progress .below", "running for")
+    assert "nearly done" not in page.locator(".job-progress").inner_text()
+    job.cancel().get(timeout=10)
+
+
+def test_headings_stay_on_one_line_and_targets_are_large_on_a_phone(here, visit, many):
+    page = visit(here, "#/kinds", width=390, height=844)
+    page.get_by_role("link", name="Start Note").wait_for()
+    assert page.locator("h1").bounding_box()["height"] < 40
+    page.goto(f"{here}/#/jobs?text=broken")
+    rows(page).first.wait_for()
+    small = page.evaluate(
+        "() => [...document.querySelectorAll('main button, main .chip, main select, main input:not([type=checkbox])')]"
+        ".filter((element) => element.checkVisibility() && element.getBoundingClientRect().height < 32)"
+        ".map((element) => element.innerText)"
+    )
+    assert small == []
+
+
+def test_nothing_of_jobs_stays_after_signing_out(here, visit):
+    job = Patient.start("secret").named("a secret name").run().get(timeout=10)
+    page = visit(here, f"#/jobs/{job.id}")
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel the job").click()
+    sees(page, ".page-head .badge", "cancelled")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    sees(page, ".toast", "a secret name")
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("Token").wait_for()
+    assert page.title() == "Sign in · koan_ray"
+    assert "secret" not in page.evaluate("document.documentElement.outerHTML")
+
+
+def test_what_changes_while_a_page_is_opened_is_not_missed(here, visit):
+    job = Patient.start("a slow page").named("early").run().get(timeout=10)
+    page = visit(here)
+    held = []
+    page.route(f"**/api/jobs/{job.id}/executions*", lambda route: route.continue_() if held else held.append(route))
+    with page.expect_response(lambda answer: answer.url.endswith(job.id)):
+        page.evaluate("id => { location.hash = `#/jobs/${id}`; }", job.id)
+    job.cancel().get(timeout=10)
+    page.wait_for_timeout(500)  # the news of it are there; the first reading of the page is older, and still on its way
+    held[0].continue_()
+    sees(page, "h1", "early")
+    sees(page, ".page-head .badge", "cancelled")

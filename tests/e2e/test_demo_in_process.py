@@ -186,7 +186,7 @@ def test_an_engine_on_a_cluster_is_shown_and_ended(cluster):
         shown = run(app, ["status", "--namespace", namespace, "--json"])
         assert json.loads(shown.stdout)["jobs"] == {"completed": 1}
         assert "completed" in run(app, ["status", "--namespace", namespace]).stdout
-    assert "1 job actors" in run(app, ["down", "--namespace", namespace]).stdout
+    assert "with 1 job actor\n" in run(app, ["down", "--namespace", namespace]).stdout
     gone = run(app, ["status", "--namespace", namespace])
     assert gone.exit_code == 4
     end_namespace(namespace)

@@ -9,6 +9,7 @@ import { jobsPage } from "./jobs.js";
 import { kindsPage } from "./kinds.js";
 import * as live from "./live.js";
 import { frame } from "./shell.js";
+import { forgetAll } from "./messages.js";
 import { overviewPage } from "./overview.js";
 import { signInPage, tokenOfAddress } from "./signin.js";
 import { startPage } from "./start.js";
@@ -120,6 +121,7 @@ onSignedOut(() => {
   if (!shell) return; // several calls may find out at once
   for (const open of document.querySelectorAll("dialog[open]")) open.close();
   leave();
+  forgetAll();
   signInPage(root, enterByHand);
 });
 document.getElementById("skip").addEventListener("click", (event) => {

@@ -5,19 +5,31 @@ import { badge, bytes, clock, duration, ended, moment } from "./format.js";
 import { copier, plainBlock } from "./payload.js";
 import { empty } from "./states.js";
 
+const MOVED = "moved";
 const NAMES = {
   node_id: "Node", actor_id: "Actor", pid: "Process", cpu_s: "CPU", cpu_seconds: "CPU", peak_rss: "Peak memory", peak_rss_bytes: "Peak memory",
   queue_wait_s: "Waited", queue_wait: "Waited",
 };
 
-/** Cards of all attempts, newest last. `opened`: what the reader has opened or closed, kept from one drawing to the next. */
+/**
+ * Cards of all attempts, newest last. `opened`: what the reader has opened or closed, and how far the row was moved, kept from one
+ * drawing to the next; the newest is in sight until the reader moves the row.
+ */
 export function attempts(job, executions, mayRead, opened = new Map()) {
   if (!executions.length) {
     return job.audited || job.source === "memory"
       ? empty("No attempt yet", "The first one is shown as soon as it begins.")
       : empty("Attempts are not kept", "Start jobs of this kind with .audit() to keep a record of each attempt.");
   }
-  return h("div", { class: "attempts", tabindex: 0, role: "list", "aria-label": "Attempts" }, executions.map((execution) => card(execution, job, mayRead, opened)));
+  const row = h("div", { class: "attempts", tabindex: 0, role: "list", "aria-label": "Attempts", on: { scroll: () => remember(row, opened) } },
+    executions.map((execution) => card(execution, job, mayRead, opened)));
+  requestAnimationFrame(() => { row.scrollLeft = opened.get(MOVED) ?? row.scrollWidth; });
+  return row;
+}
+
+function remember(row, opened) {
+  if (row.scrollLeft >= row.scrollWidth - row.clientWidth - 1) opened.delete(MOVED);
+  else opened.set(MOVED, row.scrollLeft);
 }
 
 function card(execution, job, mayRead, opened) {
@@ -39,7 +51,7 @@ function remembering(opened, key) {
 
 /** A stack trace that can be opened and copied. */
 export function trace(text, label, isOpen = false, kept = {}) {
-  return h("details", { open: kept.is ?? isOpen }, h("summary", { on: kept.on }, "Stack trace"),
+  return h("details", { class: "trace", open: kept.is ?? isOpen }, h("summary", { on: kept.on }, "Stack trace"),
     h("div", { class: "copied" }, plainBlock(text, label), copier(text, "Copy the stack trace")));
 }
 

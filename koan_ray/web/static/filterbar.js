@@ -3,8 +3,9 @@
 import { get } from "./api.js";
 import { askText } from "./dialog.js";
 import { h, icon, mark, newId, put } from "./dom.js";
-import { DEFAULT_ORDER, ORDERS, hiddenCount, toAddress } from "./filters.js";
+import { AGE, DEFAULT_ORDER, ORDERS, TODAY, hiddenCount, toAddress } from "./filters.js";
 import { STATUSES, statusClass } from "./format.js";
+import { whenReleased } from "./pressed.js";
 import { bind } from "./shortcuts.js";
 import { keep, recall } from "./stored.js";
 
@@ -15,6 +16,11 @@ const BUILT_IN = [
   ["Failed", { status: ["failed"], order_by: "-completed_at", metadata: {} }],
 ];
 const MOST_VIEWS = 30;
+const BETWEEN = "between";
+const PERIODS = [
+  ["", "any time"], ["15m", "in the last 15 minutes"], ["1h", "in the last hour"], [TODAY, "today"], ["24h", "in the last 24 hours"],
+  ["7d", "in the last 7 days"], ["30d", "in the last 30 days"],
+];
 
 /** The tools of a list. `change(filters)` is called with each new set of filters. */
 export class FilterBar {
@@ -72,9 +78,11 @@ export class FilterBar {
   _become(filters) {
     if (JSON.stringify(filters) === JSON.stringify(this.filters)) return;
     this.filters = filters;
-    this._mark();
-    this._drawViews();
     this.change(filters);
+    whenReleased(() => { // whoever goes on from the search by a click finds what is under the mouse
+      this._mark();
+      this._drawViews();
+    }, this);
   }
 
   _mark() {
@@ -89,23 +97,53 @@ export class FilterBar {
     mark(this.more, "aria-expanded", String(!this.panel.hidden));
     if (!this.panel.hidden) {
       this._drawPanel();
-      this.panel.querySelector("select, input")?.focus();
-    }
+      this.panel.querySelector("select")?.focus(); // a text field would bring up a phone's keyboard
+    } else if (this.panel.contains(document.activeElement) || document.activeElement === document.body) this.more.focus();
   }
 
   _drawPanel() {
-    const kind = h("select", { class: "input", multiple: true, size: 4, on: { change: () => this.set("kind", [...kind.selectedOptions].map((option) => option.value)) } });
     const fields = [
-      this._field("Kinds (several with Ctrl)", kind),
+      this._kinds(), this._period("Created", "created"), this._period("Ended", "completed"),
       ...(this.isArchive ? [] : [this._choice("Kept in", "source", this._sources()), this._input("Partition", "partition", { placeholder: "all but archives; * is all" })]),
-      this._input("Created after", "created_after", { type: "datetime-local" }), this._input("Created before", "created_before", { type: "datetime-local" }),
-      this._input("Ended after", "completed_after", { type: "datetime-local" }), this._input("Ended before", "completed_before", { type: "datetime-local" }),
       this._metadata(), this._input("Exact name", "name"), this._input("Correlation id", "correlation_id"), this._input("Children of job (id)", "parent_job_id"),
-      h("div", { class: "field" }, h("span", { class: "label", "aria-hidden": "true" }, "\u00a0"),
-        h("button", { class: "button", type: "button", on: { click: () => this._clear() } }, "Clear filters")),
+      h("div", { class: "field wide" }, h("div", { class: "actions" },
+        h("button", { class: "button", type: "button", on: { click: () => this._toggle() } }, "Done"),
+        h("button", { class: "button", type: "button", on: { click: () => this._clear() } }, "Clear filters"))),
     ];
     put(this.panel, fields);
-    get("api/kinds").then(({ items }) => put(kind, items.map((item) => h("option", { value: item.kind, selected: this.filters.kind?.includes(item.kind) ?? false }, item.kind))), () => {});
+  }
+
+  /** Kinds to switch on and off: those that there are, and those that are asked for. */
+  _kinds() {
+    const chips = h("div", { class: "chip-set kinds-choice", role: "group", "aria-label": "Kinds" });
+    const draw = (kinds) => put(chips, [...new Set([...kinds, ...(this.filters.kind ?? [])])].sort().map((kind) => {
+      const chip = h("button", { class: "chip text", type: "button", "aria-pressed": String(this.filters.kind?.includes(kind) ?? false), on: { click: () => {
+        const chosen = new Set(this.filters.kind ?? []);
+        if (!chosen.delete(kind)) chosen.add(kind);
+        mark(chip, "aria-pressed", String(chosen.has(kind)));
+        this.set("kind", [...chosen]);
+      } } }, kind);
+      return chip;
+    }));
+    draw([]);
+    get("api/kinds").then(({ items }) => draw(items.map((item) => item.kind)), () => {});
+    return h("div", { class: "field wide" }, h("span", { class: "label", "aria-hidden": "true" }, "Kinds"), chips);
+  }
+
+  /** When something was: within the last so long, or between two instants. */
+  _period(label, name) {
+    const { [`${name}_after`]: after, [`${name}_before`]: before } = this.filters;
+    const isAge = !before && (AGE.test(after) || after === TODAY);
+    const chosen = isAge ? after : after || before ? BETWEEN : "";
+    const choices = [...PERIODS, ...(isAge && !PERIODS.some(([value]) => value === after) ? [[after, `in the last ${after}`]] : []), [BETWEEN, "between …"]];
+    const instants = [["from", after], ["until", before]].map(([word, value]) => this._input(`${label} ${word}`, `${name}_${word === "from" ? "after" : "before"}`, { type: "datetime-local", value: chosen === BETWEEN ? value ?? "" : "" }));
+    instants.forEach((field) => { field.hidden = chosen !== BETWEEN; });
+    const select = h("select", { class: "input", on: { change: () => {
+      instants.forEach((field) => { field.hidden = select.value !== BETWEEN; field.querySelector("input").value = ""; });
+      const { [`${name}_after`]: _, [`${name}_before`]: __, ...rest } = this.filters;
+      this._become(select.value && select.value !== BETWEEN ? { ...rest, [`${name}_after`]: select.value } : rest);
+    } } }, choices.map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
+    return [this._field(label, select), instants];
   }
 
   _clear() {
@@ -120,7 +158,7 @@ export class FilterBar {
   }
 
   _input(label, name, options = {}) {
-    const input = h("input", { class: "input", maxlength: 200, autocomplete: "off", ...options, value: this.filters[name] ?? "", on: { change: () => this.set(name, input.value.trim()) } });
+    const input = h("input", { class: "input", maxlength: 200, autocomplete: "off", value: this.filters[name] ?? "", ...options, on: { change: () => this.set(name, input.value.trim()) } });
     return this._field(label, input);
   }
 

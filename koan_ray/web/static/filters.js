@@ -55,8 +55,14 @@ export function toBulk(filters) {
   return asked;
 }
 
+const UNITS = { s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
+/** An age as the command line has it, such as 30m or 7d: of an instant that moves with the time, in saved views as well. */
+export const AGE = /^(\d{1,6})([smhd])$/;
+export const TODAY = "today";
+
 function instant(text) {
-  const at = new Date(text);
+  const age = AGE.exec(text);
+  const at = age ? new Date(Date.now() - age[1] * UNITS[age[2]]) : text === TODAY ? new Date(new Date().setHours(0, 0, 0, 0)) : new Date(text);
   return Number.isNaN(at.getTime()) ? text : at.toISOString();
 }
 

@@ -19,6 +19,7 @@ import { JobTree } from "./tree.js";
 const REREAD_MS = 250; // between two readings of the whole job; its status and progress come with the events
 const GAP_MS = 1_000;
 const TIMELINE_MS = 2_000;
+const NEARLY = 0.9; // of a job that is "nearly done"
 
 export function jobPage(id) {
   return new JobPage(id);
@@ -29,6 +30,7 @@ class JobPage {
     Object.assign(this, { id, title: "Job", path: `api/jobs/${encodeURIComponent(id)}` });
     this.job = null;
     this.executions = [];
+    this.early = {}; // what has changed while the job was read for the first time, which may show it as it was before
     this.opened = new Map();
     this.abort = new AbortController();
     this.element = h("div", { class: "page" }, h("h1", { tabindex: -1, class: "unseen" }, "Job"), loading("Reading the job"));
@@ -70,10 +72,15 @@ class JobPage {
     if (!before) this.build();
     this.show(before);
     if (!before && hadFocus) this.element.querySelector("h1").focus();
+    const { early } = this;
+    this.early = {};
+    if (early.job) this.changed(early.job);
+    if (early.update) this.progress(early.update);
   }
 
   changed(job) {
     this.tree?.changed(job);
+    if (job.id === this.id && !this.job) this.early.job = job;
     if (job.id !== this.id || !this.job || isOlder(job, this.job)) return;
     const before = this.job;
     this.job = { ...before, ...withProgress(job, before) };
@@ -84,6 +91,7 @@ class JobPage {
 
   progress(update) {
     this.tree?.progress(update);
+    if (update.job_id === this.id && !this.job) this.early.update = update;
     if (update.job_id !== this.id || !this.job || update.sequence <= this.job.progress_sequence || this.job.status !== "running") return;
     this.job = progressed(this.job, update);
     this.showProgress();
@@ -274,7 +282,7 @@ function progressPart() {
       this.tick(job);
     },
     tick(job) {
-      const steps = job.total_steps && !isDone(job) ? `step ${job.current_step} of ${job.total_steps}` : null;
+      const steps = job.total_steps && !job.items && !isDone(job) ? `step ${job.current_step} of ${job.total_steps}` : null;
       write(left, [steps, remaining(job)].filter(Boolean).join(" · "));
     },
   };
@@ -286,7 +294,8 @@ function remaining(job) {
   if (job.status === "queued" && job.due_at && Date.parse(job.due_at) > now()) return `${job.reason === "retry" ? "next attempt" : "due"} ${relative(Date.parse(job.due_at))}`;
   if (job.status !== "running") return null;
   const until = job.estimated_completion ? (Date.parse(job.estimated_completion) - now()) / 1000 : null;
-  return until === null ? `running for ${took(job)}` : until > 1 ? `about ${until < 60 ? `${Math.round(until)} s` : duration(until)} left` : "nearly done";
+  if (until === null || (until <= 1 && job.progress < NEARLY)) return `running for ${took(job)}`; // an estimate that was wrong says nothing
+  return until > 1 ? `about ${until < 60 ? `${Math.round(until)} s` : duration(until)} left` : "nearly done";
 }
 
 function errorPart(error, status, why, n, hasAttempts, mayRead) {

@@ -6,6 +6,7 @@ import { tester, toQuery } from "./filters.js";
 import { plural } from "./format.js";
 import { JobRow } from "./jobrow.js";
 import { listen } from "./live.js";
+import { whenReleased } from "./pressed.js";
 import { VirtualRows } from "./rows.js";
 import { bind } from "./shortcuts.js";
 import { MOST_ROWS, SortedJobs, newest } from "./sorted.js";
@@ -45,7 +46,7 @@ export class JobList {
     });
     this.ticking = setInterval(() => this._drawLater(), 1000);
     this.attach();
-    this.restart(filters);
+    this._restart(filters);
   }
 
   attach() {
@@ -59,8 +60,12 @@ export class JobList {
     this.unbind();
   }
 
-  /** Read a list with other filters. */
+  /** Read a list with other filters; not while something is being pressed: what is under the mouse stays there for the click. */
   restart(filters) {
+    whenReleased(() => { if (!this.isClosed) this._restart(filters); }, this);
+  }
+
+  _restart(filters) {
     this.filters = filters;
     this.test = tester(filters);
     this.jobs = new SortedJobs(filters.order_by);
@@ -233,6 +238,7 @@ export class JobList {
   }
 
   close() {
+    this.isClosed = true;
     clearInterval(this.ticking);
     clearTimeout(this.rereading);
     cancelAnimationFrame(this.saying);

@@ -27,7 +27,7 @@ class Line {
     this.bar.className = `bar ${statusClass(job.status)}`;
     this.fill.style.transform = `scaleX(${job.progress})`;
     write(this.share, percent(job.progress));
-    write(this.said, job.items ? itemsNote(job.items) : note(job));
+    write(this.said, job.items ? `${job.status} · ${itemsNote(job.items)}` : note(job));
     mark(this.said, "title", this.said.textContent || null);
     if (this.right === "took") write(this.end, took(job));
     else if (this.endedAt !== job.completed_at) {

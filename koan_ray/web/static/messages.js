@@ -22,6 +22,12 @@ export function tellProblem(problem, doing) {
   show("bad", "alert", doing ? `${doing}: ${problem.title ?? "failed"}` : problem.title ?? "Failed", problem.detail || problem.message);
 }
 
+/** Take away all that was told: it may name jobs, and the next person may not know them. */
+export function forgetAll() {
+  document.getElementById("toasts").replaceChildren();
+  document.getElementById("announcer").textContent = "";
+}
+
 function show(tone, role, headline, text, link) {
   const place = document.getElementById("toasts");
   while (place.children.length >= MOST) place.firstChild.remove();

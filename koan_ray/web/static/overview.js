@@ -78,7 +78,7 @@ class Overview {
     const span = WINDOWS.find(([name]) => name === found.name)?.[1] ?? found.name;
     const { figures } = this;
     figures.queued.show(counted(seen.counts.queued, seen.queued), seen.waiting ? `${count(seen.waiting)} not yet due` : "ready to run");
-    figures.running.show(counted(seen.counts.running, seen.running), seen.max_actors ? `${plural(seen.actors, "actor")} of ${count(seen.max_actors)}` : plural(seen.actors, "actor"));
+    figures.running.show(counted(seen.counts.running, seen.running), seen.max_actors && seen.actors <= seen.max_actors ? `${plural(seen.actors, "actor")} of ${count(seen.max_actors)}` : plural(seen.actors, "actor"));
     figures.oldest.show(seen.oldest_queued_s === null ? "–" : duration(seen.oldest_queued_s), seen.oldest_queued_s === null ? "the queue is empty" : "the longest wait");
     figures.throughput.show(rate(found.throughput_per_s), `${found.sampled ? "at least " : ""}${count(found.n)} in ${span}`);
     figures.failures.show(percent(found.failure_rate, 1), found.failure_rate === null ? "nothing ended" : `in ${span}`, found.failure_rate >= 0.2);

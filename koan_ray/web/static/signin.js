@@ -28,6 +28,7 @@ export function signInPage(place, done, problem = null) {
   h("div", { class: "field" }, h("label", { for: id }, "Token"), input,
     h("p", { class: "hint", id: `${id}-hint` }, "koan-ray prints one when it starts; others are set under [web] tokens in koan.toml.")),
   trouble, go);
+  document.title = "Sign in · koan_ray"; // the last one may have named a job
   put(place, h("main", { class: "alone-frame", id: "main", tabindex: -1 }, h("div", { class: "alone card" }, brand(), h("h1", {}, "Sign in"), form)));
   input.focus();
 }
