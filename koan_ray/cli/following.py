@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Group
@@ -18,7 +19,7 @@ from koan_ray.cli.reach import TIMEOUT_S, reach
 from koan_ray.cli.safe import safe, safe_lines, shown
 from koan_ray.client import Jobs
 from koan_ray.domain.status import JobStatus
-from koan_ray.errors import JobNotFoundError
+from koan_ray.errors import JobNotFoundError, KoanRayError
 from koan_ray.plain import job_object, view_of
 
 if TYPE_CHECKING:
@@ -54,13 +55,17 @@ def follow(jobs: list[Job[Any, Any]], *, machine: bool, silent: bool = False) ->
     console = present.console(stderr=not machine)
     teller = bars.Silent() if silent else _Objects() if machine else bars.teller(console, jobs)
     ended: dict[str, JobStatus] = {}
+    waiting: dict[str, JobProgressUpdate] = {}  # jobs that had not begun when we last heard of them
     try:
         with teller, _updates(jobs) as updates:
             while len(ended) < len(jobs):
-                update = _next(updates)
+                update = _next(updates, waiting)
                 if isinstance(update, BaseException):
                     raise update
                 teller.tell(update)
+                waiting.pop(update.job_id, None)
+                if update.status is JobStatus.QUEUED:
+                    waiting[update.job_id] = update
                 if update.status.is_final:
                     ended[update.job_id] = update.status
     except KeyboardInterrupt:
@@ -86,10 +91,19 @@ def _updates(jobs: list[Job[Any, Any]]) -> Iterator[_Updates]:
         yield updates
 
 
-def _next(updates: _Updates) -> JobProgressUpdate | BaseException:
+def _next(updates: _Updates, waiting: dict[str, JobProgressUpdate]) -> JobProgressUpdate | BaseException:
+    """Return what is told next; where nothing is for a while, that one of those that waited has begun without a word."""
+    look_at = time.monotonic() + _LOOK_EVERY_S
     while True:  # a wait without an end would not be interrupted by Ctrl-C everywhere
         with contextlib.suppress(queue.Empty):
             return updates.get(timeout=0.2)
+        if waiting and time.monotonic() >= look_at:
+            look_at = time.monotonic() + _LOOK_EVERY_S
+            job_id = next(iter(waiting))
+            waiting[job_id] = waiting.pop(job_id)  # the others have their turn before it comes again
+            with contextlib.suppress(KoanRayError, TimeoutError):  # whoever tells us of the end tells of what is wrong
+                if Jobs.get(job_id).get(timeout=TIMEOUT_S).status is JobStatus.RUNNING:
+                    return replace(waiting[job_id], status=JobStatus.RUNNING)
 
 
 class _Objects(bars.Silent):
