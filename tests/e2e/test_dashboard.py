@@ -977,6 +977,19 @@ def test_headings_stay_on_one_line_and_targets_are_large_on_a_phone(here, visit,
     assert small == []
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_button_that_starts_comes_after_all_that_can_be_said(here, visit, width):
+    page = visit(here, "#/kinds/Note/start", width=width, height=844)
+    go = page.get_by_role("button", name="Start the job")
+    options = page.get_by_role("region", name="Options")
+    below = options.bounding_box()["y"] + options.bounding_box()["height"] <= go.bounding_box()["y"]
+    assert below == (width == 390)  # where there is room, they stand beside it
+    context = page.get_by_role("region", name="Context").bounding_box()
+    assert 0 < go.bounding_box()["y"] - context["y"] - context["height"] < (40 if width == 1280 else 1000)
+    page.get_by_label("Name", exact=True).focus()
+    assert go.evaluate("go => Boolean(document.activeElement.compareDocumentPosition(go) & Node.DOCUMENT_POSITION_FOLLOWING)")
+
+
 def test_nothing_of_jobs_stays_after_signing_out(here, visit):
     job = Patient.start("secret").named("a secret name").run().get(timeout=10)
     page = visit(here, f"#/jobs/{job.id}")

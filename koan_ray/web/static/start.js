@@ -48,10 +48,9 @@ class StartForm {
     this.options = options();
     const form = h("form", { class: "form", novalidate: true, on: { submit: (event) => { event.preventDefault(); this.submit(); } } },
       h("div", { class: "start-grid" },
-        h("div", { class: "form" },
-          h("section", { class: "card", "aria-label": "Context" }, h("div", { class: "card-head" }, h("h2", { class: "grow" }, "Context"), this.toggle), h("div", { class: "card-body" }, this.context)),
-          this.trouble, h("div", { class: "actions" }, this.go, h("a", { class: "button", href: "#/kinds" }, "Leave it"))),
-        h("section", { class: "card", "aria-label": "Options" }, h("div", { class: "card-head" }, h("h2", {}, "How it is run")), h("div", { class: "card-body form" }, this.options.elements))));
+        h("section", { class: "card", "aria-label": "Context" }, h("div", { class: "card-head" }, h("h2", { class: "grow" }, "Context"), this.toggle), h("div", { class: "card-body" }, this.context)),
+        h("section", { class: "card options", "aria-label": "Options" }, h("div", { class: "card-head" }, h("h2", {}, "How it is run")), h("div", { class: "card-body form" }, this.options.elements)),
+        h("div", { class: "form" }, this.trouble, h("div", { class: "actions" }, this.go, h("a", { class: "button", href: "#/kinds" }, "Leave it")))));
     putPage(place, head, form);
   }
 
