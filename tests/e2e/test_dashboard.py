@@ -987,7 +987,7 @@ def test_the_button_that_starts_comes_after_all_that_can_be_said(here, visit, wi
     context = page.get_by_role("region", name="Context").bounding_box()
     assert 0 < go.bounding_box()["y"] - context["y"] - context["height"] < (40 if width == 1280 else 1000)
     page.get_by_label("Name", exact=True).focus()
-    assert go.evaluate("go => Boolean(document.activeElement.compareDocumentPosition(go) & Node.DOCUMENT_POSITION_FOLLOWING)")
+    assert go.evaluate("go => (document.activeElement.compareDocumentPosition(go) & Node.DOCUMENT_POSITION_FOLLOWING) > 0")
 
 
 def test_nothing_of_jobs_stays_after_signing_out(here, visit):
