@@ -203,7 +203,7 @@ class Dispatcher:
         return {
             "queued": sum(map(len, self._lanes.values())),
             "waiting": len(self._due),
-            "running": len(self._active),
+            "running": self._n_running(),
             "claimed": len(self._claims),
             "actors": [
                 {
@@ -218,13 +218,13 @@ class Dispatcher:
         }  # fmt: skip
 
     def levels(self) -> dict[Key, float]:
-        """Return the gauges of queues and actors. Cost: by lanes and actors, not by jobs."""
+        """Return the gauges of queues and actors. Cost: by lanes, actors and running jobs."""
         heads = [self._jobs.queued(job_id) for lane in self._lanes.values() for job_id in lane.heads()]
         since = min((job.queued_at for job in heads if job is not None and job.queued_at is not None), default=None)
         found: dict[Key, float] = {
             ("queue_depth", ("queued",)): sum(map(len, self._lanes.values())),
             ("queue_depth", ("waiting",)): len(self._due),
-            ("queue_depth", ("running",)): len(self._active),
+            ("queue_depth", ("running",)): self._n_running(),
             ("oldest_queued_seconds", ()): 0.0 if since is None else max(0.0, self._clock.now() - since),
             ("loop_lag_seconds", ()): self.lag_s,
         }
@@ -820,6 +820,10 @@ class Dispatcher:
         for spec, lane in list(self._lanes.items()):
             if not len(lane) and not any(True for _ in self._pool.of(spec)):
                 del self._lanes[spec]
+
+    def _n_running(self) -> int:
+        """Return how many jobs run; chunks belong to one that does."""
+        return sum(not self._terms(active).part for active in self._active.values())
 
     def _terms(self, active: Active) -> Terms:
         return self._jobs.terms_for(active.terms_id)
