@@ -504,7 +504,7 @@ def test_jobs_with_other_needs_are_not_kept_waiting_by_items():
         job.wait().get(timeout=20)
 
 
-def test_what_a_long_item_says_is_shown():
+def test_what_a_long_item_says_is_shown(engine):
     class Long(Base):
         def process_item(self, item, index, progress):
             until = time.monotonic() + 5
@@ -515,6 +515,7 @@ def test_what_a_long_item_says_is_shown():
 
     job = Long.start(2).run().get()
     _until(lambda: "; half of " in (job.refresh().get().progress_message or ""))
+    assert engine.status().get()["running"] == 1  # its chunks are no jobs
     job.cancel().get()
     with pytest.raises(koan.JobCancelledError):
         job.wait().get(timeout=20)
