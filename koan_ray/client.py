@@ -93,6 +93,9 @@ def init(
     if runtime not in ("ray", "local"):
         msg = f"runtime: expected 'ray' or 'local', got {runtime!r}"
         raise ConfigurationError(msg)
+    if runtime == "local" and address is not None:
+        msg = f"address: runtime='local' runs in this process and joins no Ray, got {address!r}; leave out one of the two"
+        raise ConfigurationError(msg)
     with _lock:
         if (
             _current is not None

@@ -13,10 +13,11 @@ import pydantic
 from pydantic_core import PydanticSerializationError, ValidationError, to_json
 
 from koan_ray.domain.durations import Duration, seconds
+from koan_ray.domain.query import METADATA_KEYS, is_metadata_key
 from koan_ray.domain.records import ActorSpec, Terms, identified
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, Isolation, ParentPolicy
-from koan_ray.errors import InvalidContextError, JobDefinitionError, PayloadTooLargeError
+from koan_ray.errors import ConfigurationError, InvalidContextError, JobDefinitionError, PayloadTooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -236,15 +237,13 @@ def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidContextError: A key is not text, or holds ``$`` in front, a ``.`` or NUL; or a value is not JSON.
     """
-    keys: list[Any] = list(metadata)
-    for key in keys:
-        if not isinstance(key, str) or not key or key.startswith("$") or "." in key or "\0" in key:
-            problem = "keys are non-empty text without '.' or NUL, not beginning with '$'"
-            raise InvalidContextError("metadata", [(repr(key), problem)])
+    for key in metadata:
+        if not is_metadata_key(key):
+            raise InvalidContextError("", [(repr(key), METADATA_KEYS)], "metadata")
     try:
         return typing.cast("dict[str, Any]", json.loads(to_json(metadata, inf_nan_mode="strings")))
     except (PydanticSerializationError, ValueError) as error:
-        raise InvalidContextError("metadata", [("metadata", f"cannot be written as JSON: {error}")]) from None
+        raise InvalidContextError("", [("(a value)", f"cannot be written as JSON: {error}")], "metadata") from None
 
 
 def _problems(error: ValidationError) -> list[tuple[str, str]]:
@@ -301,7 +300,10 @@ def _timeout(job_type: type[Any]) -> float | None:
     value: Duration | None = job_type.timeout
     if value is None:
         return None
-    timeout_s = seconds(value, name=f"job class {job_type.__qualname__}: timeout")
+    try:
+        timeout_s = seconds(value, name=f"job class {job_type.__qualname__}: timeout")
+    except ConfigurationError as error:
+        raise JobDefinitionError(str(error)) from None
     if timeout_s == 0:
         msg = f"job class {job_type.__qualname__}: timeout must be longer than 0 s; use None for no timeout"
         raise JobDefinitionError(msg)

@@ -25,11 +25,11 @@ class JobDefinitionError(KoanRayError):
 
 
 class InvalidContextError(KoanRayError):
-    """The context does not fit the job's declared type; nothing was submitted."""
+    """The context does not fit the job's declared type, or metadata cannot be stored; nothing was submitted."""
 
-    def __init__(self, kind: str, problems: list[tuple[str, str]]) -> None:
-        super().__init__(kind, problems)
-        self.kind, self.problems = kind, problems
+    def __init__(self, kind: str, problems: list[tuple[str, str]], what: str = "context") -> None:
+        super().__init__(kind, problems, what)
+        self.kind, self.problems, self.what = kind, problems, what
 
     @property
     def fields(self) -> list[str]:
@@ -38,7 +38,8 @@ class InvalidContextError(KoanRayError):
 
     def __str__(self) -> str:
         listed = "; ".join(f"{path}: {message}" for path, message in self.problems)
-        return f"job {self.kind!r}: the context was refused: {listed}. Nothing was submitted; correct the context."
+        job = f"job {self.kind!r}: " if self.kind else ""
+        return f"{job}the {self.what} was refused: {listed}. Nothing was submitted; correct the {self.what}."
 
 
 class PayloadTooLargeError(KoanRayError):

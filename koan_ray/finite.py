@@ -67,6 +67,11 @@ class ItemResult:
     def __hash__(self) -> int:
         return hash(self.outcome)
 
+    def __reduce__(self) -> Any:
+        if self.outcome == "success":  # its other members belong to the class
+            return ItemResult.success, (self.value,)
+        return ItemResult, (self.outcome, self.value, self.reason)
+
     def __repr__(self) -> str:
         shown = self.value if self.outcome == "success" else self.reason
         return f"ItemResult.{self.outcome}({'' if shown is None else repr(shown)})"

@@ -21,7 +21,7 @@ from koan_ray.errors import ConfigurationError, JobDefinitionError
 from koan_ray.listing import JobPage, JobStream
 from koan_ray.progress import ProgressStream, Subscription, subscribe
 from koan_ray.registry import register
-from koan_ray.run import JobManyBuilder, JobRunBuilder, RunSettings
+from koan_ray.run import JobManyBuilder, JobRunBuilder, RunSettings, checked_correlation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -121,7 +121,7 @@ class Job(Generic[C, R]):
         """
         cls._require_body()
         encoded = cls.definition.encode_context(context)
-        return JobRunBuilder(cls, RunSettings(correlation_id=correlation_id), encoded)
+        return JobRunBuilder(cls, RunSettings(correlation_id=checked_correlation(correlation_id, "start")), encoded)
 
     @classmethod
     def start_many(cls, contexts: Iterable[Any], correlation_id: str | None = None) -> JobManyBuilder[Self]:
@@ -131,7 +131,7 @@ class Job(Generic[C, R]):
         is refused fails the whole call, and the jobs accepted before it are cancelled.
         """
         cls._require_body()
-        return JobManyBuilder(cls, RunSettings(correlation_id=correlation_id), contexts)
+        return JobManyBuilder(cls, RunSettings(correlation_id=checked_correlation(correlation_id, "start_many")), contexts)
 
     @classmethod
     def _require_body(cls) -> None:

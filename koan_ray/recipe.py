@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from koan_ray.domain.durations import Duration, seconds
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.errors import ConfigurationError
-from koan_ray.run import JobManyBuilder, JobRunBuilder, Persistence, RunSettings
+from koan_ray.run import JobManyBuilder, JobRunBuilder, RunSettings, checked_correlation, persistence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,7 +32,7 @@ class RecipeBuilder:
 
     def persist(self, source: str | None = None, partition: str | None = None) -> RecipeBuilder:
         """Keep the jobs as documents."""
-        return RecipeBuilder(replace(self._settings, persistence=Persistence(source, partition)))
+        return RecipeBuilder(replace(self._settings, persistence=persistence(source, partition)))
 
     def audit(self, enabled: bool = True) -> RecipeBuilder:
         """Keep a document of each execution."""
@@ -63,6 +63,10 @@ class RecipeBuilder:
 
     def build(self, job_type: type[J]) -> JobRecipe[J]:
         """Bind the recipe to a job class."""
+        given: object = job_type
+        if not isinstance(given, type) or not hasattr(given, "start_many"):
+            msg = f"build: expected a job class, got {given!r:.80}"
+            raise ConfigurationError(msg)
         return JobRecipe(job_type, self._settings)
 
 
@@ -77,9 +81,9 @@ class JobRecipe(Generic[J]):
     def start(self, context: Any = None, correlation_id: str | None = None) -> JobRunBuilder[J]:
         """Return a builder for one job that begins with the recipe's settings."""
         builder = self.job_type.start(context)
-        return builder._like(replace(self._settings, correlation_id=correlation_id))  # noqa: SLF001 - one package
+        return builder._like(replace(self._settings, correlation_id=checked_correlation(correlation_id, "start")))  # noqa: SLF001 - one package
 
     def start_many(self, contexts: Iterable[Any], correlation_id: str | None = None) -> JobManyBuilder[J]:
         """Return a builder for many jobs that begins with the recipe's settings."""
         builder = self.job_type.start_many(contexts)
-        return builder._like(replace(self._settings, correlation_id=correlation_id))  # noqa: SLF001 - one package
+        return builder._like(replace(self._settings, correlation_id=checked_correlation(correlation_id, "start_many")))  # noqa: SLF001 - one package

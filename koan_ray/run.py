@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
@@ -11,7 +12,7 @@ from koan_ray.domain.durations import Duration, seconds
 from koan_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from koan_ray.domain.retry import RetryPolicy
     from koan_ray.jobs import Job
@@ -26,6 +27,15 @@ class Persistence(NamedTuple):
 
     source: str | None = None
     partition: str | None = None
+
+
+def persistence(source: object, partition: object) -> Persistence:
+    """Return what ``.persist()`` was given; `ConfigurationError` for what is no text."""
+    for name, value in (("source", source), ("partition", partition)):
+        if value is not None and not isinstance(value, str):
+            msg = f"persist({name}={value!r:.80}): expected the name of a {name} as text"
+            raise ConfigurationError(msg)
+    return Persistence(cast("str | None", source), cast("str | None", partition))
 
 
 class Parent(NamedTuple):
@@ -57,6 +67,14 @@ class RunSettings:
         return replace(self, metadata={**self.metadata, **encode_metadata(metadata)})
 
 
+def checked_correlation(value: object, name: str) -> str | None:
+    """Return a correlation id as given; `ConfigurationError` if it is no text."""
+    if value is not None and not isinstance(value, str):
+        msg = f"{name}: expected a correlation id as text, got {value!r:.80}"
+        raise ConfigurationError(msg)
+    return value
+
+
 class _Builder(Generic[J]):
     __slots__ = ("_job_type", "_settings")
 
@@ -70,8 +88,11 @@ class _Builder(Generic[J]):
         raise NotImplementedError
 
     def persist(self, source: str | None = None, partition: str | None = None) -> Self:
-        """Keep the job as documents; None means the default of the settings."""
-        return self._with(persistence=Persistence(source, partition))
+        """Keep the job as documents; None means the default of the settings.
+
+        In a source with the URL ``memory://`` it is kept as without this call: in the engine's memory, while that lives.
+        """
+        return self._with(persistence=persistence(source, partition))
 
     def audit(self, enabled: bool = True) -> Self:
         """Keep a document of each execution; ignored while the job is kept in memory."""
@@ -83,11 +104,15 @@ class _Builder(Generic[J]):
         Raises:
             InvalidContextError: A key or value cannot be stored.
         """
+        given: object = mapping
+        if given is not None and not isinstance(given, Mapping):
+            msg = f"with_metadata: expected a mapping of names to values, got {given!r:.80}"
+            raise ConfigurationError(msg)
         return self._like(self._settings.merged({**(mapping or {}), **items}))
 
     def with_correlation(self, correlation_id: str) -> Self:
         """Use this instead of the current trace id."""
-        return self._with(correlation_id=correlation_id)
+        return self._with(correlation_id=checked_correlation(correlation_id, "with_correlation"))
 
     def named(self, name: str, description: str | None = None) -> Self:
         """Give the job a name, and say what it is for, for people."""
@@ -103,7 +128,10 @@ class _Builder(Generic[J]):
 
     def child_of(self, job: Job[Any, Any], *, key: str | None = None) -> Self:
         """Put it below ``job`` in the tree; ``key`` as in `Job.start_child`."""
-        view = job._view  # noqa: SLF001 - one package
+        view = getattr(job, "_view", None)
+        if view is None:
+            msg = f"child_of: expected a job in hand, got {job!r:.80}; get one with Jobs.get(id)"
+            raise ConfigurationError(msg)
         return self._with(parent=Parent(view.id, view.depth, view.correlation_id, key))
 
 

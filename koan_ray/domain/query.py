@@ -30,6 +30,14 @@ FILTERS: Final = (
 )  # fmt: skip
 
 
+METADATA_KEYS: Final = "keys are non-empty text without '.' or NUL, not beginning with '$'"
+
+
+def is_metadata_key(key: object) -> bool:
+    """Tell whether metadata can have this key, in every store."""
+    return isinstance(key, str) and bool(key) and not key.startswith("$") and "." not in key and "\0" not in key
+
+
 class Page(NamedTuple):
     """One page of records and where the next begins; ``cursor`` is None on the last page."""
 
@@ -141,6 +149,10 @@ def parse_query(filters: Mapping[str, Any]) -> Query:
     if not isinstance(metadata, dict):
         msg = f"metadata: expected a dict of values to match, got {metadata!r}"
         raise ConfigurationError(msg)
+    for key in metadata:
+        if not is_metadata_key(key):
+            msg = f"metadata: {key!r} can be no key: {METADATA_KEYS}"
+            raise ConfigurationError(msg)
     return Query(
         kinds=_texts("kind", given.get("kind")),
         statuses=_statuses(given.get("status")),

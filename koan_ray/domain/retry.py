@@ -65,10 +65,10 @@ class RetryPolicy:
         if max_s < initial_s:
             msg = f"retry.max_delay: expected a duration >= retry.initial_delay ({initial_s:g}s), got {max_s:g}s"
             raise ConfigurationError(msg)
-        if not 1.0 <= self.backoff_multiplier <= 1e6:
+        if not _is_within(1.0, self.backoff_multiplier, 1e6):
             msg = f"retry.backoff_multiplier: expected 1 to 1,000,000, got {self.backoff_multiplier!r}"
             raise ConfigurationError(msg)
-        if not 0.0 <= self.jitter <= 1.0:
+        if not _is_within(0.0, self.jitter, 1.0):
             msg = f"retry.jitter: expected a share between 0 and 1, got {self.jitter!r}"
             raise ConfigurationError(msg)
         object.__setattr__(self, "strategy", strategy)
@@ -100,6 +100,10 @@ class RetryPolicy:
             case RetryStrategy.EXPONENTIAL_BACKOFF:
                 # The exponent is bounded before the power is taken: 2.0 ** 5000 raises OverflowError.
                 return initial * self.backoff_multiplier ** min(failures - 1, 50)
+
+
+def _is_within(least: float, value: object, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 
 class Advice(NamedTuple):

@@ -35,13 +35,16 @@ class Catalog:
         sources: What keeps documents, by name.
         default_source: Where ``.persist()`` without a name keeps jobs.
         default_partition: In which partition.
+        in_memory: Names of sources with the URL ``memory://``: what is asked to be kept there is kept in memory.
     """
 
     def __init__(
-        self, memory: JobStore, writer: Writer, sources: Mapping[str, Shards], default_source: str, default_partition: str
-    ) -> None:
+        self, memory: JobStore, writer: Writer, sources: Mapping[str, Shards], default_source: str, default_partition: str,
+        in_memory: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         self.memory, self.memory_writer, self.sources = memory, writer, sources
         self._default_source, self._default_partition = default_source, default_partition
+        self._in_memory = frozenset({MEMORY, *in_memory})
 
     # --- one job -----------------------------------------------------------------------------------------------------
 
@@ -82,7 +85,7 @@ class Catalog:
             return asked
         name = asked.source or self._default_source
         if name not in self.sources:
-            if name == MEMORY:
+            if name in self._in_memory:
                 return Residence()
             known = ", ".join(map(repr, self.sources)) or "none"
             msg = (
@@ -179,12 +182,12 @@ class Catalog:
 
     def _asked(self, query: Query) -> list[tuple[JobStore, str | None]]:
         """Return the stores a query is for: one source, or everything; memory has no partitions."""
-        if query.source is not None and query.source not in (MEMORY, *self.sources):
-            known = ", ".join(map(repr, (*self.sources, MEMORY)))
+        if query.source is not None and query.source not in (*self._in_memory, *self.sources):
+            known = ", ".join(map(repr, (*self.sources, *sorted(self._in_memory))))
             msg = f"source: {query.source!r} is none of this engine's sources ({known})"
             raise ConfigurationError(msg)
         asked: list[tuple[JobStore, str | None]] = []
-        if query.source in (None, MEMORY) and query.partition in (None, "", "*"):
+        if query.source in (None, *self._in_memory) and query.partition in (None, "", "*"):
             asked.append((self.memory, None))
         asked += self._stores(query.source)
         if not asked:

@@ -108,7 +108,9 @@ class Coordinator:
         self._jobs = LiveJobs(self._kinds, self._waiters, clock, self._log, tells_moves=tells_moves)
         self._live = self._jobs.by_id
         self._memory_writer = Writer(store, clock, self._jobs.written, self._jobs.fenced, meters=self._jobs.meters)
-        self._catalog = Catalog(store, self._memory_writer, {}, settings.default_source, settings.default_partition)
+        self._catalog = Catalog(
+            store, self._memory_writer, {}, settings.default_source, settings.default_partition, settings.in_memory
+        )
         self._checkpoints = Checkpoints(self._jobs, self._catalog, clock)
         self._sinks = Sinks(self._checkpoints, self._catalog)
         self._settling = Settling(

@@ -48,7 +48,12 @@ class EngineSettings:
     @property
     def keeps_documents(self) -> bool:
         """At least one source outlives the coordinator."""
-        return any(not url.startswith("memory://") for _, url in self.sources)
+        return len(self.in_memory) < len(self.sources)
+
+    @property
+    def in_memory(self) -> tuple[str, ...]:
+        """The names of the sources that are the coordinator's memory."""
+        return tuple(name for name, url in self.sources if url.startswith("memory://"))
 
     def shown(self, name: str) -> str:
         """Return a value for people: of the sources only the names, because URLs hold passwords."""
