@@ -30,6 +30,7 @@ FILTERS: Final = (
 )  # fmt: skip
 
 
+ALL_PARTITIONS: Final = "*"
 METADATA_KEYS: Final = "keys are non-empty text without '.' or NUL, not beginning with '$'"
 
 
@@ -81,6 +82,7 @@ class Query:
             and (self.correlation_id is None or about.correlation_id == self.correlation_id)
             and (self.name is None or about.name == self.name)
             and (self.has_items is None or job.has_items is self.has_items)
+            and (self.partition in (None, ALL_PARTITIONS) or about.residence.partition == self.partition)
             and _between(job.created_at, self.created_after, self.created_before)
             and _between(job.completed_at, self.completed_after, self.completed_before)
             and (not self.metadata or _contains(about.metadata or {}, self.metadata))

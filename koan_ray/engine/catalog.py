@@ -6,6 +6,7 @@ Which of them a job belongs to is said once, by its residence; users' jobs carry
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 from koan_ray.domain.archival import is_archive
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from koan_ray.engine.writer import Writer
     from koan_ray.ports import JobStore
 
+_PARTITION = re.compile(r"[a-z0-9_-]{0,64}")
 MEMORY = "memory"  # the name of this process's memory among the sources
 
 
@@ -86,7 +88,7 @@ class Catalog:
         name = asked.source or self._default_source
         if name not in self.sources:
             if name in self._in_memory:
-                return Residence()
+                return Residence(None, _checked(asked.partition or self._default_partition))
             known = ", ".join(map(repr, self.sources)) or "none"
             msg = (
                 f"persist(source={name!r}): this engine has no such source (known: {known}). Give it a URL, for example "
@@ -181,13 +183,14 @@ class Catalog:
         return page if source is None else page._replace(jobs=[self.placed(job, source) for job in page.jobs])
 
     def _asked(self, query: Query) -> list[tuple[JobStore, str | None]]:
-        """Return the stores a query is for: one source, or everything; memory has no partitions."""
+        """Return the stores a query is for: one source, or everything; memory has partitions if a source is kept there."""
         if query.source is not None and query.source not in (*self._in_memory, *self.sources):
             known = ", ".join(map(repr, (*self.sources, *sorted(self._in_memory))))
             msg = f"source: {query.source!r} is none of this engine's sources ({known})"
             raise ConfigurationError(msg)
         asked: list[tuple[JobStore, str | None]] = []
-        if query.source in (None, *self._in_memory) and query.partition in (None, "", "*"):
+        has_partitions = len(self._in_memory) > 1
+        if query.source in (None, *self._in_memory) and (has_partitions or query.partition in (None, "", "*")):
             asked.append((self.memory, None))
         asked += self._stores(query.source)
         if not asked:
@@ -211,6 +214,13 @@ class Catalog:
             return job
         residence = about.residence._replace(source=source)
         return job.evolve(particulars=about._replace(residence=residence))
+
+
+def _checked(partition: str) -> str:
+    if not _PARTITION.fullmatch(partition):
+        msg = f"partition: expected 1 to 64 of a-z, 0-9, '_' and '-', got {partition!r}"
+        raise ConfigurationError(msg)
+    return partition
 
 
 async def written(writers: Iterable[Writer]) -> None:

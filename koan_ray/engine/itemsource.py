@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import to_json
 
-from koan_ray.errors import ItemsChangedError, JobDefinitionError
+from koan_ray.errors import ItemsChangedError, JobDefinitionError, NonRetryable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -287,7 +287,7 @@ class _Rows:
                     f"get_items() returned {type(source).__name__}, which cannot be iterated over; return an iterable, a "
                     f"generator, an async generator or a Ray Dataset"
                 )
-                raise JobDefinitionError(msg) from None
+                raise NonRetryable(JobDefinitionError(msg)) from None  # it will return that again
 
     def fill(self, batch: list[Any], n: int) -> None:
         """Append the next ``n`` items, fewer only at the end; before an error, those that came."""

@@ -12,6 +12,8 @@ The coordinator keeps the bytes and never looks inside.
 
 from __future__ import annotations
 
+import copyreg
+import dataclasses
 import hashlib
 import importlib
 import pickle
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
     from koan_ray.jobs import Job
 
+# A dataclass compares with this one object: a copy of it, in a class by value, would be taken for a default.
+copyreg.pickle(type(dataclasses.MISSING), lambda _missing: "MISSING")  # a name of its module
 _lock = threading.Lock()  # register_pickle_by_value changes what every thread pickles
 
 

@@ -27,7 +27,7 @@ from pymongo import DeleteMany, DeleteOne, InsertOne, ReplaceOne, ReturnDocument
 
 from koan_ray.domain.archival import is_archive
 from koan_ray.domain.lease import SLOTS, Lease
-from koan_ray.domain.query import Page
+from koan_ray.domain.query import ALL_PARTITIONS, Page
 from koan_ray.domain.status import ExecutionStatus, JobStatus
 from koan_ray.errors import ConfigurationError, RecordCorruptError, StoreUnavailableError
 from koan_ray.killpoints import killpoint
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
     from koan_ray.ports import Change
     from koan_ray.stores.mongo_driver import DriverName
 
-ALL_PARTITIONS: Final = "*"
 _BATCH: Final = 500
 _BATCH_BYTES: Final = 16 * 1024 * 1024  # of contexts and results, in one batch of a scan
 _PAGE_BYTES: Final = 8 * 1024 * 1024  # of parts in one answer

@@ -269,7 +269,7 @@ def _run_settings(ask: SubmitAsk) -> RunSettings:
         metadata = encode_metadata(ask.metadata or {})
     except InvalidContextError as error:
         key, what = error.problems[0]
-        raise _unusable("body.metadata", what if key == "metadata" else f"{key}: {what}") from None
+        raise _unusable("body.metadata", f"{key}: {what}") from None
     persistence: Persistence | None = None
     if isinstance(ask.persist, Persist):
         persistence = Persistence(ask.persist.source, ask.persist.partition)

@@ -150,6 +150,7 @@ class Reader:
             name: _Opened(name, wiring.open_store(name, url, read_only=True, on_corrupt=_tell_once()))
             for name, url in urls.items()
         }
+        self._in_memory = frozenset({MEMORY, *numbers.in_memory})
         self._audit_source = numbers.audit_source
         self._scans = asyncio.Semaphore(_MAX_SCANS)
 
@@ -213,17 +214,16 @@ class Reader:
             return min(at_most, int(await self._link.coordinator("count", {**plain, "source": MEMORY})))
 
     def _check(self, query: Query) -> None:
-        if query.source not in (None, MEMORY, *self._sources):
-            known = ", ".join(map(repr, (*self._sources, MEMORY)))
+        if query.source not in (None, *self._in_memory, *self._sources):
+            known = ", ".join(map(repr, (*self._sources, *sorted(self._in_memory))))
             msg = f"source: {query.source!r} is none of this API's sources ({known})"
             raise ConfigurationError(msg)
 
     def _asked(self, query: Query) -> list[_Opened]:
         return [opened for name, opened in self._sources.items() if query.source in (None, name)]
 
-    @staticmethod
-    def _asks_memory(query: Query) -> bool:
-        return query.source in (None, MEMORY) and query.partition in (None, "", "*")
+    def _asks_memory(self, query: Query) -> bool:
+        return query.source in (None, *self._in_memory) and query.partition in (None, "", "*")
 
     # --- one job -----------------------------------------------------------------------------------------------------
 

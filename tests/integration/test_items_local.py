@@ -133,6 +133,17 @@ def test_get_items_may_be_a_coroutine_or_give_rows():
     assert sorted(finished(Rows, 30).values) == list(range(30))
 
 
+def test_items_that_cannot_be_iterated_over_fail_the_job_at_once():
+    class Seven(Base):
+        def get_items(self, context):
+            return 7
+
+    began = time.monotonic()
+    with pytest.raises(koan.JobFailedError, match=r"after 1 attempt: JobDefinitionError: get_items\(\) returned int"):
+        finished(Seven, 1)
+    assert time.monotonic() - began < Seven.retry.initial_delay.total_seconds()
+
+
 def test_no_items_complete_the_job():
     assert finished(Base, 0) == Counts(total=0, processed=0, failed=0, skipped=0)
 

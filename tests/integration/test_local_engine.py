@@ -241,7 +241,17 @@ def test_the_builder_is_immutable_and_the_recipe_merges(local_engine):
         (lambda: Leaf.start(1).delayed(-1), koan.ConfigurationError, "negative"),
         (lambda: Leaf.start(1).named(5), koan.ConfigurationError, "named"),
         (lambda: Leaf.start(1).with_metadata({"a.b": 1}), koan.InvalidContextError, "keys are"),
-        (lambda: Leaf.start(1).with_metadata(a=object()), koan.InvalidContextError, "JSON"),
+        (lambda: Leaf.start(1).with_metadata(a=object()), koan.InvalidContextError, "the metadata was refused: .*JSON"),
+        (lambda: Leaf.start(1).with_metadata(3), koan.ConfigurationError, "with_metadata: expected a mapping.*3"),
+        (lambda: Leaf.start(1).with_correlation(3), koan.ConfigurationError, "with_correlation: .*as text, got 3"),
+        (lambda: Leaf.start(1, correlation_id=3), koan.ConfigurationError, "start: .*as text, got 3"),
+        (lambda: Leaf.start(1).child_of("x"), koan.ConfigurationError, "child_of: expected a job in hand, got 'x'"),
+        (lambda: Leaf.start(1).persist(3), koan.ConfigurationError, "source=3"),
+        (lambda: koan.Jobs.recipe().persist(partition=3), koan.ConfigurationError, "partition=3"),
+        (lambda: koan.Jobs.recipe().build(3), koan.ConfigurationError, "build: expected a job class, got 3"),
+        (lambda: koan.Jobs.query(metadata={"$where": 1}).get(), koan.ConfigurationError, r"metadata: '\$where'"),
+        (lambda: koan.Jobs.count(metadata={"a.b": 1}).get(), koan.ConfigurationError, "metadata: 'a.b'"),
+        (lambda: koan.init("auto", runtime="local"), koan.ConfigurationError, "address: .*'auto'"),
         (lambda: koan.Jobs.recipe().use_policy(retry=3), koan.ConfigurationError, "RetryPolicy"),
         (lambda: koan.Jobs.recipe().use_policy(timeout=0), koan.ConfigurationError, "longer than 0"),
         (lambda: koan.Jobs.cancel("nope").get(), koan.ConfigurationError, "job id"),
@@ -254,6 +264,22 @@ def test_the_builder_is_immutable_and_the_recipe_merges(local_engine):
 def test_bad_input_is_refused(local_engine, act, error, told):
     with pytest.raises(error, match=told):
         act()
+
+
+def test_a_source_in_memory_keeps_jobs_as_any_other_while_the_engine_lives():
+    sources = {"default": {"url": "memory://"}, "jobs": {"url": "memory://"}}
+    with koan.init(runtime="local", sources=sources):
+        there = koan.Jobs.recipe().persist(source="jobs", partition="hot").audit().build(Leaf)
+        hot, cold, plain = there.start(1).run().get(), Leaf.start(2).persist().run().get(), Leaf.start(3).run().get()
+        assert [job.wait().get(timeout=10) for job in (hot, cold, plain)] == [1, 2, 3]
+        assert len(hot.executions().get()) == 1
+        assert list(koan.Jobs.query(source="jobs", partition="hot").get()) == [hot]
+        assert koan.Jobs.count(partition="").get() == 2
+        assert koan.Jobs.count().get() == koan.Jobs.count(partition="*").get() == 3
+        with pytest.raises(koan.ConfigurationError, match="no such source"):
+            Leaf.start(1).persist("elsewhere").run().get()
+        with pytest.raises(koan.ConfigurationError, match=r"partition: expected 1 to 64 of a-z.*'Ä b'"):
+            Leaf.start(1).persist(partition="Ä b").run().get()
 
 
 def test_init_is_idempotent_and_shutdown_fails_what_waits():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from ray import exceptions
 
 from koan_ray.errors import CoordinatorUnavailableError, KoanRayError, RuntimeUnavailableError
+
+_GUESSES = re.compile(r" *Some common causes include:.*")  # the memory, in most of them, whatever it was
 
 
 def is_gone(error: BaseException) -> bool:
@@ -18,8 +22,8 @@ def is_unknown(error: BaseException) -> bool:
 
 
 def cause_of_death(error: BaseException) -> str:
-    """Return why an actor died, in one line."""
-    text = str(error).strip()
+    """Return why an actor died, in one line: what Ray knows, without the list of what it may have been."""
+    text = _GUESSES.sub("", str(error)).strip()
     for line in text.splitlines():
         if "memory" in line.lower():
             return f"out of memory: {line.strip()}"[:500]

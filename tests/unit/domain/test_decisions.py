@@ -77,6 +77,7 @@ def test_what_another_attempt_cannot_help_ends_the_job(reason, kind):
         {"max_attempts": 0}, {"max_attempts": 1.5}, {"max_attempts": True}, {"strategy": "sometimes"},
         {"initial_delay": -1},
         {"initial_delay": "soon"}, {"max_delay": 1}, {"backoff_multiplier": 0.5}, {"jitter": 2}, {"max_delay": float("nan")},
+        {"backoff_multiplier": "2"}, {"backoff_multiplier": None}, {"jitter": "a little"}, {"jitter": True},
     ],
 )  # fmt: skip
 def test_a_policy_that_makes_no_sense_is_refused_by_name(arguments):
@@ -224,6 +225,7 @@ def test_instants_are_read_from_datetimes_and_text():
 
 EXAMPLES = [
     errors.ConfigurationError("m"), errors.JobDefinitionError("m"), errors.InvalidContextError("k", [("a", "b")]),
+    errors.InvalidContextError("", [("a", "b")], "metadata"),
     errors.PayloadTooLargeError("k", "context", 2, 1), errors.UnknownKindError("k", ["a"]),
     errors.JobNotFoundError("i", "a", "b"),
     errors.JobFailedError("i", "k", "exhausted", "E", "m", 3, "t"), errors.JobCancelledError("i", "k", "why"),

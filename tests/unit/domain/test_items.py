@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 import random
 
 import pytest
@@ -26,6 +28,7 @@ from koan_ray.domain.items import (
 )
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.domain.retry import RetryPolicy
+from koan_ray.finite import ItemResult
 
 ERROR = ErrorInfo("ValueError", "no")
 LOST = ErrorInfo("ProcessLost", "gone")
@@ -301,3 +304,9 @@ def test_chunks_of_a_job_that_goes_on_are_longer():
         sizer.ended(100, 0.1)
     assert sizer.size(None, 2) == pytest.approx(500, rel=0.01)
     assert sizer.size(600, 2) == 150
+
+
+def test_what_became_of_an_item_travels_and_compares():
+    ends = [ItemResult.success(), ItemResult.success(3), ItemResult.skipped("late"), ItemResult.failed("broken")]
+    assert pickle.loads(pickle.dumps(ends)) == copy.deepcopy(ends) == ends
+    assert len({repr(end) for end in ends}) == 4
