@@ -10,6 +10,7 @@ class CancellationToken:
     """Set when the job is cancelled, or when its attempt has taken longer than its timeout.
 
     After it is set the body has ``engine.cancel_grace`` (5 s) to return or raise; then its process is killed.
+    What a cancelled job returns is its result; what an attempt returns after its timeout is not: it has failed.
     """
 
     __slots__ = ("_lock", "_requested", "_waiting", "cause", "is_watched")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 from koan_ray.domain.durations import instant
 from koan_ray.domain.progress import estimate_completion
 from koan_ray.domain.status import JobStatus
+from koan_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -71,7 +72,11 @@ class JobProgress:
             message: What is going on, for people.
         """
         first = percentage if current is None else current
-        self._latest = (first + 0.0, total, message)  # type: ignore[operator]  # refuses what is not a number
+        try:
+            self._latest = (first + 0.0, total, message)  # type: ignore[operator]  # refuses what is not a number
+        except TypeError:
+            msg = f"progress.report: expected a number first (0 to 1, or the step reached), got {first!r:.80}"
+            raise TypeError(msg) from None
         if not self._is_new:
             self._is_new = True
             self._announce()
@@ -154,6 +159,9 @@ def subscribe(handler: Callable[[JobProgressUpdate], Any], watch: _Watch) -> Sub
     loop in a thread of its own when none runs. What a handler raises is logged and does not end the subscription. A slow
     one misses updates between, never the last.
     """
+    if not callable(handler):
+        msg = f"on_progress: expected a function or a coroutine function, got {handler!r:.80}"
+        raise ConfigurationError(msg)
     mailbox = _Mailbox(handler)
     subscription = Subscription(mailbox.close)
     mailbox.on_end = subscription.close

@@ -121,7 +121,7 @@ class Attempt:
                     result = await job.execute(context, self.progress, self.token)
             self.is_in_body = False
             killpoint("body.after")
-            return self._succeeded(result)
+            return self._succeeded(job, result)
         except BaseException as error:  # noqa: BLE001 - whatever a body raises becomes its outcome
             self.is_in_body = False
             if self._runner is not None and isinstance(error, asyncio.CancelledError):
@@ -150,7 +150,7 @@ class Attempt:
                     result = job.execute(context, self.progress, self.token)
             self.is_in_body = False
             killpoint("body.after")
-            return self._succeeded(result)
+            return self._succeeded(job, result)
         except BaseException as error:  # noqa: BLE001 - whatever a body raises becomes its outcome
             self.is_in_body = False
             return self._raised(job, error)
@@ -270,7 +270,9 @@ class Attempt:
 
     # --- endings ---------------------------------------------------------------------------------------------------
 
-    def _succeeded(self, result: object) -> Report:
+    def _succeeded(self, job: Job[Any, Any], result: object) -> Report:
+        if self._has_timed_out:  # it came back on its own, and too late
+            return self._timed_out(job)
         try:
             encoded = self.job_type.definition.encode_result(result, self._host.inline_limit)
         except ResultRejectedError as error:
@@ -294,19 +296,33 @@ class Attempt:
             self.stopped_by = self.stopped_by or "token"
             if self.token.cause != "timeout":
                 return self._report("cancelled")
-        if self.token.requested and self.token.cause == "timeout":
-            self.stopped_by = self.stopped_by or "token"
-            took = f"the attempt took longer than its timeout of {self.terms.timeout_s:g} s"
-            return self._failed(job, TimeoutError(took), outcome="timeout")
+        if self._has_timed_out:
+            return self._timed_out(job)
         return self._failed(job, error)
+
+    @property
+    def _has_timed_out(self) -> bool:
+        return self.token.cause == "timeout"
+
+    def _timed_out(self, job: Job[Any, Any]) -> Report:
+        self.stopped_by = self.stopped_by or "token"
+        took = f"the attempt took longer than its timeout of {self.terms.timeout_s:g} s"
+        return self._failed(job, TimeoutError(took), outcome="timeout")
 
     def _failed(self, job: Job[Any, Any], error: BaseException, outcome: str = "failed") -> Report:
         info = describe(error)
-        judges = self.job_type.definition.judges and not self.terms.part
-        advice = self._ask(job, error, info, outcome) if judges else None
+        if not self.job_type.definition.judges or self.terms.part:
+            return self._report(outcome, error=info)
+        try:
+            advice = self._ask(job, error, info, outcome)
+        except Exception as problem:  # noqa: BLE001 - the policy is user code as well
+            found = describe(problem)
+            self.stopped_by = self.stopped_by or f"retry policy raised {found.type}"
+            added = f" (and its own retry policy raised {found.type}: {found.message[:400]})"
+            advice, info = Advice(), info._replace(message=info.message[: MAX_ERROR_MESSAGE - len(added)] + added)
         return self._report(outcome, error=info, advice=advice)
 
-    def _ask(self, job: Job[Any, Any], error: BaseException, info: ErrorInfo, outcome: str) -> Advice | None:
+    def _ask(self, job: Job[Any, Any], error: BaseException, info: ErrorInfo, outcome: str) -> Advice:
         """Ask the job's `CustomRetryPolicy`; one that raises has said nothing, and its error is added to the job's."""
         last = JobExecution(
             id=self.order.execution_id,
@@ -323,14 +339,11 @@ class Attempt:
         )
         policy: Any = job
         again, delay = None, None
-        try:
-            if hasattr(policy, "should_retry"):
-                again = bool(policy.should_retry(last))
-            if again is not False and hasattr(policy, "get_retry_delay"):
-                wait = policy.get_retry_delay(last)
-                delay = None if wait is None else min(seconds(wait, name="get_retry_delay"), _MAX_RETRY_DELAY_S)
-        except Exception as problem:  # noqa: BLE001 - the policy is user code as well
-            self.stopped_by = self.stopped_by or f"retry policy raised {describe(problem).type}"
+        if hasattr(policy, "should_retry"):
+            again = bool(policy.should_retry(last))
+        if again is not False and hasattr(policy, "get_retry_delay"):
+            wait = policy.get_retry_delay(last)
+            delay = None if wait is None else min(seconds(wait, name="get_retry_delay"), _MAX_RETRY_DELAY_S)
         return Advice(again, delay)
 
     def _report(

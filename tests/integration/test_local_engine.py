@@ -266,6 +266,55 @@ def test_bad_input_is_refused(local_engine, act, error, told):
         act()
 
 
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_what_a_plain_body_returns_after_its_timeout_is_no_result(local_engine, is_watched):
+    class Late(koan.Job[None, str]):
+        timeout = 0.1
+        retry = koan.RetryPolicy(max_attempts=1)
+
+        def execute(self, context, progress, cancellation) -> str:
+            return "stopped in time" if is_watched and wait_for(cancellation) else asyncio.run(asyncio.sleep(0.3)) or "late"
+
+    def wait_for(cancellation) -> bool:
+        asyncio.run(cancellation.wait())
+        return True
+
+    job = Late.start().run().get()
+    with pytest.raises(koan.JobFailedError, match=r"\(timeout\).*longer than its timeout of 0.1 s"):
+        job.wait().get(timeout=10)
+    assert [(e.reason, e.metrics["stopped_by"]) for e in job.executions().get()] == [("timeout", "token")]
+
+
+@pytest.mark.parametrize(("method", "told"), [("should_retry", "RuntimeError: broken"), ("get_retry_delay", "got 'soon'")])
+def test_a_retry_policy_that_fails_is_told_beside_the_error(local_engine, method, told):
+    def judge(_self, _last_execution):
+        if method == "should_retry":
+            raise RuntimeError("broken")
+        return "soon"
+
+    def execute(self, context, progress, cancellation):
+        raise ValueError("first")
+
+    job = job_class(execute=execute, retry=koan.RetryPolicy(max_attempts=1), **{method: judge}).start(1).run().get()
+    with pytest.raises(koan.JobFailedError, match=rf"ValueError: first \(and its own retry policy raised .*{told}"):
+        job.wait().get(timeout=10)
+
+
+def test_what_cannot_be_reported_or_called_is_told(local_engine):
+    @koan.job
+    def says(progress: koan.JobProgress) -> str:
+        try:
+            progress.report("half")
+        except TypeError as error:
+            return str(error)
+        return "taken"
+
+    job = says.start().run().get()
+    assert "expected a number first (0 to 1, or the step reached), got 'half'" in job.wait().get(timeout=10)
+    with pytest.raises(koan.ConfigurationError, match=r"on_progress: expected a function .*got 3"):
+        job.on_progress(3)
+
+
 def test_a_source_in_memory_keeps_jobs_as_any_other_while_the_engine_lives():
     sources = {"default": {"url": "memory://"}, "jobs": {"url": "memory://"}}
     with koan.init(runtime="local", sources=sources):
