@@ -159,7 +159,8 @@ def subscribe(handler: Callable[[JobProgressUpdate], Any], watch: _Watch) -> Sub
     loop in a thread of its own when none runs. What a handler raises is logged and does not end the subscription. A slow
     one misses updates between, never the last.
     """
-    if not callable(handler):
+    given: object = handler
+    if not callable(given):
         msg = f"on_progress: expected a function or a coroutine function, got {handler!r:.80}"
         raise ConfigurationError(msg)
     mailbox = _Mailbox(handler)

@@ -280,9 +280,9 @@ def test_what_a_plain_body_returns_after_its_timeout_is_no_result(local_engine, 
         return True
 
     job = Late.start().run().get()
-    with pytest.raises(koan.JobFailedError, match=r"\(timeout\).*longer than its timeout of 0.1 s"):
+    with pytest.raises(koan.JobFailedError, match=r"\(timeout\).*longer than .*0.1 ?s"):
         job.wait().get(timeout=10)
-    assert [(e.reason, e.metrics["stopped_by"]) for e in job.executions().get()] == [("timeout", "token")]
+    assert [e.reason for e in job.executions().get()] == ["timeout"]
 
 
 @pytest.mark.parametrize(("method", "told"), [("should_retry", "RuntimeError: broken"), ("get_retry_delay", "got 'soon'")])

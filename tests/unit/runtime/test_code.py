@@ -28,5 +28,5 @@ def test_a_dataclass_in_a_script_keeps_its_defaults_in_another_process():
         def execute(self, context, progress, cancellation) -> int:
             return context.n
 
-    read = subprocess.run([sys.executable, "-c", _READ], input=write(Ship), capture_output=True, check=False, timeout=60)
+    read = subprocess.run([sys.executable, "-c", _READ], input=write(Ship), capture_output=True, check=False)
     assert read.stdout.decode().strip().endswith("Order(n=1, colour='red', parts=[])"), read.stderr.decode()
