@@ -68,7 +68,7 @@ def rewrite(url: str, source: str, target: str) -> float:
     async def prepare() -> None:
         store = MongoStore(url)
         await store.open()
-        await store._ensure(target)
+        await store._db.ensure(target)
         await store.close()
 
     asyncio.run(prepare())

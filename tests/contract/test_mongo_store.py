@@ -246,14 +246,15 @@ class TestMongo(DocumentStoreContract):
         record = audited(partition="hot", status=JobStatus.COMPLETED, completed_at=AT)
         await store.apply([Change(record, 0, (execution(record),))])
         order = []
-        for name in ("_jobs", "_executions"):
-            collection_of = getattr(store, name)
+        database = store._db
+        for name in ("jobs", "executions"):
+            collection_of = getattr(database, name)
             setattr(
-                store, name, lambda partition, n=name, of=collection_of: (order.append((n, partition)), of(partition))[1]
+                database, name, lambda partition, n=name, of=collection_of: (order.append((n, partition)), of(partition))[1]
             )
         assert await store.remove(record.id) is True
         hot = [name for name, partition in order if partition == "hot"]
-        assert hot.index("_executions") < hot.index("_jobs")
+        assert hot.index("executions") < hot.index("jobs")
         assert db["executions.hot"].count_documents({}) == 0
 
     # --- damage ------------------------------------------------------------------------------------------------------
@@ -393,7 +394,7 @@ class TestMongo(DocumentStoreContract):
         watched = MongoStore(mongo_url)
         try:
             await watched.open()
-            watched._open_connection().follows_hints = True
+            watched._db.connection.follows_hints = True
             records = [job(correlation_id="c", parent_job_id=job().id, name="n", metadata={"k": 1}) for _ in range(20)]
             await watched.apply([Change(record, 0) for record in records])
             sent.clear()
