@@ -3,11 +3,13 @@
 It has no thread of its own for the usual work. Calls go out from the thread that asks, answers come in on the
 transport's threads, and both directions gather: while `_MAX_SUBMITS` submissions are on their way, further ones wait and
 go together with the next; one parked `wait` call brings the ends of all jobs that this process waits for.
+
+In rooms of their own: reading the source of a `start_many` (`startmany`), telling those who wait (`waits`), what happens at
+a time (`timeouts`), and following progress (`watching`).
 """
 
 from __future__ import annotations
 
-import heapq
 import json
 import threading
 import time
@@ -16,17 +18,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import to_json
 
-from koan_ray.definition import Definition
 from koan_ray.domain.durations import instant
 from koan_ray.domain.ids import child_id, is_id, new_id
-from koan_ray.domain.records import FAILED, ErrorInfo, JobView, Particulars, Residence, Terms
+from koan_ray.domain.records import FAILED, JobView, Particulars, Residence, Terms
 from koan_ray.domain.status import ExecutionStatus, JobStatus
 from koan_ray.engine.messages import Submission
+from koan_ray.engine.startmany import ROWS, ManyFeed
+from koan_ray.engine.timeouts import Timeouts
+from koan_ray.engine.waits import Wait, conclude, tell
 from koan_ray.engine.watching import Watching
 from koan_ray.errors import (
     ConfigurationError,
-    JobCancelledError,
-    JobFailedError,
     JobLostError,
     JobNotFoundError,
     PayloadTooLargeError,
@@ -43,14 +45,14 @@ from koan_ray.run import RunSettings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from koan_ray.definition import Definition
     from koan_ray.domain.records import Checkpoint, DocumentPage, End, Part, Progress
     from koan_ray.engine.messages import Accepted, Ends, ExecutionView
+    from koan_ray.engine.waits import Chunk
     from koan_ray.ports import Transport
     from koan_ray.progress import JobProgressUpdate
 
 _MAX_SUBMITS = 2
-_CHUNK = 1000  # rows of one submission
-_MAX_CHUNKS = 4  # of one start_many on their way
 _MAX_WAITS = 2
 _PARK_S = 20.0
 _CHECKPOINT_S = 120.0  # a checkpoint, or a page of values, is asked to be stored for so long
@@ -70,22 +72,6 @@ class _Submit(NamedTuple):
     terms: Terms
     about: Particulars
     row: tuple[Any, ...]
-
-
-class _Wait(NamedTuple):
-    pending: Pending[Any] | None  # None: the job in hand is brought up to date, and nobody is told
-    job: Job[Any, Any] | None
-    told: Callable[[End | BaseException], None] | None = None  # instead of a pending
-    is_part: bool = False  # for a chunk of items, which nobody else can know
-
-
-class _Chunk:
-    """Jobs that were accepted together. Who waits for one of them will wait for the others: all are watched at once."""
-
-    __slots__ = ("jobs",)
-
-    def __init__(self) -> None:
-        self.jobs: list[Job[Any, Any]] = []
 
 
 class Session:
@@ -120,7 +106,7 @@ class Session:
         self._code: dict[str, bytes] = {}
         self._by_id: dict[str, Terms] = {}
         self._sent: set[str] = set()  # ids of terms that the coordinator has
-        self._waits: dict[str, list[_Wait]] = {}
+        self._waits: dict[str, list[Wait]] = {}
         self._to_watch: list[str] = []
         self._n_waits = 0
         # True while this process waits for what it submits one by one: then ends are sent without being asked for, which
@@ -156,7 +142,7 @@ class Session:
             submit.pending.fail(error)
         for waiting in waits.values():
             for wait in waiting:
-                _tell(wait, error)
+                tell(wait, error)
         self._watching.close()
         self._timeouts.close()
 
@@ -191,7 +177,7 @@ class Session:
         terms = self._part_terms(lead, job_type)
         job_id = new_id()
         with self._lock:
-            self._waits[job_id] = [_Wait(None, None, told, is_part=True)]
+            self._waits[job_id] = [Wait(None, None, told, is_part=True)]
 
         def accepted(answer: Accepted | None, error: BaseException | None) -> None:
             problem = error if answer is None else answer.refused.get(0)
@@ -281,7 +267,7 @@ class Session:
         if not self._submits or self._n_submits >= _MAX_SUBMITS:
             return []
         self._n_submits += 1
-        batch, self._submits = self._submits[:_CHUNK], self._submits[_CHUNK:]
+        batch, self._submits = self._submits[:ROWS], self._submits[ROWS:]
         return batch
 
     def _send_submits(self, batch: list[_Submit]) -> None:
@@ -306,7 +292,7 @@ class Session:
                 if answer.is_watched:
                     self._expect(jobs.values())
                 for end in answer.ended:
-                    _tell(_Wait(None, jobs[0]), end)
+                    tell(Wait(None, jobs[0]), end)
             for place, submit in enumerate(batch):
                 if place in jobs:
                     submit.pending.resolve(jobs[place])
@@ -395,7 +381,7 @@ class Session:
             if settings.parent is not None and settings.parent.key is not None:
                 msg = "start_many: a child key names one job; start the children one by one, or leave the key out"
                 raise ConfigurationError(msg)
-            feed = _Feed(
+            feed = ManyFeed(
                 self,
                 pending,
                 job_type,
@@ -475,23 +461,23 @@ class Session:
             pending.fail(JobNotFoundError(job.id))
         elif job.status.is_final:
             self._n_unasked = 0
-            _conclude(pending, job)
+            conclude(pending, job)
         elif self._closed is not None:
             pending.fail(self._closed)
         else:
             self._is_eager, self._n_unasked = True, 0
-            self._await_end(job.id, _Wait(pending, job), job._chunk)  # noqa: SLF001 - one package
+            self._await_end(job.id, Wait(pending, job), job._chunk)  # noqa: SLF001 - one package
             if JobStatus(job._view.status).is_final:  # noqa: SLF001 - it ended between the look and the registration
-                _conclude(pending, job)
+                conclude(pending, job)
             if timeout is not None and not pending.done:
                 self._timeouts.add(timeout, lambda: self._time_out(job.id, pending, timeout))
         return pending
 
     def on_end(self, job_id: str, told: Callable[[End | BaseException], None]) -> None:
         """Call ``told`` once with the end of a job, or with what is in the way of learning it."""
-        self._await_end(job_id, _Wait(None, None, told))
+        self._await_end(job_id, Wait(None, None, told))
 
-    def _await_end(self, job_id: str, wait: _Wait, chunk: _Chunk | None = None) -> None:
+    def _await_end(self, job_id: str, wait: Wait, chunk: Chunk | None = None) -> None:
         with self._lock:
             waiting = self._waits.get(job_id)
             if waiting is not None:
@@ -503,7 +489,7 @@ class Session:
                 neighbours, chunk.jobs = chunk.jobs, []
                 for job in neighbours:
                     if job.id not in self._waits and not job.status.is_final:
-                        self._waits[job.id] = [_Wait(None, job)]
+                        self._waits[job.id] = [Wait(None, job)]
                         self._to_watch.append(job.id)
             call = self._next_wait()
         if call is not None:
@@ -511,21 +497,21 @@ class Session:
 
     def _expect(self, jobs: Iterable[Job[Any, Any]]) -> None:
         """Take in that the ends of these jobs will be told without being asked for."""
-        told: list[tuple[list[_Wait], End | BaseException]] = []
+        told: list[tuple[list[Wait], End | BaseException]] = []
         with self._lock:
             for job in jobs:
                 early = self._early.pop(job.id, None)
                 if early is not None:
-                    told.append(([_Wait(None, job)], early))
+                    told.append(([Wait(None, job)], early))
                 else:
-                    self._waits.setdefault(job.id, []).append(_Wait(None, job))
+                    self._waits.setdefault(job.id, []).append(Wait(None, job))
                 self._n_unasked += 1
             if self._n_unasked > _MAX_UNASKED:
                 self._is_eager = False
             call = self._next_wait()
         for waiting, end in told:
             for wait in waiting:
-                _tell(wait, end)
+                tell(wait, end)
         if call is not None:
             self._send_wait(call)
 
@@ -541,7 +527,7 @@ class Session:
             return None
         if self._n_waits == 0 or (self._to_watch and self._n_waits < _MAX_WAITS):
             self._n_waits += 1
-            ids, self._to_watch = self._to_watch[:_CHUNK], self._to_watch[_CHUNK:]
+            ids, self._to_watch = self._to_watch[:ROWS], self._to_watch[ROWS:]
             return ids
         return None
 
@@ -552,7 +538,7 @@ class Session:
         self._transport.coordinator("wait", args, lambda ends, error: self._waited(ids, epoch, ends, error))
 
     def _waited(self, ids: list[str], epoch: str | None, ends: Ends | None, error: BaseException | None) -> None:
-        told: list[tuple[list[_Wait], End | BaseException]] = []
+        told: list[tuple[list[Wait], End | BaseException]] = []
         with self._lock:
             self._n_waits -= 1
             if ends is None:
@@ -580,7 +566,7 @@ class Session:
             call = self._next_wait()
         for waiting, outcome in told:
             for wait in waiting:
-                _tell(wait, outcome)
+                tell(wait, outcome)
         if call is not None:  # after the telling: whoever waits goes on while this call is made
             self._send_wait(call)
 
@@ -589,7 +575,7 @@ class Session:
         if len(self._early) > _MAX_EARLY:
             del self._early[next(iter(self._early))]
 
-    def _missing(self, job_id: str, waiting: list[_Wait], epoch: str) -> BaseException:
+    def _missing(self, job_id: str, waiting: list[Wait], epoch: str) -> BaseException:
         seen = {wait.job._view.epoch for wait in waiting if wait.job is not None} - {""}  # noqa: SLF001 - one package
         return JobLostError(job_id) if not seen or epoch not in seen else JobNotFoundError(job_id)
 
@@ -779,122 +765,6 @@ class Session:
             self._transport.coordinator(method, args, done)
 
 
-class _Feed:
-    """One `start_many`: reads contexts and keeps a few chunks of rows on their way."""
-
-    def __init__(
-        self, session: Session, pending: Pending[Any], job_type: type[Job[Any, Any]], terms: Terms, about: Particulars,
-        delay_s: float,
-    ) -> None:  # fmt: skip
-        self._session, self._pending, self._job_type = session, pending, job_type
-        self._terms, self._about, self._delay_s = terms, about, delay_s
-        self._jobs: list[list[Job[Any, Any]]] = []  # by chunk, in order
-        self._free = threading.Semaphore(1_000_000 if session._reads_inline else _MAX_CHUNKS)  # noqa: SLF001 - one module
-        self._lock = threading.Lock()
-        self._n_open = 1  # chunks on their way, and the reading itself
-        self._error: BaseException | None = None
-
-    def run(self, contexts: Any) -> None:
-        encode = self._job_type.definition.encode_context
-        rows: list[tuple[Any, ...]] = []
-        limit = 64  # the first chunks are small, so that actors begin while the rest is read
-        place = 0
-        try:
-            for context in contexts:
-                encoded = encode(context)
-                self._session._check_size(self._job_type, encoded)  # noqa: SLF001 - one module
-                rows.append((new_id(), 0, 0, encoded, time.time(), self._delay_s))
-                place += 1
-                if len(rows) >= limit:
-                    self._send(rows)
-                    rows, limit = [], min(_CHUNK, limit * 2)
-                if self._error is not None:
-                    break
-            if rows and self._error is None:
-                self._send(rows)
-        except BaseException as error:  # noqa: BLE001 - a user's iterable may raise anything
-            error.add_note(f"at place {place} of the contexts given to start_many; the jobs before it are cancelled")
-            self._error = self._error or error
-        self._closed_one()
-
-    def _send(self, rows: list[tuple[Any, ...]]) -> None:
-        self._free.acquire()  # back-pressure: the source is read no faster than the coordinator accepts
-        chunk: list[Job[Any, Any]] = []
-        with self._lock:
-            self._n_open += 1
-            self._jobs.append(chunk)
-
-        def accepted(answer: Accepted | None, error: BaseException | None) -> None:
-            if answer is None:
-                self._error = self._error or error
-            else:
-                for problem in answer.refused.values():
-                    self._error = self._error or problem
-                make, view, terms, about = self._job_type._in_hand, self._session._view, self._terms, self._about  # noqa: SLF001
-                together = _Chunk()
-                for place, row in enumerate(rows):
-                    if place not in answer.refused:
-                        job = make(view(terms, about, row, answer))
-                        job._chunk = together  # noqa: SLF001 - one package
-                        chunk.append(job)
-                together.jobs = list(chunk)
-            self._free.release()
-            self._closed_one()
-
-        self._session._send(Submission([self._terms.id], [self._about], rows, [], {}), accepted)  # noqa: SLF001 - one module
-
-    def _closed_one(self) -> None:
-        with self._lock:
-            self._n_open -= 1
-            if self._n_open:
-                return
-        jobs = [job for chunk in self._jobs for job in chunk]
-        if self._error is None:
-            self._pending.resolve(jobs)
-            return
-        for job in jobs:
-            self._session.cancel(job.id, "another context of the same start_many was refused")
-        self._pending.fail(self._error)
-
-
-class Timeouts:
-    """Calls things at a time; one thread, started when it is first needed."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
-        self._n = 0
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._closed = False
-
-    def add(self, delay_s: float, action: Callable[[], None]) -> None:
-        """Call ``action`` after ``delay_s``."""
-        with self._changed:
-            self._n += 1
-            heapq.heappush(self._heap, (time.monotonic() + delay_s, self._n, action))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="koan-timeouts", daemon=True)
-                self._thread.start()
-            elif self._heap[0][1] == self._n:
-                self._changed.notify()
-
-    def close(self) -> None:
-        """Call nothing more."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._closed and (not self._heap or self._heap[0][0] > time.monotonic()):
-                    self._changed.wait(self._heap[0][0] - time.monotonic() if self._heap else None)
-                if self._closed:
-                    return
-                _, _, action = heapq.heappop(self._heap)
-            action()
-
-
 def _limited_to(job_type: type[Job[Any, Any]] | None, filters: Mapping[str, Any]) -> dict[str, Any]:
     return dict(filters) if job_type is None else {**filters, "kind": job_type.kind}
 
@@ -904,39 +774,6 @@ def _checked(job_id: object) -> str:
         msg = f"job id: expected the id of a job (a UUID as text), got {job_id!r:.100}"
         raise ConfigurationError(msg)
     return str(job_id)
-
-
-def _tell(wait: _Wait, outcome: End | BaseException) -> None:
-    if wait.told is not None:
-        wait.told(outcome)
-    elif isinstance(outcome, BaseException):
-        if wait.pending is not None:
-            wait.pending.fail(outcome)
-    elif wait.job is not None:
-        job, end = wait.job, outcome
-        job._view = job._view._replace(  # noqa: SLF001 - one package
-            status=end.status, reason=end.reason, result=end.result, error=end.error, queued_at=end.queued_at,
-            started_at=end.started_at, completed_at=end.completed_at, last_modified=end.last_modified,
-            attempts=end.attempts, progress=end.progress, cancel_requested=end.cancel_requested, items=end.items,
-        )  # fmt: skip
-        if wait.pending is not None:
-            _conclude(wait.pending, job)
-
-
-def _conclude(pending: Pending[Any], job: Job[Any, Any]) -> None:
-    """Give a pending wait the outcome of its job, which has ended."""
-    view = job._view  # noqa: SLF001 - one package
-    if view.status == JobStatus.COMPLETED:
-        try:
-            pending.resolve(job.result)
-        except Exception as error:  # noqa: BLE001 - a result that no longer fits its class
-            pending.fail(error)
-    elif view.status == JobStatus.CANCELLED:
-        pending.fail(JobCancelledError(view.id, view.kind, view.reason))
-    else:
-        info = view.error or ErrorInfo("", "")
-        reason = view.reason or ""
-        pending.fail(JobFailedError(view.id, view.kind, reason, info.type, info.message, view.attempts, info.stack_trace))
 
 
 def _present(found: ExecutionView) -> JobExecution:
