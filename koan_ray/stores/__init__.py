@@ -1,7 +1,7 @@
 """Implementations of `koan_ray.ports.JobStore`, and what they share.
 
 `memory` keeps jobs in this process, `mongo` in MongoDB; `embedded` starts a document server for the latter. `codec` tells
-the shape of documents for both, and `holders` names the processes that hold leases.
+the shape of documents in those two, and `holders` names the processes that hold leases.
 
 The rooms of the MongoDB store, each a small class that is given what it needs:
 
