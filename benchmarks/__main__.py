@@ -53,7 +53,7 @@ HEADER = "| What | Ours | Against | Figure | Must | Aim | Reached |\n|---|---|--
 def line(row: Row) -> str:
     sign = "≤" if row.lower else "≥"
     figure = f"{row.ratio:,.2f}{row.unit}" if row.ratio < 100 else f"{row.ratio:,.0f}{row.unit}"
-    limits = f"{sign} {row.must:g} | {sign} {row.aim:g}"
+    limits = " | " if row.must is None or row.aim is None else f"{sign} {row.must:g} | {sign} {row.aim:g}"
     return f"| {row.name} | {row.ours} | {row.reference} | {figure} | {limits} | {row.verdict} |"
 
 

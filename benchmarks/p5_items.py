@@ -43,7 +43,7 @@ def run(quick: bool) -> list[Row]:
     rows = [Row("P5 trivial items of a FiniteJob", _rate(ours), f"{_rate(plain['ActorPool'])} chunked ActorPool",
                 ours / plain["ActorPool"], 0.5, 1.0)]  # fmt: skip
     rows += [
-        Row("P5 the same", _rate(ours), f"{_rate(plain[name])} {name}", ours / plain[name], 0, 0)
+        Row("P5 the same", _rate(ours), f"{_rate(plain[name])} {name}", ours / plain[name])
         for name in ("multiprocessing.Pool", "ray.util.multiprocessing.Pool", "Ray Data map_batches")
     ]
     rows.append(Row(f"P5 memory that {n:,} items take", f"{grown:.0f} MB", "coordinator, lead and driver", grown, 200, 100,
