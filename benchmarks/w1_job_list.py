@@ -74,7 +74,7 @@ def fill(url: str, n: int) -> None:
     with MongoClient(url, w=1) as client:
         jobs = client.get_default_database().jobs
         for index in JOB_INDEXES:
-            jobs.create_index(list(index.keys), name=index.name, sparse=index.sparse)
+            jobs.create_index(list(index.keys), name=index.name, **index.options)
         for start in range(0, n, BULK):
             documents = []
             for place in range(start, min(n, start + BULK)):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _FIRST: Final = timedelta(seconds=0.25)
 _QUICK_S: Final = 0.1
+_GROWTH: Final = 2.0
+_GROWTH_IN_VAIN: Final = 1.25  # so that the first window with anything inside is small against the way to it
 _BEGINNING: Final = datetime(2020, 1, 1, tzinfo=UTC)  # what is older is read at once
 _INDEXES: Final = {"created_at": ("created", "status"), "completed_at": ("completed",)}
 
@@ -59,7 +61,8 @@ async def find(
         if far is None or (limit and found >= limit):
             return
         edge = place = far
-        width = width * 2 if time.monotonic() - asked_at < _QUICK_S else width
+        if time.monotonic() - asked_at < _QUICK_S:
+            width *= _GROWTH if found else _GROWTH_IN_VAIN
 
 
 def _start(bounds: Document, direction: int, newest: datetime | None) -> datetime | None:
