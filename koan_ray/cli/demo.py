@@ -278,7 +278,8 @@ def _show_retries(console: Console, job: Job[Any, Any]) -> None:
     table = Table(title="Executions of Announce, whose collector was not up yet", title_justify="left")
     for name in ("attempt", "status", "reason"):
         table.add_column(name, no_wrap=True)
-    table.add_column("error", overflow="ellipsis", no_wrap=True, max_width=60)
+    # What the other columns take is kept for them: Rich would take from all alike.
+    table.add_column("error", overflow="ellipsis", no_wrap=True, max_width=min(60, max(10, console.width - 62)))
     table.add_column("took", no_wrap=True, justify="right")
     table.add_column("process", no_wrap=True)
     for execution in announced[0].executions().get():

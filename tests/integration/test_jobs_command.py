@@ -279,7 +279,7 @@ def test_submit_checks_the_context_and_names_the_fields(local_engine, tmp_path):
 
     assert "to: Field required; size: Input should be a valid integer" in refused("SendMail", "-c", '{"size": "x"}')
     assert "Invalid JSON" in refused("SendMail", "-c", "{")
-    assert "the context was refused" in refused("SendMail")
+    assert "--context: kind 'SendMail' takes a context, none was given" in refused("SendMail")
     told = refused("Nothing", "-c", "1")
     assert "job kind 'Nothing' is not defined in this process" in told
     assert "--module" in told
