@@ -161,16 +161,16 @@ def status(address: Address = "auto", namespace: Namespace = "koan", as_json: As
     _print_status(found)
 
 
-_ENDS = ("completed", "failed", "cancelled")  # the engine counts the chunks of batches there, too, which nobody submitted
-
-
 def _print_status(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from koan_ray.domain.archival import SETTLED
+
     console = Console()
-    ended = ", ".join(f"{count:,} {name}" for name, count in found["jobs"].items() if name in _ENDS) or "none"
+    # The engine counts the chunks of batches there, too, which nobody submitted.
+    ended = ", ".join(f"{count:,} {name}" for name, count in found["jobs"].items() if name in SETTLED) or "none"
     console.print(f"queued {found['queued']:,}, waiting {found['waiting']:,}, running {found['running']:,}; ended: {ended}")
     if not found["actors"]:
         console.print("no job actors; they start when a job is due, and end when idle")

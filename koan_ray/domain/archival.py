@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
+from koan_ray.domain.partitions import is_partition
 from koan_ray.domain.records import view
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import ConfigurationError
@@ -27,7 +28,6 @@ RETENTION_S: Final = 30 * 86_400.0
 SETTLED: Final = tuple(status for status in JobStatus if status.is_final)
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_PARTITION: Final = re.compile(r"[a-z0-9_-]{0,64}")
 
 
 def is_archive(partition: str) -> bool:
@@ -80,9 +80,9 @@ class ArchivalPolicy:
             yield "kinds", "is empty; leave it out for every kind"
         if not (math.isfinite(self.older_than_s) and self.older_than_s >= 0):
             yield "older_than_s", "expected seconds, 0 or more"
-        if self.partition is not None and (is_archive(self.partition) or not _PARTITION.fullmatch(self.partition)):
+        if self.partition is not None and (is_archive(self.partition) or not is_partition(self.partition)):
             yield "partition", "expected up to 64 of a-z, 0-9, '_' and '-', and no archive"
-        if not (is_archive(self.target_partition) and _PARTITION.fullmatch(self.target_partition)):
+        if not (is_archive(self.target_partition) and is_partition(self.target_partition)):
             yield "target_partition", f"expected {ARCHIVE!r} or a name that begins with '{ARCHIVE}-'"
         if self.keep < 0:
             yield "keep", "expected a count, 0 or more"

@@ -6,10 +6,10 @@ Which of them a job belongs to is said once, by its residence; users' jobs carry
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING
 
 from koan_ray.domain.archival import is_archive
+from koan_ray.domain.partitions import check_partition
 from koan_ray.domain.query import merged
 from koan_ray.domain.records import Residence
 from koan_ray.errors import ConfigurationError, StoreUnavailableError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from koan_ray.engine.writer import Writer
     from koan_ray.ports import JobStore
 
-_PARTITION = re.compile(r"[a-z0-9_-]{0,64}")
 MEMORY = "memory"  # the name of this process's memory among the sources
 
 
@@ -88,7 +87,7 @@ class Catalog:
         name = asked.source or self._default_source
         if name not in self.sources:
             if name in self._in_memory:
-                return Residence(None, _checked(asked.partition or self._default_partition))
+                return Residence(None, check_partition(asked.partition or self._default_partition))
             known = ", ".join(map(repr, self.sources)) or "none"
             msg = (
                 f"persist(source={name!r}): this engine has no such source (known: {known}). Give it a URL, for example "
@@ -214,13 +213,6 @@ class Catalog:
             return job
         residence = about.residence._replace(source=source)
         return job.evolve(particulars=about._replace(residence=residence))
-
-
-def _checked(partition: str) -> str:
-    if not _PARTITION.fullmatch(partition):
-        msg = f"partition: expected 1 to 64 of a-z, 0-9, '_' and '-', got {partition!r}"
-        raise ConfigurationError(msg)
-    return partition
 
 
 async def written(writers: Iterable[Writer]) -> None:

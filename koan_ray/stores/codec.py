@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -25,6 +24,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from koan_ray.domain.durations import seconds
 from koan_ray.domain.lease import slot_of
+from koan_ray.domain.partitions import NAME
 from koan_ray.domain.records import (
     FAILED,
     ActorSpec,
@@ -655,7 +655,6 @@ def _is_pair(item: object, of: type | tuple[type, ...]) -> bool:
 # --- values in collections of users ------------------------------------------------------------------------------------
 
 
-_COLLECTION: Final = re.compile(r"[a-z0-9_-]{1,64}")
 _OURS: Final = frozenset({"jobs", "executions", "items", "parts", "leases", "meta", "blobs", "fs", "system"})
 
 
@@ -665,7 +664,7 @@ def check_collection(name: str) -> None:
     Raises:
         ConfigurationError: It is not 1 to 64 of a-z, 0-9, ``_`` and ``-``, or koan_ray or the server uses it.
     """
-    if not _COLLECTION.fullmatch(name):
+    if not NAME.fullmatch(name):
         msg = f"write_documents: collection: expected 1 to 64 of a-z, 0-9, '_' and '-', got {name!r:.100}"
         raise ConfigurationError(msg)
     if name in _OURS:

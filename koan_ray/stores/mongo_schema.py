@@ -9,11 +9,11 @@ number (`koan_ray.stores.codec.part_id`).
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pymongo import errors
 
+from koan_ray.domain.partitions import NAME, check_partition
 from koan_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ META: Final = "meta"
 LEADS: Final = "terms.spec.lead"  # true in jobs over items, absent in others, since there are jobs over items
 BLOBS: Final = "blobs"
 LATEST_INDEX: Final = "over_items"  # which databases of earlier versions lack
-_PARTITION: Final = re.compile(r"[a-z0-9_-]{1,64}")
 _NO_COLLECTION: Final = 26
 _CONFLICTS: Final = frozenset({67, 68, 85, 86})  # cannot create, exists already, conflict of options, conflict of keys
 
@@ -68,18 +67,14 @@ def collection_name(kind: str, partition: str) -> str:
     Raises:
         ConfigurationError: The partition's name is not 1 to 64 of a-z, 0-9, ``_`` and ``-``; the empty name is the default.
     """
-    if not partition:
-        return kind
-    if not _PARTITION.fullmatch(partition):
-        raise ConfigurationError(f"partition: expected 1 to 64 of a-z, 0-9, '_' and '-', got {partition!r}")
-    return f"{kind}.{partition}"
+    return f"{kind}.{check_partition(partition)}" if partition else kind
 
 
 def partitions_in(collections: list[str]) -> list[str]:
     """Return the names of the partitions that have a collection of jobs, the default first."""
     prefix = f"{JOBS}."
     named = [name.removeprefix(prefix) for name in collections if name.startswith(prefix)]
-    return ["", *sorted(name for name in named if _PARTITION.fullmatch(name))]
+    return ["", *sorted(name for name in named if NAME.fullmatch(name))]
 
 
 async def ensure_partition(connection: Connection, partition: str) -> None:

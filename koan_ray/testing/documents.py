@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from koan_ray.domain.archival import is_archive
 from koan_ray.domain.lease import Lease
+from koan_ray.domain.partitions import check_partition
 from koan_ray.domain.query import Page
 from koan_ray.domain.status import ExecutionStatus, JobStatus
-from koan_ray.errors import ConfigurationError, RecordCorruptError, StoreUnavailableError
+from koan_ray.errors import RecordCorruptError, StoreUnavailableError
 from koan_ray.stores.codec import (
     SCHEMA_VERSION,
     STATE_FIELDS,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 _BATCH: Final = 500
 _PAGE_BYTES: Final = 8 * 1024 * 1024  # of parts in one answer
-_NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
 _STATUSES: Final = frozenset(JobStatus)
 _UNFINISHED: Final = frozenset(status.value for status in JobStatus if not status.is_final)
 
@@ -160,7 +160,7 @@ class MemoryDocumentStore:
 
     async def apply(self, changes: Sequence[Change]) -> list[Change]:
         for change in changes:
-            _check_name(change.job.particulars.residence.partition)
+            check_partition(change.job.particulars.residence.partition)
         await self._begin(writes=True)
         refused = [change for change in changes if not self._apply_one(change)]
         if self.faults.tear > 0:
@@ -299,7 +299,7 @@ class MemoryDocumentStore:
     # --- parts -------------------------------------------------------------------------------------------------------
 
     async def write_parts(self, partition: str, parts: Sequence[Part]) -> None:
-        _check_name(partition)
+        check_partition(partition)
         await self._begin(writes=True)
         self._jobs(partition)  # a partition is there when anything was written to it
         is_torn = self.faults.tear > 0
@@ -518,7 +518,7 @@ class MemoryDocumentStore:
         return [record for _, _, record in sorted(found, key=lambda item: item[:2])][:limit]
 
     async def put_copy(self, job: JobRecord, executions: Sequence[ExecutionRecord], partition: str) -> None:
-        _check_name(partition)
+        check_partition(partition)
         await self._begin(writes=True)
         self._jobs(partition)[job.id] = copy.deepcopy(encode_job(job))
         if self._keeps_executions:
@@ -566,11 +566,6 @@ class MemoryDocumentStore:
         was_there = self._delete(job.id, partition)
         await self.faults.after()
         return was_there
-
-
-def _check_name(partition: str) -> None:
-    if partition and not (len(partition) <= 64 and _NAME.issuperset(partition)):
-        raise ConfigurationError(f"partition: expected 1 to 64 of a-z, 0-9, '_' and '-', got {partition!r}")
 
 
 def _execution_update(execution: ExecutionRecord) -> Document:
