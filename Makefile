@@ -84,6 +84,12 @@ chaos: export KOAN_RAY_SOAK_S ?= 60
 chaos: $(STAMP) ## kill, pause and cut off things while jobs run
 	$(PY) -m pytest tests/chaos $(ARGS)
 
+# KOAN_RAY_HOSTILE_S: seconds that the search goes on; KOAN_RAY_HOSTILE_SEED repeats one.
+.PHONY: hostile
+hostile: export KOAN_RAY_HOSTILE_S ?= 600
+hostile: $(STAMP) ## run drawn jobs and values of bad manners beside ordinary ones
+	$(PY) -m pytest tests/hostile -m search -s $(ARGS)
+
 .PHONY: bench
 bench: $(STAMP) ## measure, on this machine
 	$(PY) -m benchmarks $(ARGS)
