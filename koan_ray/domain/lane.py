@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,25 +20,45 @@ if TYPE_CHECKING:
 _WORTH_COMPACTING = 1000
 
 
+class Aside(NamedTuple):
+    """A job that must be alone in its process."""
+
+    job_id: str
+    is_new: bool  # in which nothing has run before
+
+
 class Lane:
     """The due jobs of one actor spec, deepest first, then oldest first.
 
     Cancelled jobs are not searched for: whoever takes an id checks that the job is still queued. `dropped` counts them and
     removes them once they are the larger part, so that churn cannot fill the lane.
+
+    A job that must be alone in its process waits beside the others, so that it holds nobody up: `set_aside`.
     """
 
-    __slots__ = ("_by_depth", "_depths", "_dropped", "_size", "spec", "waiting_since")
+    __slots__ = ("_aside", "_by_depth", "_depths", "_dropped", "_size", "spec", "waiting_since")
 
     def __init__(self, spec: ActorSpec) -> None:
         self.spec = spec
         self.waiting_since: float | None = None  # when jobs began to wait with no actor to go to
         self._by_depth: dict[int, deque[str]] = {}
         self._depths: list[int] = []  # negated, a heap
-        self._size = 0
+        self._aside: deque[Aside] = deque()
+        self._size = 0  # of all but those aside
         self._dropped = 0
 
     def __len__(self) -> int:
-        return self._size
+        return self._size + len(self._aside)
+
+    @property
+    def n_aside(self) -> int:
+        """How many jobs wait to be alone in a process."""
+        return len(self._aside)
+
+    @property
+    def wants_new(self) -> bool:
+        """At least one of them waits for a process in which nothing has run before."""
+        return any(aside.is_new for aside in self._aside)
 
     @property
     def deepest(self) -> int:
@@ -52,11 +72,17 @@ class Lane:
             return
         for depth, queue in self._by_depth.items():
             self._by_depth[depth] = deque(job_id for job_id in queue if is_queued(job_id))
+        self._aside = deque(aside for aside in self._aside if is_queued(aside.job_id))
         self._size = sum(map(len, self._by_depth.values()))
         self._dropped = 0
 
     def has_queued(self, is_queued: Callable[[str], bool]) -> bool:
         """Tell whether a job is left that did not leave the queue by another way; forgets those before it."""
+        while self._aside and not is_queued(self._aside[0].job_id):
+            self._aside.popleft()
+            self._dropped = max(0, self._dropped - 1)
+        if self._aside:
+            return True
         while self._depths:
             queue = self._by_depth[-self._depths[0]]
             while queue and not is_queued(queue[0]):
@@ -70,7 +96,7 @@ class Lane:
 
     def heads(self) -> list[str]:
         """Return the job that is next at each depth; it may have left the queue by another way."""
-        return [queue[0] for queue in self._by_depth.values() if queue]
+        return [queue[0] for queue in self._by_depth.values() if queue] + [aside.job_id for aside in list(self._aside)[:1]]
 
     def push(self, job_id: str, depth: int) -> None:
         """Add a job at the tail of its depth."""
@@ -82,8 +108,16 @@ class Lane:
         self._at(depth).appendleft(job_id)
         self._size += 1
 
+    def set_aside(self, job_id: str, *, is_new: bool) -> None:
+        """Let a job wait for a process that has nothing else; ``is_new``: and never had."""
+        self._aside.append(Aside(job_id, is_new))
+
+    def take_aside(self) -> Aside:
+        """Take out the job that has waited longest for a process of its own."""
+        return self._aside.popleft()
+
     def take(self, most: int) -> Iterator[str]:
-        """Yield up to ``most`` job ids in order, removing each as it is yielded."""
+        """Yield up to ``most`` job ids in order, removing each as it is yielded; none of those that are aside."""
         while most > 0 and self._depths:
             depth = -self._depths[0]
             queue = self._by_depth[depth]

@@ -225,12 +225,18 @@ def process_blocking(
     return desk.result(monotonic() - began)
 
 
+def _look_at(done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        done.exception()
+
+
 async def process(
     payload: bytes, job_type: type[FiniteJob[Any, Any, Any]], progress: JobProgress, token: CancellationToken
 ) -> bytes:
     """Process a chunk on this loop, ``ItemOptions.concurrency`` items at a time."""
     desk = _Desk(payload, job_type)
-    began = monotonic()
+    now = asyncio.get_running_loop().time
+    began = now()
     until = began + desk.order.limit_s if desk.order.limit_s is not None else float("inf")
     places = iter(range(len(desk.items)))
     indexes = desk.order.indexes
@@ -245,11 +251,12 @@ async def process(
                 desk.refuse(place, error)
             except BaseException as error:  # noqa: BLE001 - whatever a body raises becomes its outcome
                 desk.refuse(place, error)
-            if monotonic() >= until or token.requested or desk.size > _FULL:
+            if now() >= until or token.requested or desk.size > _FULL:
                 return
 
     width = min(desk.job.items.concurrency, len(desk.items))
     going = asyncio.gather(*[asyncio.ensure_future(go_on()) for _ in range(width)])
+    going.add_done_callback(_look_at)  # asyncio logs what nobody has looked at
     asked_to_stop = asyncio.ensure_future(token.wait())
     both: set[asyncio.Future[Any]] = {going, asked_to_stop}
     try:
@@ -262,4 +269,4 @@ async def process(
     finally:
         asked_to_stop.cancel()
         going.cancel()
-    return desk.result(monotonic() - began)
+    return desk.result(now() - began)

@@ -5,15 +5,21 @@ those. Everything runs on one loop; no method suspends.
 
 Batches: an actor is handed as many short jobs as fit `batch_target_s` of work by a moving average for each kind, one
 until that is known. It answers within `overrun_s`, giving back what it has not begun, so that nobody waits behind a long
-job while another actor idles. A job whose process vanished before is always sent alone, so that only it can be to blame
-the next time.
+job while another actor idles. A job whose process vanished before is always sent alone.
+
+Suspects: whether a job is the cause of its process's end can be seen only where nothing else was in that process. A chunk of
+items whose process vanished, and a job that is given up if its process vanishes once more, go to an actor in which nothing
+else is and which nothing joins before they have ended; in the end to one in which nothing has run before, because what a
+body leaves behind may end a process, too. They wait beside their lane until there is such an actor, and where there are as
+many actors as may be, one takes nothing more until it is empty.
 
 Death: one place decides that an actor dies (`_kill_overdue`, `_end_idle`), and every execution in it is settled when the
 launcher has said that it is dead, never before:
 
 * the execution that had to be stopped: timed out or cancelled, killed;
 * the bodies that were active when the process vanished by itself: lost, a crash counted;
-* bodies that were parked, or that only shared the process with one we killed: interrupted, nothing counted.
+* chunks of items in such a process, also one that waited for its turn: it may have begun without our knowing;
+* other bodies that were parked, or that only shared the process with one we killed: interrupted, nothing counted.
 """
 
 from __future__ import annotations
@@ -240,7 +246,8 @@ class Dispatcher:
         """Make an actor of an earlier coordinator ours, with the bodies that run in it, and settle the ends it holds."""
         now = self._clock.monotonic()
         actor = Actor(found.name, found.spec, at=now, lent=False)
-        actor.state, actor.info = ActorState.READY, found.info
+        actor.state, actor.info, actor.is_used = ActorState.READY, found.info, True
+        actor.has_suspect = any(job.crashes and (job.terms.spec.lead or self._is_suspect(job)) for _, _, job in running)
         self._pool.add(actor)
         self.counters["actors_adopted"] += 1
         for state, execution, job in running:
@@ -318,7 +325,7 @@ class Dispatcher:
                 continue
             if active.kill_cause is not None:
                 self._jobs.killed(active, active.kill_cause)
-            elif active.parked or actor.is_killed:
+            elif actor.is_killed or (active.parked and not self._terms(active).part):
                 self._jobs.interrupted(active)
             else:
                 self._jobs.vanished(active, cause)
@@ -390,6 +397,8 @@ class Dispatcher:
             # Actors without parked bodies first: should the new body have to be killed, nobody else is hit.
             actors = sorted(self._pool.of(lane.spec), key=lambda a: (len(a.batches), len(a.running)))
             actors = self._yield_to_starving(lane, actors)
+            if lane.n_aside or any(actor.is_spared for actor in actors):
+                self._send_suspects(lane, actors)
             for actor in actors:
                 if not len(lane):
                     break
@@ -413,6 +422,8 @@ class Dispatcher:
         """Let a chunk of items wait in a full actor for its turn. It comes back when that does not come soon."""
         for job_id in lane.take(1):
             job, claim = self._jobs.queued(job_id), self._claims.of(job_id)
+            if job is not None and job.crashes and self._was_set_aside(lane, job):
+                continue
             if job is not None and job.terms.part:
                 self._send_alone(actor, job)
             elif job is not None:
@@ -435,6 +446,78 @@ class Dispatcher:
         actor.batches[self._n_batches] = Batch([execution_id], introduced, is_short=False, is_held=False, sent_at=sent_at)
         self._launcher.send(actor.name, self._n_batches, batch, label=job.terms.kind)
 
+    # --- what must be alone in its process ---------------------------------------------------------------------------
+
+    def _is_suspect(self, job: JobRecord) -> bool:
+        """Tell whether a job whose process has vanished must be alone in the next one. What leads items: `_may_be_with`."""
+        if job.terms.part:
+            return True
+        has_own = job.terms.spec.lead or job.terms.isolation is Isolation.PROCESS
+        return not has_own and job.crashes >= self._settings.max_crashes - 1
+
+    def _was_set_aside(self, lane: Lane, job: JobRecord) -> bool:
+        """Let a job wait beside its lane if it must be alone."""
+        if not self._is_suspect(job):
+            return False
+        terms = job.terms
+        is_new = terms.isolation is not Isolation.PROCESS and (not terms.part or job.crashes > 1)
+        lane.set_aside(job.id, is_new=is_new)
+        self.pump_soon()
+        return True
+
+    def _send_suspects(self, lane: Lane, actors: Sequence[Actor]) -> None:
+        """Give each job that must be alone an actor in which nothing is; see to it that there will be one for the others."""
+        now = self._clock.now()
+        for _ in range(lane.n_aside):
+            empty = [actor for actor in actors if actor.state is ActorState.READY and actor.is_idle]
+            if not empty:
+                break
+            aside = lane.take_aside()
+            job = self._sendable(aside.job_id, now)
+            if job is None:
+                continue  # as in `_send_batch`
+            # One that is used is as good for what need not be first in its process, and the new ones are few.
+            fits = [actor for actor in empty if not (aside.is_new and actor.is_used)]
+            if fits:
+                self._send_suspect(max(fits, key=lambda actor: actor.is_used), job)
+            else:
+                lane.set_aside(job.id, is_new=aside.is_new)
+        if lane.n_aside:
+            self._empty_one(lane)
+        else:
+            for actor in actors:
+                actor.is_spared = False
+
+    def _send_suspect(self, actor: Actor, job: JobRecord) -> None:
+        sent_at, is_held = self._clock.monotonic(), job.particulars.residence.source is not None
+        batch, introduced = OrderBatch([], [], [], settled=tuple(actor.stored)), set[str]()
+        execution, order = self._begin(job, self._clock.now())
+        self._active[execution.id] = Active(actor, execution, job.terms.id, sent_at)
+        batch.orders.append(order)
+        if job.terms.id not in actor.known:
+            self._introduce(actor, job.terms, batch, introduced)
+        self._n_batches += 1
+        self.counters["dispatched"] += 1
+        actor.batches[self._n_batches] = Batch([execution.id], introduced, is_short=False, is_held=is_held, sent_at=sent_at)
+        actor.has_suspect, actor.is_spared, actor.stored = True, False, []
+        self._hand_over(actor, batch, label=job.terms.kind)
+
+    def _empty_one(self, lane: Lane) -> None:
+        """Keep an actor from taking more, so that it can be given to what must be alone, where none can be started."""
+        same = list(self._pool.of(lane.spec))
+        is_room = self._pool.n_counted_for(lane.spec) < self._limit() and not any(actor.is_delayed for actor in same)
+        if is_room or any(_is_coming(actor) for actor in same):
+            return
+        spared = next((actor for actor in same if actor.is_spared), None)
+        if spared is None:
+            open_ones = [actor for actor in same if actor.state is ActorState.READY and not actor.is_closed]
+            if not open_ones:
+                return
+            spared = min(open_ones, key=lambda actor: (actor.n_active + len(actor.batches), len(actor.running)))
+            spared.is_spared = True
+        if spared.is_idle:  # it has run something, and nothing waits but what must be first
+            self._retire(spared)
+
     def _send_batch(self, lane: Lane, actor: Actor, share: int) -> None:
         settings, now, sent_at = self._settings, self._clock.now(), self._clock.monotonic()
         room = actor.room()
@@ -448,7 +531,7 @@ class Dispatcher:
         target_s, typical_s = settings.batch_target_s, self._typical_s
         for job_id in lane.take(most):
             job = self._sendable(job_id, now)
-            if job is None:
+            if job is None or (job.crashes and self._was_set_aside(lane, job)):
                 continue  # cancelled or removed meanwhile, or not to be sent before it is stored that it runs
             terms = job.terms
             expected_s = typical_s.get(terms.id, target_s)  # unknown counts as long
@@ -491,6 +574,7 @@ class Dispatcher:
         self._hand_over(actor, batch, label="" if is_brief else label)
 
     def _hand_over(self, actor: Actor, batch: OrderBatch, *, label: str) -> None:
+        actor.is_used = True
         killpoint("dispatch.decided")
         self._launcher.send(actor.name, self._n_batches, batch, label=label)
         killpoint("dispatch.sent")
@@ -642,6 +726,8 @@ class Dispatcher:
         wanted = busy + retiring + math.ceil(len(lane) / lane.spec.concurrency)
         if lane.spec.lead and not any(actor.is_idle and actor.state is not ActorState.RETIRING for actor in same):
             wanted = len(same) + 1  # what is left in the lane wants an actor for itself, or finds the others full
+        if lane.n_aside:
+            wanted = max(wanted, lane.n_aside + sum(not _may_be_alone(actor, is_new=lane.wants_new) for actor in same))
         while len(same) < wanted:
             if lane.spec.lead:
                 if self._pool.n_leading() >= max(_MAX_LEADING, self._limit()) and not lane.deepest:
@@ -827,6 +913,16 @@ class Dispatcher:
 
     def _terms(self, active: Active) -> Terms:
         return self._jobs.terms_for(active.terms_id)
+
+
+def _is_coming(actor: Actor) -> bool:
+    """Tell whether an actor is about to be there, or its place is about to be free for another."""
+    return actor.is_killed or (actor.state is ActorState.STARTING and not actor.is_delayed)
+
+
+def _may_be_alone(actor: Actor, *, is_new: bool) -> bool:
+    """Tell whether an actor can be given, now or when it has started, to what must be alone in it."""
+    return actor.state is not ActorState.RETIRING and actor.is_idle and not (is_new and actor.is_used)
 
 
 def _may_be_with(job: JobRecord, actor: Actor, execution_ids: list[str]) -> bool:

@@ -40,6 +40,7 @@ class Resumed:
         mark, cursor = state.get("mark"), state.get("cursor")
         self.done = Ranges(state.get("done", ()))
         self.attempts = {int(index): n for index, n in state.get("attempts", {}).items()}
+        self.suspects: list[list[int]] = state.get("suspects", [])
         self.mark = Mark(*mark) if mark and mark[0] else None
         self.cursor: tuple[int, Any] | None = (cursor[0], cursor[1]) if cursor else None
         self.spent_s: float = state.get("spent_s", 0.0)
@@ -55,6 +56,7 @@ class Resumed:
         batch.processed, batch.skipped, batch.failed = self.counts
         batch.forgiven = self.forgiven if self.job_id == job_id else batch.failed
         batch.attempts, batch.reasons = dict(self.attempts), dict(self.reasons)
+        batch.remember(self.suspects)
 
 
 class _Snapshot(NamedTuple):
@@ -101,7 +103,7 @@ class Record:
         self._unwritten: _Snapshot | None = None
         self._keeps_parts = True
         self._written_at = clock.monotonic()
-        self._written_ended = batch.ended
+        self._written_ended, self._written_losses = batch.ended, batch.n_losses
 
     def close(self) -> None:
         """Let go of what is here."""
@@ -134,12 +136,16 @@ class Record:
     # --- out -------------------------------------------------------------------------------------------------------
 
     def write_in_time(self) -> None:
-        """Begin a checkpoint when it is time for one and anything has ended since the last, or when much has gathered."""
+        """Begin a checkpoint when it is time for one and anything has ended since the last, or when much has gathered.
+
+        Also when a process has vanished: what kills a process may kill whatever leads the items, too, before it is time.
+        """
         if self._writing is not None or not self._keeps_parts:
             return
         is_time = self._clock.monotonic() - self._written_at >= self._every_s
         has_news = self._batch.ended > self._written_ended or self._unwritten is not None
-        if (is_time and has_news) or (self._pending_bytes >= _MUCH and self._unwritten is None):
+        is_urgent = self._pending_bytes >= _MUCH or self._batch.n_losses > self._written_losses
+        if (is_time and has_news) or (is_urgent and self._unwritten is None):
             self._begin()
 
     async def write(self) -> None:
@@ -209,7 +215,7 @@ class Record:
             *self._parts(VALUES, produce.in_arrays((body[1:-1], n) for body, n in values)),
             *self._parts(FAILED, produce.dead_as_array(dead, self._name)),
         ]
-        self._written_ended = batch.ended
+        self._written_ended, self._written_losses = batch.ended, batch.n_losses
         checkpoint = Checkpoint(
             self._sequence + 1, self._body(), self._total(), batch.processed, batch.skipped, batch.failed, self._clock.now()
         )
@@ -225,6 +231,7 @@ class Record:
             "v": 1,
             "done": [list(pair) for pair in batch.done],
             "attempts": {str(index): n for index, n in batch.attempts.items()},
+            "suspects": batch.suspicions(),
             "reasons": batch.reasons,
             "n_values": self.n_values,
             "failed_of": self._resumed.failed_of,
@@ -234,7 +241,7 @@ class Record:
         }
         body = json.dumps(state, separators=(",", ":")).encode()
         if len(body) > MAX_CHECKPOINT:  # these can be spared; how many ranges there are is limited by `Batch.has_room`
-            body = json.dumps({**state, "reasons": {}, "attempts": {}}, separators=(",", ":")).encode()
+            body = json.dumps({**state, "reasons": {}, "attempts": {}, "suspects": []}, separators=(",", ":")).encode()
         return body
 
     # --- values, from the beginning ----------------------------------------------------------------------------------

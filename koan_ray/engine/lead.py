@@ -346,7 +346,7 @@ class Lead:
             self._wake_up()
 
         lead, job_type = self._attempt.terms, type(self._job)
-        self._ids[number] = self._session.start_part(lead, job_type, self._about, chunks.write(order), told)
+        self._ids[number] = self._session.start_part(lead, job_type, self._about, chunks.write(order), told, chunk.crashes)
 
     def _take_told(self) -> None:
         while self._told:

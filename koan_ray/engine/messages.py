@@ -21,6 +21,7 @@ class Row(NamedTuple):
     created_at: float
     delay_s: float = 0.0
     checkpoint: Checkpoint | None = None  # of a retry that goes on where the old job stopped
+    crashes: int = 0  # of a chunk of items: see `koan_ray.domain.items.Chunk.crashes`
 
 
 class Submission(NamedTuple):

@@ -171,9 +171,12 @@ class Session:
 
     def start_part(
         self, lead: Terms, job_type: type[Job[Any, Any]], about: Particulars, payload: bytes,
-        told: Callable[[End | BaseException], None],
+        told: Callable[[End | BaseException], None], crashes: int = 0,
     ) -> str:  # fmt: skip
-        """Have a chunk of a job's items done by another actor, and ``told`` called once with its end; returns its id."""
+        """Have a chunk of a job's items done by another actor, and ``told`` called once with its end; returns its id.
+
+        With ``crashes``, it is alone in its process, from 2 on in one in which nothing has run before.
+        """
         terms = self._part_terms(lead, job_type)
         job_id = new_id()
         with self._lock:
@@ -192,7 +195,7 @@ class Session:
             if call is not None:
                 self._send_wait(call)
 
-        row = (job_id, 0, 0, payload, time.time(), 0.0)
+        row = (job_id, 0, 0, payload, time.time(), 0.0, None, crashes)
         self._send(Submission([terms.id], [about], [row], [], {}), accepted, self.id)
         return job_id
 

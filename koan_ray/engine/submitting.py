@@ -196,6 +196,8 @@ class Submitting:
     def _accept(self, row: Row, terms: Terms, about: Particulars, now: float) -> Writer:
         job = JobRecord(row.job_id, terms, about, row.context, row.created_at, checkpoint=row.checkpoint)
         job.status, job.queued_at, job.last_modified = JobStatus.QUEUED, now, now  # T1, as `transitions.queued`
+        if row.crashes:
+            job.attempts = job.crashes = row.crashes  # each has used one
         self._jobs.put(job)
         if row.delay_s > 0:
             job.due_at, job.reason = now + row.delay_s, Reason.DELAY
