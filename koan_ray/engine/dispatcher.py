@@ -14,6 +14,11 @@ launcher has said that it is dead, never before:
 * the execution that had to be stopped: timed out or cancelled, killed;
 * the bodies that were active when the process vanished by itself: lost, a crash counted;
 * bodies that were parked, or that only shared the process with one we killed: interrupted, nothing counted.
+
+Time: a job that waits begins when its due instant has come by the wall clock, or when it has waited for as long as it was
+to wait, whichever is first; see `DueTimes`. The wall is looked at once a second, so that a clock that was set forward is
+noticed. Of a job that an earlier coordinator has left, the document says since when and until when it was to wait: no wait
+takes longer after a restart than it was to take in all. Everything else here is measured by the monotonic clock.
 """
 
 from __future__ import annotations
@@ -171,15 +176,19 @@ class Dispatcher:
         if not self._pump_is_due:
             self.pump_soon()
 
-    def enqueue_at(self, job_id: str, due_at: float) -> None:
-        """A job will be due."""
-        self._due.push(due_at, job_id)
-        self._arm_due_timer()
+    def enqueue_at(self, job_id: str, due_at: float, since: float) -> None:
+        """A job will be due at ``due_at``; it has waited since ``since``. Both by the wall clock, as its record says."""
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        # By today's clock it may have to wait for longer than it was to wait: then the clock was set back since.
+        wait_s = max(0.0, min(due_at - now, due_at - since))
+        self._due.push(due_at, job_id, ends_at=monotonic + wait_s)
+        if monotonic + wait_s < self._due_timer_at:
+            self._arm_due_timer()
 
     def dequeued(self, spec: ActorSpec, *, was_waiting: bool) -> None:
         """A job left the queue without being dispatched (it was cancelled)."""
         if was_waiting:
-            self._due.dropped(lambda due_at, job_id: self._jobs.due_at(job_id) == due_at)
+            self._due.dropped(self._waits_until)
         elif (lane := self._lanes.get(spec)) is not None:
             lane.dropped(self._is_waiting)
 
@@ -715,20 +724,25 @@ class Dispatcher:
     # --- time ------------------------------------------------------------------------------------------------------
 
     def _arm_due_timer(self) -> None:
-        at = self._due.next_at()
-        if at is None or at >= self._due_timer_at:
-            return
+        """Look again when the first wait ends."""
         if self._due_timer is not None:
             self._due_timer.cancel()
-        self._due_timer_at = at
-        self._due_timer = self._clock.call_later(max(0.0, at - self._clock.now()), self._release_due)
+        self._due_timer, self._due_timer_at = None, math.inf
+        monotonic = self._clock.monotonic()
+        wait_s = self._due.next_in(self._clock.now(), monotonic)
+        if wait_s is not None:
+            self._due_timer_at = monotonic + wait_s
+            self._due_timer = self._clock.call_later(wait_s, self._release_due)
 
     def _release_due(self) -> None:
-        self._due_timer, self._due_timer_at = None, math.inf
-        for due_at, job_id in self._due.take_due(self._clock.now()):
-            if self._jobs.due_at(job_id) == due_at and (place := self._jobs.became_due(job_id)) is not None:
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        for job_id in self._due.take_due(now, monotonic, self._waits_until):
+            if (place := self._jobs.became_due(job_id)) is not None:
                 self.enqueue(job_id, *place)
         self._arm_due_timer()
+
+    def _waits_until(self, due_at: float, job_id: str) -> bool:
+        return self._jobs.due_at(job_id) == due_at
 
     def _add_deadline(self, at: float, execution_id: str, cause: str) -> None:
         heapq.heappush(self._deadlines, (at, execution_id, cause))
@@ -778,6 +792,7 @@ class Dispatcher:
         for group in self._claims.idle_groups():  # what was brought back was cancelled before it could be claimed
             self._recall(group)
         self._drop_idle_lanes()
+        self._release_due()  # timers do not notice when the wall clock is set
         self._housekeeping = self._clock.call_later(_HOUSEKEEPING_S, self._keep_house)
         self.pump_soon()
 

@@ -442,8 +442,9 @@ class Session:
             raise PayloadTooLargeError(job_type.kind, "context", len(context), self._inline_limit)
 
     def _view(self, terms: Terms, about: Particulars, row: tuple[Any, ...], accepted: Accepted) -> JobView:
+        created_at = min(row[4], accepted.queued_at)  # as the coordinator does, whose clock it is that counts
         return JobView(
-            row[0], terms.kind, "queued", row[3], row[4], about.name, about.description, about.metadata,
+            row[0], terms.kind, "queued", row[3], created_at, about.name, about.description, about.metadata,
             about.correlation_id, about.parent_job_id, about.depth, accepted.queued_at, None, None, accepted.queued_at,
             epoch=accepted.epoch,
         )  # fmt: skip

@@ -194,7 +194,9 @@ class Submitting:
         return True
 
     def _accept(self, row: Row, terms: Terms, about: Particulars, now: float) -> Writer:
-        job = JobRecord(row.job_id, terms, about, row.context, row.created_at, checkpoint=row.checkpoint)
+        # By our own clock: a process that submits, and whose clock is ahead, does not make a job of the future.
+        created_at = min(row.created_at, now)
+        job = JobRecord(row.job_id, terms, about, row.context, created_at, checkpoint=row.checkpoint)
         job.status, job.queued_at, job.last_modified = JobStatus.QUEUED, now, now  # T1, as `transitions.queued`
         self._jobs.put(job)
         if row.delay_s > 0:
