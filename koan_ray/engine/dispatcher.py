@@ -33,9 +33,10 @@ from koan_ray.domain.ids import new_id
 from koan_ray.domain.lane import DueTimes, Lane
 from koan_ray.domain.status import Isolation
 from koan_ray.engine.claims import Claimed, Claims, group_of
+from koan_ray.engine.obstacles import Obstacles
 from koan_ray.engine.pool import Active, Actor, ActorState, Batch, Pool
 from koan_ray.killpoints import killpoint
-from koan_ray.ports import OrderBatch, Report
+from koan_ray.ports import OrderBatch, Report, Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ _HOUSEKEEPING_S = 1.0
 _CROWDED_TTL_S = 1.0  # an idle actor makes room after this when others wait for the resources that it holds
 _CHILD_PROCESS_SLACK_S = 3.0  # the actor kills its own child; we step in only when it does not
 _HURRY_SLACK_S = 0.010  # on its way to the actor and back
+_SLOW_START_S = 3.0  # an actor that takes longer to start is a reason to be told
 _DELAYED_S = 5.0  # an actor that takes longer to start does not keep others from starting
 _MAX_LEADING = 4  # actors that lead jobs over items, where the engine has no more actors than that; each leads several
 _STARVING_S = 1.0  # a lane without an actor takes one from a busy spec after this
@@ -112,7 +114,11 @@ class Jobs(Protocol):
 class Dispatcher:
     """Lanes, actors and deadlines of one coordinator."""
 
-    def __init__(self, jobs: Jobs, launcher: Launcher, clock: Clock, settings: EngineSettings, epoch: str) -> None:
+    def __init__(
+        self, jobs: Jobs, launcher: Launcher, clock: Clock, settings: EngineSettings, epoch: str,
+        obstacles: Obstacles | None = None,
+    ) -> None:  # fmt: skip
+        self.obstacles = obstacles or Obstacles(launcher, Silence())
         self._jobs, self._launcher, self._clock, self._settings = jobs, launcher, clock, settings
         self._epoch = epoch
         self._lanes: dict[ActorSpec, Lane] = {}
@@ -223,8 +229,31 @@ class Dispatcher:
                 }
                 for actor in self._pool
             ],
+            "cannot_run": [
+                {"spec": spec.label, "reason": reason, "queued": len(lane)}
+                for spec, lane in self._lanes.items()
+                if len(lane) and (reason := self.why_waits(spec)) is not None
+            ],
             "counters": dict(self.counters),
         }  # fmt: skip
+
+    def why_waits(self, spec: ActorSpec) -> str | None:
+        """Return in words why jobs of this spec that are due do not run; None where they only wait for their turn."""
+        if (obstacle := self.obstacles.of(spec)) is not None:
+            return obstacle
+        actors = list(self._pool.of(spec))
+        if any(actor.state is not ActorState.STARTING for actor in actors):
+            return None
+        starting_s = self._clock.monotonic() - min((actor.started_at for actor in actors), default=math.inf)
+        if starting_s < _SLOW_START_S:
+            return None
+        env = "; its runtime_env may still be set up" if spec.runtime_env is not None else ""
+        return f"its job actor has been starting for {starting_s:.0f} s: the cluster has no room for {spec.label} yet{env}"
+
+    def place_of(self, execution_id: str) -> Actor | None:
+        """Return the actor that an execution is in."""
+        active = self._active.get(execution_id)
+        return active.actor if active is not None else None
 
     def levels(self) -> dict[Key, float]:
         """Return the gauges of queues and actors. Cost: by lanes, actors and running jobs."""
@@ -308,6 +337,7 @@ class Dispatcher:
         actor.quiet_since = actor.heard_at = self._clock.monotonic()
         actor.is_delayed = False
         self._start_failures.pop(actor.spec, None)
+        self.obstacles.started(actor.spec)
         self.pump_soon()
 
     def actor_dead(self, name: str, cause: str) -> None:
@@ -697,11 +727,13 @@ class Dispatcher:
         failures = self._start_failures[spec] = self._start_failures.get(spec, 0) + 1
         if failures > len(_START_RETRY_S):
             self._start_failures.pop(spec)
+            self.obstacles.given_up(spec)
             for claim in self._claims:
                 if claim.group.spec == spec and self._unclaim(claim.order.execution_id) is not None:
                     self._jobs.unbegun(claim.active)
             self._jobs.refuse_all(spec, cause)
             return
+        self.obstacles.failed_to_start(spec, cause)
         delay = _START_RETRY_S[failures - 1]
         self._not_before[spec] = self._clock.monotonic() + delay
         self._clock.call_later(delay, self.pump_soon)
@@ -792,6 +824,7 @@ class Dispatcher:
         for group in self._claims.idle_groups():  # what was brought back was cancelled before it could be claimed
             self._recall(group)
         self._drop_idle_lanes()
+        self.obstacles.look(spec for spec, lane in self._lanes.items() if len(lane))
         self._release_due()  # timers do not notice when the wall clock is set
         self._housekeeping = self._clock.call_later(_HOUSEKEEPING_S, self._keep_house)
         self.pump_soon()

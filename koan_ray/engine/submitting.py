@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from koan_ray.engine.dispatcher import Dispatcher
     from koan_ray.engine.kinds import Kinds
     from koan_ray.engine.live import LiveJobs
+    from koan_ray.engine.reasons import Reasons
     from koan_ray.engine.settings import EngineSettings
     from koan_ray.engine.waiters import Waiters
     from koan_ray.engine.writer import Writer
@@ -52,13 +53,15 @@ class Submitting:
         catalog: Where jobs are kept.
         waiters: Who waits for ends.
         dispatcher: Who runs jobs.
+        reasons: Why jobs cannot run.
         clock: Time.
     """
 
     def __init__(
         self, epoch: str, settings: EngineSettings, live: LiveJobs, kinds: Kinds, catalog: Catalog, waiters: Waiters,
-        dispatcher: Dispatcher, clock: Clock,
+        dispatcher: Dispatcher, reasons: Reasons, clock: Clock,
     ) -> None:  # fmt: skip
+        self._reasons = reasons
         self._epoch, self._settings, self._clock = epoch, settings, clock
         self._archived_after_s = min((policy.older_than_s for policy in settings.archival_policies), default=math.inf)
         self._jobs, self._live = live, live.by_id
@@ -115,7 +118,7 @@ class Submitting:
             self._answer_unstorable(rows, refused)
         if self._jobs.duplicates:
             await self._answer_duplicates(rows, refused)
-        return Accepted(self._epoch, now, refused, [], is_watched)
+        return Accepted(self._epoch, now, refused, [], is_watched, waits=self._reasons.of_terms(terms))
 
     async def _placed(self, about: Particulars) -> Particulars:
         """Fill in where jobs are kept: as asked, or with their parent."""
@@ -230,6 +233,8 @@ class Submitting:
 
     def learn(self, terms: Sequence[Terms], code: Mapping[str, bytes]) -> None:
         """Take in job classes; jobs that have waited for one of their kinds can run from now on."""
+        if terms:
+            self._dispatcher.obstacles.look(item.spec for item in terms)
         for job_id in self._kinds.learn(terms, code):
             job = self._live.get(job_id)
             if job is not None and job.status is JobStatus.QUEUED:
