@@ -255,6 +255,13 @@ class CoordinatorUnavailableError(RuntimeUnavailableError):
     """The coordinator did not answer; whether the request was carried out is unknown. Requests may be repeated."""
 
 
+# --- warnings ---------------------------------------------------------------------------------------------------------
+
+
+class JobWaitsWarning(UserWarning):
+    """What was submitted cannot run at present, and waits: its text says for what. Given once for each kind of job."""
+
+
 # --- control flow that a job may raise; not errors -------------------------------------------------------------------
 
 

@@ -65,6 +65,27 @@ class JobExecution:
         return None if self.completed_at is None else self.completed_at - self.started_at
 
 
+@dataclass(frozen=True, slots=True)
+class JobDetails:
+    """What the engine keeps of a job besides what its attributes say.
+
+    ``reason`` says why it waits, has failed or was cancelled; of one that cannot run at present, what it waits for.
+    ``crashes`` are attempts whose process vanished. ``due_at`` is when a waiting job is due. ``source`` is None for a job
+    in the engine's memory. ``actor`` and ``node`` are where it runs, or ran last as far as that is kept.
+    """
+
+    attempts: int
+    crashes: int
+    reason: str | None
+    due_at: datetime | None
+    retry_of: str | None
+    retried_by: str | None
+    source: str | None
+    partition: str
+    actor: str | None
+    node: str | None
+
+
 class Job(Generic[C, R]):
     """A unit of work with a typed context ``C`` and result ``R``.
 
@@ -338,6 +359,10 @@ class Job(Generic[C, R]):
         removal = ambient.engine().remove(self.id)
         removal.add_done_callback(lambda: setattr(self, "_is_removed", removal.succeeded))
         return removal
+
+    def details(self) -> Pending[JobDetails]:
+        """Return what the engine keeps of this job besides its attributes: attempts, why it waits, where it is."""
+        return ambient.engine().details(self.id)
 
     def executions(self) -> Pending[list[JobExecution]]:
         """Return the tries of this job, oldest first."""

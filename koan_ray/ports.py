@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from koan_ray.domain.feasibility import Node
     from koan_ray.domain.lease import Lease
     from koan_ray.domain.query import Page, Query
     from koan_ray.domain.status import JobStatus
@@ -477,6 +478,12 @@ class Launcher(Protocol):
 
     def is_crowded(self) -> bool:
         """Tell whether others wait for resources of the cluster, which idle actors could make free."""
+
+    def nodes(self) -> Sequence[Node] | None:
+        """Return what the nodes of the cluster have, as of a moment ago; None if that is not known, or nothing is reserved.
+
+        Not what is free: an actor that fits none of them waits for a node that joins.
+        """
 
     def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
         """Begin to start an actor; ``actor_ready`` or ``actor_dead`` follows.

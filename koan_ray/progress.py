@@ -8,7 +8,6 @@ import inspect
 import logging
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from koan_ray.domain.durations import instant
 from koan_ray.domain.progress import estimate_completion
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import ConfigurationError
+from koan_ray.ports import LoopClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
     from koan_ray.cancellation import CancellationToken
     from koan_ray.domain.records import Progress
+    from koan_ray.ports import Clock
 
 # Begins to deliver updates, last the final one or what is in the way of learning it; returns what ends it sooner.
 _Watch = Callable[[Callable[[Any], None]], Callable[[], None]]
 _log = logging.getLogger("koan_ray.progress")
+_CLOCK = LoopClock()
 _HANDLER_THREADS = 8
 _STREAM_BUFFER = 256  # updates a slow reader of a stream may fall behind; then the oldest is dropped
 
@@ -42,12 +44,16 @@ class JobProgress:
     every ten milliseconds; those between are not seen by anybody, the last one always is.
     """
 
-    __slots__ = ("_announce", "_began_at", "_is_new", "_latest", "_token")
+    __slots__ = ("_announce", "_began", "_clock", "_is_new", "_latest", "_token")
 
-    def __init__(self, announce: Callable[[], None], token: CancellationToken, *, began_at: float | None = None) -> None:
+    def __init__(
+        self, announce: Callable[[], None], token: CancellationToken, *, clock: Clock | None = None,
+        began: float | None = None,
+    ) -> None:  # fmt: skip
         self._announce = announce
         self._token = token
-        self._began_at = time.time() if began_at is None else began_at
+        self._clock: Clock = _CLOCK if clock is None else clock
+        self._began = self._clock.monotonic() if began is None else began
         self._latest: tuple[float, object, str | None] | None = None
         self._is_new = False
 
@@ -96,7 +102,8 @@ class JobProgress:
         from koan_ray.domain.progress import parse_report
 
         percentage = parse_report(*self._latest).percentage
-        return instant(estimate_completion(percentage, began_at=self._began_at, now=time.time()))
+        now, age_s = self._clock.now(), self._clock.monotonic() - self._began
+        return instant(estimate_completion(percentage, began_at=now - age_s, now=now))
 
     @property
     def cancellation_requested(self) -> bool:

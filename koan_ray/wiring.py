@@ -58,6 +58,7 @@ def coordinator(settings: EngineSettings, launcher: Launcher, clock: Clock) -> C
         faulted_retention_s=settings.faulted_retention_s,
         max_finished=settings.max_finished,
         max_part_bytes=settings.max_part_bytes,
+        monotonic=clock.monotonic,
     )
     log = logs.get_logger()
     return Coordinator(

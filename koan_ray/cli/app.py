@@ -166,12 +166,15 @@ def _print_status(found: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from koan_ray.cli.present import obstacles
     from koan_ray.domain.archival import SETTLED
 
     console = Console()
     # The engine counts the chunks of batches there, too, which nobody submitted.
     ended = ", ".join(f"{count:,} {name}" for name, count in found["jobs"].items() if name in SETTLED) or "none"
     console.print(f"queued {found['queued']:,}, waiting {found['waiting']:,}, running {found['running']:,}; ended: {ended}")
+    for text in obstacles(found):
+        console.print(Text(text, style="yellow"))
     if not found["actors"]:
         console.print("no job actors; they start when a job is due, and end when idle")
         return

@@ -121,6 +121,19 @@ def note(view: JobView) -> Text:
     return shown(view.name or "")
 
 
+def obstacles(status: dict[str, Any]) -> list[str]:
+    """Return a line for everything that jobs of an engine wait for and that is not there; of what its status says."""
+    stuck = [
+        f"{each['queued']:,} queued with {each['spec']} cannot run: {each['reason']}"
+        for each in status.get("cannot_run", ())
+    ]
+    stuck += [
+        f"{n:,} stored of the kind {kind!r} cannot run: no process of this engine has introduced the class"
+        for kind, n in status.get("unroutable", {}).items()
+    ]
+    return [safe(text) for text in stuck]
+
+
 def share(view: JobView) -> str:
     """Return progress in percent, where there is any."""
     if view.status == JobStatus.COMPLETED:

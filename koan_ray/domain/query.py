@@ -57,6 +57,7 @@ class Query:
     statuses: frozenset[JobStatus] | None = None
     correlation_id: str | None = None
     parent_job_id: str | None = None
+    retry_of: str | None = None  # asked by the engine itself, and no filter of users
     name: str | None = None
     text: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -79,6 +80,7 @@ class Query:
             (self.statuses is None or job.status in self.statuses)
             and (self.kinds is None or job.terms.kind in self.kinds)
             and (self.parent_job_id is None or about.parent_job_id == self.parent_job_id)
+            and (self.retry_of is None or about.retry_of == self.retry_of)
             and (self.correlation_id is None or about.correlation_id == self.correlation_id)
             and (self.name is None or about.name == self.name)
             and (self.has_items is None or job.has_items is self.has_items)

@@ -79,7 +79,7 @@ class Attempt:
         self._began = host.clock.monotonic()
         self._cpu = thread_time()
         self.token = CancellationToken()
-        self.progress = JobProgress(self._announce, self.token, began_at=self.began_at)
+        self.progress = JobProgress(self._announce, self.token, clock=host.clock, began=self._began)
         self.stopped_by: str | None = None
         self.is_in_body = False
         self._n_reports = 0
@@ -219,7 +219,7 @@ class Attempt:
         self._n_reports += 1
         self._taken = Progress(
             sequence_base(self.order.ordinal) + self._n_reports, reported.percentage, reported.message, reported.current,
-            reported.total, estimate_completion(reported.percentage, began_at=self.began_at, now=now), now,
+            reported.total, estimate_completion(reported.percentage, began_at=now - self.age_s, now=now), now,
         )  # fmt: skip
         return self._taken
 

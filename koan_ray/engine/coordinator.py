@@ -46,6 +46,9 @@ from koan_ray.engine.elsewhere import Elsewhere
 from koan_ray.engine.kinds import Kinds
 from koan_ray.engine.live import LiveJobs
 from koan_ray.engine.messages import Accepted, Ends, ExecutionView, Row, Submission, execution_view
+from koan_ray.engine.obstacles import Obstacles
+from koan_ray.engine.reading import details_of
+from koan_ray.engine.reasons import Reasons
 from koan_ray.engine.recovery import Recovery
 from koan_ray.engine.settling import Settling
 from koan_ray.engine.shards import Shards
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from koan_ray.engine.feed import News
+    from koan_ray.engine.messages import Details
     from koan_ray.engine.settings import EngineSettings
     from koan_ray.engine.tenure import Source, Tenure
     from koan_ray.ports import Clock, JobStore, Launcher, Log, Push, Random, TimerHandle
@@ -116,11 +120,13 @@ class Coordinator:
         self._settling = Settling(
             self._jobs, self._kinds, self._catalog, clock, random, self._tasks, max_crashes=settings.max_crashes
         )
-        self._dispatcher = Dispatcher(self._settling, launcher, clock, settings, epoch)
+        self._dispatcher = Dispatcher(self._settling, launcher, clock, settings, epoch, Obstacles(launcher, self._log))
+        self._reasons = Reasons(self._jobs, self._kinds, self._dispatcher)
         self._jobs.attach(self._catalog, self._dispatcher)
         self._submitting = Submitting(
-            epoch, settings, self._jobs, self._kinds, self._catalog, self._waiters, self._dispatcher, clock
-        )
+            epoch, settings, self._jobs, self._kinds, self._catalog, self._waiters, self._dispatcher,
+            self._reasons, clock,
+        )  # fmt: skip
         self._elsewhere = Elsewhere(self._live, self._waiters, self._catalog, clock, self._tasks)
         self._recovery = Recovery(self._settling, launcher, self._dispatcher, clock, self._log)
         self._takeover = Takeover(
@@ -130,7 +136,7 @@ class Coordinator:
             settings.archival_policies, lambda: self._catalog.sources, lambda: self._catalog.default,
             self._live.__contains__, clock, self._log,
         )  # fmt: skip
-        self._window = Window(self._live, lambda: self._catalog, self._kinds.names, clock, epoch)
+        self._window = Window(self._live, lambda: self._catalog, self._kinds.names, self._reasons, clock, epoch)
         self._jobs.feed = self._window.feed
         self._sweeper: TimerHandle | None = None
         self._archiver: TimerHandle | None = None
@@ -431,14 +437,29 @@ class Coordinator:
         job = self._live.get(job_id) or await self._catalog.get(job_id)
         if job is None:
             raise JobNotFoundError(job_id)
-        return view(job)
+        return view(self._reasons.shown(job))
+
+    async def details(self, job_id: str) -> Details:
+        """Return the bookkeeping of a job.
+
+        Raises:
+            JobNotFoundError: There is no such job.
+        """
+        await self._catalog.flushed()
+        job = self._live.get(job_id) or await self._catalog.get(job_id)
+        if job is None:
+            raise JobNotFoundError(job_id)
+        actor = self._dispatcher.place_of(job.execution_id) if job.execution_id is not None else None
+        if actor is not None:
+            return await details_of(self._reasons.shown(job), self._catalog, actor.name, actor.info)
+        return await details_of(self._reasons.shown(job), self._catalog)
 
     async def query(self, filters: Mapping[str, Any]) -> tuple[list[JobView], str | None]:
         """Return one page of jobs and the cursor of the next."""
         query = parse_query(filters)
         await self._catalog.flushed()
         page = await self._catalog.query(query)
-        return [view(self._live.get(job.id, job)) for job in page.jobs], page.cursor
+        return [view(self._reasons.shown(self._live.get(job.id, job))) for job in page.jobs], page.cursor
 
     async def count(self, filters: Mapping[str, Any]) -> int:
         """Return how many jobs match, whatever limit and cursor say."""

@@ -20,6 +20,11 @@ launcher has said that it is dead, never before:
 * the bodies that were active when the process vanished by itself: lost, a crash counted;
 * chunks of items in such a process, also one that waited for its turn: it may have begun without our knowing;
 * other bodies that were parked, or that only shared the process with one we killed: interrupted, nothing counted.
+
+Time: a job that waits begins when its due instant has come by the wall clock, or when it has waited for as long as it was
+to wait, whichever is first; see `DueTimes`. The wall is looked at once a second, so that a clock that was set forward is
+noticed. Of a job that an earlier coordinator has left, the document says since when and until when it was to wait: no wait
+takes longer after a restart than it was to take in all. Everything else here is measured by the monotonic clock.
 """
 
 from __future__ import annotations
@@ -34,9 +39,10 @@ from koan_ray.domain.ids import new_id
 from koan_ray.domain.lane import DueTimes, Lane
 from koan_ray.domain.status import Isolation
 from koan_ray.engine.claims import Claimed, Claims, group_of
+from koan_ray.engine.obstacles import Obstacles
 from koan_ray.engine.pool import Active, Actor, ActorState, Batch, Pool
 from koan_ray.killpoints import killpoint
-from koan_ray.ports import OrderBatch, Report
+from koan_ray.ports import OrderBatch, Report, Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,6 +59,7 @@ _HOUSEKEEPING_S = 1.0
 _CROWDED_TTL_S = 1.0  # an idle actor makes room after this when others wait for the resources that it holds
 _CHILD_PROCESS_SLACK_S = 3.0  # the actor kills its own child; we step in only when it does not
 _HURRY_SLACK_S = 0.010  # on its way to the actor and back
+_SLOW_START_S = 3.0  # an actor that takes longer to start is a reason to be told
 _DELAYED_S = 5.0  # an actor that takes longer to start does not keep others from starting
 _MAX_LEADING = 4  # actors that lead jobs over items, where the engine has no more actors than that; each leads several
 _STARVING_S = 1.0  # a lane without an actor takes one from a busy spec after this
@@ -113,7 +120,11 @@ class Jobs(Protocol):
 class Dispatcher:
     """Lanes, actors and deadlines of one coordinator."""
 
-    def __init__(self, jobs: Jobs, launcher: Launcher, clock: Clock, settings: EngineSettings, epoch: str) -> None:
+    def __init__(
+        self, jobs: Jobs, launcher: Launcher, clock: Clock, settings: EngineSettings, epoch: str,
+        obstacles: Obstacles | None = None,
+    ) -> None:  # fmt: skip
+        self.obstacles = obstacles or Obstacles(launcher, Silence())
         self._jobs, self._launcher, self._clock, self._settings = jobs, launcher, clock, settings
         self._epoch = epoch
         self._lanes: dict[ActorSpec, Lane] = {}
@@ -177,15 +188,19 @@ class Dispatcher:
         if not self._pump_is_due:
             self.pump_soon()
 
-    def enqueue_at(self, job_id: str, due_at: float) -> None:
-        """A job will be due."""
-        self._due.push(due_at, job_id)
-        self._arm_due_timer()
+    def enqueue_at(self, job_id: str, due_at: float, since: float) -> None:
+        """A job will be due at ``due_at``; it has waited since ``since``. Both by the wall clock, as its record says."""
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        # By today's clock it may have to wait for longer than it was to wait: then the clock was set back since.
+        wait_s = max(0.0, min(due_at - now, due_at - since))
+        self._due.push(due_at, job_id, ends_at=monotonic + wait_s)
+        if monotonic + wait_s < self._due_timer_at:
+            self._arm_due_timer()
 
     def dequeued(self, spec: ActorSpec, *, was_waiting: bool) -> None:
         """A job left the queue without being dispatched (it was cancelled)."""
         if was_waiting:
-            self._due.dropped(lambda due_at, job_id: self._jobs.due_at(job_id) == due_at)
+            self._due.dropped(self._waits_until)
         elif (lane := self._lanes.get(spec)) is not None:
             lane.dropped(self._is_waiting)
 
@@ -220,8 +235,31 @@ class Dispatcher:
                 }
                 for actor in self._pool
             ],
+            "cannot_run": [
+                {"spec": spec.label, "reason": reason, "queued": len(lane)}
+                for spec, lane in self._lanes.items()
+                if len(lane) and (reason := self.why_waits(spec)) is not None
+            ],
             "counters": dict(self.counters),
         }  # fmt: skip
+
+    def why_waits(self, spec: ActorSpec) -> str | None:
+        """Return in words why jobs of this spec that are due do not run; None where they only wait for their turn."""
+        if (obstacle := self.obstacles.of(spec)) is not None:
+            return obstacle
+        actors = list(self._pool.of(spec))
+        if any(actor.state is not ActorState.STARTING for actor in actors):
+            return None
+        starting_s = self._clock.monotonic() - min((actor.started_at for actor in actors), default=math.inf)
+        if starting_s < _SLOW_START_S:
+            return None
+        env = "; its runtime_env may still be set up" if spec.runtime_env is not None else ""
+        return f"its job actor has been starting for {starting_s:.0f} s: the cluster has no room for {spec.label} yet{env}"
+
+    def place_of(self, execution_id: str) -> Actor | None:
+        """Return the actor that an execution is in."""
+        active = self._active.get(execution_id)
+        return active.actor if active is not None else None
 
     def levels(self) -> dict[Key, float]:
         """Return the gauges of queues and actors. Cost: by lanes, actors and running jobs."""
@@ -306,6 +344,7 @@ class Dispatcher:
         actor.quiet_since = actor.heard_at = self._clock.monotonic()
         actor.is_delayed = False
         self._start_failures.pop(actor.spec, None)
+        self.obstacles.started(actor.spec)
         self.pump_soon()
 
     def actor_dead(self, name: str, cause: str) -> None:
@@ -774,11 +813,13 @@ class Dispatcher:
         failures = self._start_failures[spec] = self._start_failures.get(spec, 0) + 1
         if failures > len(_START_RETRY_S):
             self._start_failures.pop(spec)
+            self.obstacles.given_up(spec)
             for claim in self._claims:
                 if claim.group.spec == spec and self._unclaim(claim.order.execution_id) is not None:
                     self._jobs.unbegun(claim.active)
             self._jobs.refuse_all(spec, cause)
             return
+        self.obstacles.failed_to_start(spec, cause)
         delay = _START_RETRY_S[failures - 1]
         self._not_before[spec] = self._clock.monotonic() + delay
         self._clock.call_later(delay, self.pump_soon)
@@ -801,20 +842,25 @@ class Dispatcher:
     # --- time ------------------------------------------------------------------------------------------------------
 
     def _arm_due_timer(self) -> None:
-        at = self._due.next_at()
-        if at is None or at >= self._due_timer_at:
-            return
+        """Look again when the first wait ends."""
         if self._due_timer is not None:
             self._due_timer.cancel()
-        self._due_timer_at = at
-        self._due_timer = self._clock.call_later(max(0.0, at - self._clock.now()), self._release_due)
+        self._due_timer, self._due_timer_at = None, math.inf
+        monotonic = self._clock.monotonic()
+        wait_s = self._due.next_in(self._clock.now(), monotonic)
+        if wait_s is not None:
+            self._due_timer_at = monotonic + wait_s
+            self._due_timer = self._clock.call_later(wait_s, self._release_due)
 
     def _release_due(self) -> None:
-        self._due_timer, self._due_timer_at = None, math.inf
-        for due_at, job_id in self._due.take_due(self._clock.now()):
-            if self._jobs.due_at(job_id) == due_at and (place := self._jobs.became_due(job_id)) is not None:
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        for job_id in self._due.take_due(now, monotonic, self._waits_until):
+            if (place := self._jobs.became_due(job_id)) is not None:
                 self.enqueue(job_id, *place)
         self._arm_due_timer()
+
+    def _waits_until(self, due_at: float, job_id: str) -> bool:
+        return self._jobs.due_at(job_id) == due_at
 
     def _add_deadline(self, at: float, execution_id: str, cause: str) -> None:
         heapq.heappush(self._deadlines, (at, execution_id, cause))
@@ -864,6 +910,8 @@ class Dispatcher:
         for group in self._claims.idle_groups():  # what was brought back was cancelled before it could be claimed
             self._recall(group)
         self._drop_idle_lanes()
+        self.obstacles.look(spec for spec, lane in self._lanes.items() if len(lane))
+        self._release_due()  # timers do not notice when the wall clock is set
         self._housekeeping = self._clock.call_later(_HOUSEKEEPING_S, self._keep_house)
         self.pump_soon()
 

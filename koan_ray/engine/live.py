@@ -95,7 +95,7 @@ class LiveJobs:
                 return
             job = routed
         if job.due_at is not None:
-            self._dispatcher.enqueue_at(job.id, job.due_at)
+            self._dispatcher.enqueue_at(job.id, job.due_at, since=job.last_modified)
         else:
             self._dispatcher.enqueue(job.id, job.terms.spec, job.particulars.depth, first=first)
 

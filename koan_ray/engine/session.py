@@ -10,9 +10,11 @@ a time (`timeouts`), and following progress (`watching`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,12 +33,13 @@ from koan_ray.errors import (
     ConfigurationError,
     JobLostError,
     JobNotFoundError,
+    JobWaitsWarning,
     PayloadTooLargeError,
     RuntimeUnavailableError,
     StoreUnavailableError,
 )
 from koan_ray.finite import DeadItem
-from koan_ray.jobs import Job, JobExecution
+from koan_ray.jobs import Job, JobDetails, JobExecution
 from koan_ray.listing import JobPage
 from koan_ray.pending import Pending
 from koan_ray.registry import everything, find, on_register
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
 
     from koan_ray.definition import Definition
     from koan_ray.domain.records import Checkpoint, DocumentPage, End, Part, Progress
-    from koan_ray.engine.messages import Accepted, Ends, ExecutionView
+    from koan_ray.engine.messages import Accepted, Details, Ends, ExecutionView
     from koan_ray.engine.waits import Chunk
     from koan_ray.ports import Transport
     from koan_ray.progress import JobProgressUpdate
@@ -105,7 +108,9 @@ class Session:
         self._terms: dict[tuple[Any, ...], Terms] = {}
         self._code: dict[str, bytes] = {}
         self._by_id: dict[str, Terms] = {}
+        self._parts_of: dict[str, Terms] = {}  # of jobs over items, by id of their terms
         self._sent: set[str] = set()  # ids of terms that the coordinator has
+        self._warned: set[tuple[str, str]] = set()  # ids of terms, and what they cannot run for
         self._waits: dict[str, list[Wait]] = {}
         self._to_watch: list[str] = []
         self._n_waits = 0
@@ -327,12 +332,26 @@ class Session:
             if answer is not None:
                 self._sent.update(new)
                 self.epoch = answer.epoch
+                if answer.waits:
+                    self._warn(answer.waits)
             done(answer, error)
 
         self._transport.coordinator("submit", (submission, watcher), answered)
 
+    def _warn(self, waits: Iterable[tuple[str, str]]) -> None:
+        """Warn of jobs that cannot run at present, once for each kind and reason."""
+        for terms_id, why in waits:
+            terms = self._by_id.get(terms_id)
+            if terms is None or terms.part or (terms_id, why) in self._warned:
+                continue
+            self._warned.add((terms_id, why))
+            with contextlib.suppress(Exception):  # a filter may make errors of warnings, and this is no place for one
+                warnings.warn(f"job {terms.kind!r}: {why}", JobWaitsWarning, stacklevel=2)
+
     def _with_terms(self, submission: Submission, terms_ids: list[str]) -> Submission:
-        introduced = [self._by_id[terms_id] for terms_id in terms_ids]
+        # Of a job over items, also what its chunks need: it is known at once then whether they can run.
+        parts = [self._parts_of[terms_id] for terms_id in terms_ids if terms_id in self._parts_of]
+        introduced = [*parts, *(self._by_id[terms_id] for terms_id in terms_ids)]
         return submission._replace(
             introduced=introduced, code={terms.code_id: self._code[terms.code_id] for terms in introduced}
         )
@@ -412,6 +431,8 @@ class Session:
             self._code[code_id] = blob
             known = self._terms[key] = definition.terms(code_id, retry=settings.retry, timeout_s=settings.timeout_s)
             self._by_id[known.id] = known
+            if known.spec.lead:
+                self._parts_of[known.id] = definition.part_terms(known)
         return known
 
     def _about(self, job_type: type[Job[Any, Any]], settings: RunSettings) -> Particulars:
@@ -445,8 +466,9 @@ class Session:
             raise PayloadTooLargeError(job_type.kind, "context", len(context), self._inline_limit)
 
     def _view(self, terms: Terms, about: Particulars, row: tuple[Any, ...], accepted: Accepted) -> JobView:
+        created_at = min(row[4], accepted.queued_at)  # as the coordinator does, whose clock it is that counts
         return JobView(
-            row[0], terms.kind, "queued", row[3], row[4], about.name, about.description, about.metadata,
+            row[0], terms.kind, "queued", row[3], created_at, about.name, about.description, about.metadata,
             about.correlation_id, about.parent_job_id, about.depth, accepted.queued_at, None, None, accepted.queued_at,
             epoch=accepted.epoch,
         )  # fmt: skip
@@ -620,6 +642,14 @@ class Session:
     def executions(self, job_id: str) -> Pending[list[JobExecution]]:
         """Return a job's executions, oldest first."""
         return self._ask("executions", (_checked(job_id),), lambda found: [_present(one) for one in found])
+
+    def details(self, job_id: str) -> Pending[JobDetails]:
+        """Return what the engine keeps of a job besides what its users see."""
+
+        def present(found: Details) -> JobDetails:
+            return JobDetails(**{**found._asdict(), "due_at": instant(found.due_at)})
+
+        return self._ask("details", (_checked(job_id),), present)
 
     def get(self, job_id: str, job_type: type[Job[Any, Any]] | None = None) -> Pending[Any]:
         """Return a job; of ``job_type`` if given."""

@@ -134,6 +134,9 @@ class LocalLauncher:
         """Nobody else shares this process's actors."""
         return False
 
+    def nodes(self) -> None:
+        """Nothing is reserved here, so that nothing can be missing."""
+
     def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
         """Make an agent; it is ready at once."""
         agent = Agent(

@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from koan_ray.stores.codec import Document, first_date_from, to_date
-from koan_ray.stores.mongo_schema import LATEST_INDEX, LEADS
+from koan_ray.stores.mongo_schema import LATEST_INDEX, LEADS, RETRIES_INDEX
 
 if TYPE_CHECKING:
     from koan_ray.domain.query import Query
@@ -42,6 +42,7 @@ def filter_of(query: Query) -> Document:
     for name, text in (
         ("correlation_id", query.correlation_id),
         ("parent_job_id", query.parent_job_id),
+        ("retry_of", query.retry_of),
         ("name", query.name),
     ):
         if text is not None:
@@ -81,6 +82,8 @@ def index_of(query: Query) -> str:
     """
     if query.parent_job_id is not None:
         return "parent"
+    if query.retry_of is not None:
+        return RETRIES_INDEX
     if query.correlation_id is not None:
         return "correlation"
     if query.has_items:

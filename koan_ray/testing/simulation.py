@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from koan_ray.domain.feasibility import unmet
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.domain.status import Isolation
 from koan_ray.engine.attempt import Attempt
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from contextlib import AbstractContextManager
 
+    from koan_ray.domain.feasibility import Node
     from koan_ray.domain.records import ActorSpec, Terms
     from koan_ray.engine.broker import Broker
     from koan_ray.engine.coordinator import Coordinator
@@ -392,6 +394,8 @@ class SimLauncher:
     ) -> None:  # fmt: skip
         self.settings, self.clock, self.load, self.faults = settings, clock, load, faults
         self.bodies: list[tuple[str, str]] = []
+        self.cluster: list[Node] | None = None  # None: nobody asks what a node has
+        self._unplaced: list[tuple[str, ActorEvents]] = []  # actors that no node has room for
         self.coordinator: Coordinator | None = None  # None: it has crashed
         self.crashed = asyncio.Event()
         self.broker: Broker
@@ -408,13 +412,32 @@ class SimLauncher:
         """Nobody else is here."""
         return False
 
+    def nodes(self) -> Sequence[Node] | None:
+        """Return `cluster`."""
+        return self.cluster
+
+    def join(self, node: Node) -> None:
+        """A node joins the cluster: actors that have waited for one like it are placed."""
+        self.cluster = [*(self.cluster or ()), node]
+        waiting, self._unplaced = self._unplaced, []
+        for name, events in waiting:
+            if (actor := self._actors.get(name)) is not None:
+                self._place(actor, events)
+
     def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
         """Start an actor, or fail to."""
         actor = self._actors[name] = _SimActor(self, name, spec, events)
         if self.strikes("fail_start"):
             actor.die("simulated: could not be started")
         else:
-            self.later(actor, lambda: events.actor_ready(name, ActorInfo("sim", name, 1)))
+            self._place(actor, events)
+
+    def _place(self, actor: _SimActor, events: ActorEvents) -> None:
+        """Have an actor become ready where a node has what it needs; leave it waiting, as Ray does, where none has."""
+        if self.cluster is not None and unmet(actor.spec, self.cluster) is not None:
+            self._unplaced.append((actor.name, events))
+        else:
+            self.later(actor, lambda: events.actor_ready(actor.name, ActorInfo("sim", actor.name, 1)))
 
     def send(self, name: str, batch: int, orders: OrderBatch, *, label: str) -> None:
         """Hand over a batch."""

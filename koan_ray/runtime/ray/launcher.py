@@ -19,6 +19,7 @@ import ray
 from ray.experimental import internal_kv
 from ray.util import list_named_actors
 
+from koan_ray.domain.feasibility import Node
 from koan_ray.runtime.ray import options, translate
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class RayLauncher:
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="koan-launcher")
         self._capacity = 1
         self._is_crowded = False
+        self._nodes: list[Node] | None = None
         self._is_looking = False
         self._actor_class: Any = None
         self._open_refs: set[Any] = set()
@@ -72,9 +74,15 @@ class RayLauncher:
         """Tell whether tasks or actors of anybody wait for resources, as of a moment ago."""
         return self._is_crowded
 
+    def nodes(self) -> list[Node] | None:
+        """Return what the nodes have, as of a moment ago; None before the first look."""
+        return self._nodes
+
     def _look(self) -> None:
         try:
             self._capacity = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            nodes = (node for node in ray.nodes() if node["Alive"])
+            self._nodes = [Node(node["Resources"], node.get("Labels") or {}) for node in nodes]
             self._is_crowded = _has_pending_demand()
         except Exception:  # noqa: BLE001, S110 - the GCS is away for now; what we know stands
             pass
