@@ -394,6 +394,20 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(local_engine, eventually):
     assert job.wait().get(10) == 2
 
 
+def test_more_ctrl_c_and_sigterm_end_the_watching_no_differently(local_engine, eventually):
+    Gated.gates[4] = threading.Event()
+    job = started(Gated, 4)
+    eventually(lambda: job.refresh().get(10).status is koan.JobStatus.RUNNING)
+    main = threading.main_thread().ident
+    for number, delay in ((signal.SIGTERM, 0.5), (signal.SIGINT, 0.501), (signal.SIGINT, 0.51), (signal.SIGTERM, 0.6)):
+        threading.Timer(delay, signal.pthread_kill, (main, number)).start()
+    done = run("jobs", "watch", job.id, code=130)
+    eventually(lambda: not any(isinstance(each, threading.Timer) for each in threading.enumerate()))
+    assert "Stopped watching; 1 job goes on." in done.stderr
+    Gated.gates[4].set()
+    assert job.wait().get(10) == 4
+
+
 def test_the_queue_is_told_of_until_ctrl_c(local_engine, eventually):
     Gated.gates[3] = threading.Event()
     job = started(Gated, 3)
