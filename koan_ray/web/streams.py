@@ -12,13 +12,14 @@ from fastapi import Header, Query
 from starlette.responses import Response, StreamingResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from koan_ray.domain.ids import checked_id
 from koan_ray.domain.status import JobStatus
 from koan_ray.progress import JobProgressUpdate
 from koan_ray.web import presenting, problems
 from koan_ray.web.hub import Batch, Event
 from koan_ray.web.redaction import clean_text
 from koan_ray.web.routing import Table
-from koan_ray.web.schemas import Ask, Change, Gap, JobId, Kind, Progress, Removed
+from koan_ray.web.schemas import Ask, Change, Gap, JobId, Kind, PathJobId, Progress, Removed
 from koan_ray.web.security import Principal, Role
 from koan_ray.web.service import Api, Caller, Service
 
@@ -150,7 +151,7 @@ LastEventId = Annotated[
         204: {"description": "The job has ended, and its end was seen."},
     },
 )
-async def job_events(job_id: JobId, api: Api, who: Caller, last_event_id: LastEventId = "") -> Response:
+async def job_events(job_id: PathJobId, api: Api, who: Caller, last_event_id: LastEventId = "") -> Response:
     """Follow one job: its latest progress now, each newer one, and last the one with its final status.
 
     The id of an event is the progress sequence, of the last one with ``-end`` behind it. With ``Last-Event-ID`` only newer
@@ -276,7 +277,7 @@ def _render(event: Event) -> str:
 async def job_socket(socket: WebSocket, who: Principal) -> None:
     """Follow one job; closes with 1000 after its end."""
     api: Service = socket.app.state.koan
-    job = await api.reader.job(presenting.checked_id(str(socket.path_params["job_id"])))
+    job = await api.reader.job(checked_id(str(socket.path_params["job_id"])))
 
     async def tell() -> None:
         async with contextlib.aclosing(_progress(api, job, who, -1)) as updates:
