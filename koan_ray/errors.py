@@ -106,8 +106,22 @@ class JobNotFoundError(KoanRayError):
 # --- what `job.wait()` raises ----------------------------------------------------------------------------------------
 
 
+class RemoteTraceback(Exception):  # noqa: N818 - the name that concurrent.futures and multiprocessing have for it
+    """The stack trace of an error in another process, as text: the cause of the error that it is reported by.
+
+    So that whatever prints an error that nobody has caught (terminals, notebooks, pytest) prints where it came from as well.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text.rstrip()}\n"""'
+
+
 class JobFailedError(KoanRayError):
-    """The job ended as Failed."""
+    """The job ended as Failed. Its cause is the body's stack trace, if there is one; ``str()`` is one line."""
 
     def __init__(
         self, job_id: str, kind: str, failure: str, error_type: str, error_message: str, attempts: int, stack_trace: str
@@ -116,6 +130,8 @@ class JobFailedError(KoanRayError):
         self.job_id, self.kind, self.failure = job_id, kind, failure
         self.error_type, self.error_message = error_type, error_message
         self.attempts, self.stack_trace = attempts, stack_trace
+        if stack_trace:  # here and not where it is raised: pickling calls this again, and loses causes
+            self.__cause__ = RemoteTraceback(stack_trace)
 
     def __str__(self) -> str:
         times = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
