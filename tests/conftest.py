@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,17 @@ def kinds_of_test(kinds_of_module):
     before = dict(registry._by_kind)
     yield
     _restore(before)
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_signals():
+    """Give the run its Ctrl-C back: a command that was ended by one keeps it, because its process ends."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 def _restore(before: dict[str, type[koan.Job]]) -> None:

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from koan_ray.cli import signals
 from koan_ray.cli.dashboard import dashboard
-from koan_ray.cli.exits import HELP, Group
+from koan_ray.cli.exits import HELP, INTERRUPTED, Group
 from koan_ray.cli.jobs import jobs
 from koan_ray.cli.safe import as_json as _json
 from koan_ray.cli.safe import counted, safe
@@ -31,7 +32,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else 0
+        signals.leave(code, interrupted=code == INTERRUPTED)
+        raise
 
 
 def _version(wanted: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import koan_ray as koan
+from koan_ray.cli.signals import Stop
 from koan_ray.config import load_settings
 
 if TYPE_CHECKING:
@@ -40,11 +40,13 @@ def run(
     # An engine on a cluster is joined as it is: whoever started it has said how it runs.
     with koan.init(runtime="local", settings=settings) if local else koan.init(address) as engine:
         serving = server(engine, settings, door)
+
+        def end() -> None:
+            serving.should_exit = True
+
         threading.Thread(target=_tell, args=(serving, settings, door, console), name="koan-tell", daemon=True).start()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # uvicorn takes them while it runs, and raises them again at its end: that is no news then.
-            signal.signal(number, lambda _number, _frame: None)
-        serving.run()
+        with Stop(end).on_signals():
+            serving.run()
         return 0 if serving.started else 1
 
 

@@ -12,7 +12,7 @@ from koan_ray.domain.archival import is_archive
 from koan_ray.domain.partitions import check_partition
 from koan_ray.domain.query import merged
 from koan_ray.domain.records import Residence
-from koan_ray.errors import ConfigurationError, StoreUnavailableError
+from koan_ray.errors import ConfigurationError, JobNotFoundError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -121,6 +121,11 @@ class Catalog:
             if found is not None:
                 return self.placed(found, shards.source)
         return found
+
+    def missing(self, job_id: str) -> JobNotFoundError:
+        """Return what to raise for a job that `get` has not found: where it was looked for is part of it."""
+        sources = (f"source {name!r}" for name in self.sources)
+        return JobNotFoundError(job_id, looked_in=("the engine's memory", *sources))
 
     async def known(self, job_ids: Sequence[str]) -> set[str]:
         """Return those of these jobs that a source has, in whatever partition.

@@ -62,7 +62,6 @@ from koan_ray.engine.writer import Writer
 from koan_ray.errors import (
     ConflictError,
     CoordinatorUnavailableError,
-    JobNotFoundError,
     StoreUnavailableError,
 )
 from koan_ray.ports import Silence
@@ -291,7 +290,7 @@ class Coordinator:
         if job is None:
             stored = await self._catalog.get(job_id)
             if stored is None:
-                raise JobNotFoundError(job_id)
+                raise self._catalog.missing(job_id)
             if stored.status.is_final:
                 return stored.status
             tenure = self._catalog.tenure_of(stored)
@@ -314,7 +313,7 @@ class Coordinator:
         """
         old = self._live.get(job_id) or await self._catalog.get(job_id)
         if old is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         if old.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
             msg = f"job {job_id}: is {old.status}; only a failed or cancelled job can be run again"
             raise ConflictError(msg)
@@ -333,7 +332,7 @@ class Coordinator:
         """
         old = self._live.get(job_id) or await self._catalog.get(job_id)
         if old is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         n_failed = old.checkpoint.failed if old.checkpoint is not None else 0
         if not old.status.is_final or not n_failed:
             is_so = (
@@ -436,7 +435,7 @@ class Coordinator:
         """
         job = self._live.get(job_id) or await self._catalog.get(job_id)
         if job is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         return view(self._reasons.shown(job))
 
     async def details(self, job_id: str) -> Details:
@@ -448,7 +447,7 @@ class Coordinator:
         await self._catalog.flushed()
         job = self._live.get(job_id) or await self._catalog.get(job_id)
         if job is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         actor = self._dispatcher.place_of(job.execution_id) if job.execution_id is not None else None
         if actor is not None:
             return await details_of(self._reasons.shown(job), self._catalog, actor.name, actor.info)
@@ -476,7 +475,7 @@ class Coordinator:
         await self._catalog.flushed()
         job = self._live.get(job_id) or await self._catalog.get(job_id)
         if job is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         records = await self._catalog.executions(job)
         return [execution_view(record) for record in told(records)]
 

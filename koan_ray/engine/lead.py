@@ -35,7 +35,7 @@ from koan_ray.domain.status import FailureKind, JobStatus
 from koan_ray.engine import chunks
 from koan_ray.engine.itemrecord import Record, Resumed
 from koan_ray.engine.itemsource import Source, only
-from koan_ray.errors import JobLostError, KoanRayError, NonRetryable, TooManyFailedItemsError
+from koan_ray.errors import JobLostError, KoanRayError, NonRetryable, RemoteTraceback, TooManyFailedItemsError
 from koan_ray.finite import FiniteSummary
 from koan_ray.values import Values
 
@@ -225,7 +225,10 @@ class Lead:
             example = f"{last.error} (item {self._name(last.place)})" if last is not None else "see failed_items()"
             limit = self._options.max_failed_items
             allowed = f"{limit:.1%}" if isinstance(limit, float) else f"{limit:,}"
-            raise NonRetryable(TooManyFailedItemsError(batch.failed, batch.ended, allowed, example))
+            problem = TooManyFailedItemsError(batch.failed, batch.ended, allowed, example)
+            if last is not None and last.error.stack_trace:
+                problem.__cause__ = RemoteTraceback(last.error.stack_trace)
+            raise NonRetryable(problem)
 
     @property
     def _last_dead(self) -> Any:

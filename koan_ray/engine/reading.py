@@ -11,7 +11,7 @@ from koan_ray.domain.query import ALL_PARTITIONS, Query, parse_query
 from koan_ray.domain.records import told, view
 from koan_ray.engine.catalog import Catalog
 from koan_ray.engine.messages import Details, execution_view
-from koan_ray.errors import JobNotFoundError, RuntimeUnavailableError
+from koan_ray.errors import RuntimeUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class Reader:
         """
         job = await self._catalog.get(job_id)
         if job is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         return view(job)
 
     async def details(self, job_id: str) -> Details:
@@ -65,7 +65,7 @@ class Reader:
         """
         job = await self._catalog.get(job_id)
         if job is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         return await details_of(job, self._catalog)
 
     async def query(self, filters: Mapping[str, Any]) -> tuple[list[JobView], str | None]:
@@ -85,7 +85,7 @@ class Reader:
         """
         job = await self._catalog.get(job_id)
         if job is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         records = await self._catalog.executions(job)
         return [execution_view(record) for record in told(records)]
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic_core import to_json
 
 from koan_ray.domain.durations import instant
-from koan_ray.domain.ids import child_id, is_id, new_id
+from koan_ray.domain.ids import checked_id, child_id, new_id
 from koan_ray.domain.records import FAILED, JobView, Particulars, Residence, Terms
 from koan_ray.domain.status import ExecutionStatus, JobStatus
 from koan_ray.engine.messages import Submission
@@ -243,7 +243,8 @@ class Session:
             found.extend(DeadItem(**row) for part in page for row in json.loads(part.body))
             self._call(pending, "parts", (job_id, FAILED, page[-1].seq, _PAGE), got)
 
-        self._call(pending, "parts", (_checked(job_id), FAILED, -1, _PAGE), got)
+        if (known := _checked(job_id, pending)) is not None:
+            self._call(pending, "parts", (known, FAILED, -1, _PAGE), got)
         return pending
 
     def export_failed_items(self, job_id: str, path: Any) -> Pending[int]:
@@ -269,7 +270,7 @@ class Session:
 
     def retry_failed_items(self, job_id: str) -> Pending[Any]:
         """Run the dead items of a job over items as a new job."""
-        return self._ask("retry_failed_items", (_checked(job_id), new_id()), lambda view: self._present(view, None))
+        return self._ask_of(job_id, "retry_failed_items", (new_id(),), lambda view: self._present(view, None))
 
     def _next_submits(self) -> list[_Submit]:
         if not self._submits or self._n_submits >= _MAX_SUBMITS:
@@ -633,15 +634,15 @@ class Session:
 
     def cancel(self, job_id: str, reason: str | None) -> Pending[Any]:
         """Cancel a job; resolves to its status now."""
-        return self._ask("cancel", (_checked(job_id), reason), JobStatus)
+        return self._ask_of(job_id, "cancel", (reason,), JobStatus)
 
     def remove(self, job_id: str) -> Pending[None]:
         """Delete a job that has ended."""
-        return self._ask("remove", (_checked(job_id),), lambda nothing: nothing)
+        return self._ask_of(job_id, "remove", (), lambda nothing: nothing)
 
     def executions(self, job_id: str) -> Pending[list[JobExecution]]:
         """Return a job's executions, oldest first."""
-        return self._ask("executions", (_checked(job_id),), lambda found: [_present(one) for one in found])
+        return self._ask_of(job_id, "executions", (), lambda found: [_present(one) for one in found])
 
     def details(self, job_id: str) -> Pending[JobDetails]:
         """Return what the engine keeps of a job besides what its users see."""
@@ -659,7 +660,7 @@ class Session:
                 raise JobNotFoundError(job_id, job_type.kind, view.kind)
             return self._present(view, job_type)
 
-        return self._ask("get", (_checked(job_id),), present)
+        return self._ask_of(job_id, "get", (), present)
 
     def query(self, filters: Mapping[str, Any], job_type: type[Job[Any, Any]] | None = None) -> Pending[Any]:
         """Return a page of jobs."""
@@ -702,7 +703,7 @@ class Session:
 
     def retry(self, job_id: str, *, resume: bool = False) -> Pending[Any]:
         """Run a failed or cancelled job anew; with ``resume`` from a copy of its checkpoint."""
-        return self._ask("retry", (_checked(job_id), new_id(), resume), lambda view: self._present(view, None))
+        return self._ask_of(job_id, "retry", (new_id(), resume), lambda view: self._present(view, None))
 
     # --- checkpoints of jobs over items ------------------------------------------------------------------------------
 
@@ -743,7 +744,7 @@ class Session:
 
     def parts(self, job_id: str, stream: str, after: int = -1, limit: int = 50) -> Pending[list[Part]]:
         """Return the parts of a job's stream that follow number ``after``, in order; empty only at the end."""
-        return self._ask("parts", (_checked(job_id), stream, after, limit), lambda found: found)
+        return self._ask_of(job_id, "parts", (stream, after, limit), lambda found: found)
 
     def archive(self, *, dry_run: bool) -> Pending[dict[str, dict[str, int]]]:
         """Apply the archival policies now."""
@@ -751,7 +752,7 @@ class Session:
 
     def restore(self, job_id: str) -> Pending[Any]:
         """Bring a job back from an archive."""
-        return self._ask("restore", (_checked(job_id),), lambda view: self._present(view, None))
+        return self._ask_of(job_id, "restore", (), lambda view: self._present(view, None))
 
     def status(self) -> Pending[dict[str, Any]]:
         """Return what the coordinator says of itself."""
@@ -769,6 +770,16 @@ class Session:
     def _present(self, view: JobView, job_type: type[Job[Any, Any]] | None) -> Job[Any, Any]:
         known: type[Job[Any, Any]] = job_type or find(view.kind) or Job
         return known._in_hand(view._replace(epoch=self.epoch or ""))  # noqa: SLF001 - one package
+
+    def _ask_of(self, job_id: str, method: str, more: tuple[Any, ...], present: Callable[[Any], Any]) -> Pending[Any]:
+        """Ask something of one job; what is no id belongs to none, as the outcome says.
+
+        Raises:
+            ConfigurationError: It is not even text.
+        """
+        pending: Pending[Any] = Pending()
+        known = _checked(job_id, pending)
+        return pending if known is None else self._ask(method, (known, *more), present)
 
     def _ask(self, method: str, args: tuple[Any, ...], present: Callable[[Any], Any]) -> Pending[Any]:
         pending: Pending[Any] = Pending()
@@ -802,11 +813,13 @@ def _limited_to(job_type: type[Job[Any, Any]] | None, filters: Mapping[str, Any]
     return dict(filters) if job_type is None else {**filters, "kind": job_type.kind}
 
 
-def _checked(job_id: object) -> str:
-    if not is_id(job_id):
-        msg = f"job id: expected the id of a job (a UUID as text), got {job_id!r:.100}"
-        raise ConfigurationError(msg)
-    return str(job_id)
+def _checked(job_id: object, pending: Pending[Any]) -> str | None:
+    """Return an id; None where it is none, which ``pending`` has as its outcome then."""
+    try:
+        return checked_id(job_id)
+    except JobNotFoundError as error:
+        pending.fail(error)
+        return None
 
 
 def _present(found: ExecutionView) -> JobExecution:

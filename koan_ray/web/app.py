@@ -18,6 +18,7 @@ from koan_ray.config import load_settings
 from koan_ray.errors import KoanRayError
 from koan_ray.web import jobs, kinds, overview, problems, streams, system
 from koan_ray.web.dashboard import Dashboard
+from koan_ray.web.ending import is_server_ending
 from koan_ray.web.guard import Shell
 from koan_ray.web.problems import ProblemError, field_path
 from koan_ray.web.routing import Table
@@ -80,7 +81,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Shell, hosts=service.hosts)],
+        middleware=[Middleware(Shell, hosts=service.hosts, is_ending=lambda: service.hub.is_closed or is_server_ending())],
         lifespan=_lifespan,
     )
     app.state.koan = service

@@ -73,10 +73,16 @@ _BRACKETS: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)  # or
 
 
 class Shell:
-    """Around the app: whose name is called, which headers every response carries, and what becomes of a surprise."""
+    """Around the app: whose name is called, which headers every response carries, and what becomes of a surprise.
 
-    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
-        self._app, self._hosts = app, hosts
+    Args:
+        app: What is served.
+        hosts: Names that it may be called by.
+        is_ending: Tells whether app or server go down.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Hosts, is_ending: Callable[[], bool]) -> None:
+        self._app, self._hosts, self._is_ending = app, hosts, is_ending
         self._log = logs.get_logger()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,6 +117,11 @@ class Shell:
             return
         try:
             await self._app(scope, receive, sending)
+        except asyncio.CancelledError:
+            # A server that ends cancels what takes longer than its patience, and prints a traceback of each task that then
+            # ends as cancelled. There is nothing more to be done here: the task ends now, as it was asked to.
+            if not self._is_ending():
+                raise
         except Exception as error:
             self._log.error("request_failed", request_id=scope["state"]["request_id"], path=_path(scope), exc_info=True)
             if is_http and not began:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,9 @@ from koan_ray.domain.records import Progress as ProgressRecord
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.catalog import MEMORY
 from koan_ray.registry import find
-from koan_ray.web.problems import ProblemError
 from koan_ray.web.reading import is_archived
 from koan_ray.web.redaction import Redactor, clean_schema, clean_text
-from koan_ray.web.schemas import JOB_ID, Execution, FailedItem, ItemCounts, JobDetail, JobError, JobSummary, Progress
+from koan_ray.web.schemas import Execution, FailedItem, ItemCounts, JobDetail, JobError, JobSummary, Progress
 from koan_ray.web.security import Role
 
 if TYPE_CHECKING:
@@ -184,20 +182,6 @@ def progress_state(job_id: str, progress: ProgressRecord, status: JobStatus) -> 
         estimated_completion=None if status.is_final else instant(progress.estimated_at),
         updated_at=instant(progress.updated_at or None),
     )
-
-
-def checked_id(job_id: str) -> str:
-    """Return an id as it is stored.
-
-    Raises:
-        ProblemError: It is no UUID in lower case.
-    """
-    if re.fullmatch(JOB_ID, job_id) is None:
-        raise ProblemError(
-            422, "the id of a job is a UUID in lower case, such as 0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10", slug="not-an-id",
-            errors=[("path.job_id", "is no UUID in lower case")],
-        )  # fmt: skip
-    return job_id
 
 
 def error_of(error: ErrorInfo | None, who: Principal, redactor: Redactor) -> JobError | None:

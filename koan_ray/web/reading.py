@@ -243,7 +243,8 @@ class Reader:
         if record is None and problem is not None:
             raise problem
         if record is None:
-            raise JobNotFoundError(job_id)
+            sources = (f"source {name!r}" for name in self._sources)
+            raise JobNotFoundError(job_id, looked_in=("the engine's memory", *sources))
         return (await self._with_latest([record]))[0]
 
     async def _in_sources(self, job_id: str) -> tuple[JobRecord | None, KoanRayError | None]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from koan_ray.domain.ids import checked_id
 from koan_ray.domain.query import ORDERS
 from koan_ray.domain.status import ExecutionStatus, JobStatus
 
@@ -24,7 +25,10 @@ _SOURCE = r"^[A-Za-z0-9_.-]{1,64}$"
 JOB_ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 Kind = Annotated[str, Field(pattern=_KIND)]
-JobId = Annotated[str, Field(pattern=JOB_ID, description="A UUID in lower case.")]
+_UUID = "A UUID in lower case."
+JobId = Annotated[str, Field(pattern=JOB_ID, description=_UUID)]
+# In a path: what is no id belongs to no job, and is answered like the id of a job that is not there.
+PathJobId = Annotated[str, AfterValidator(checked_id), Field(description=_UUID, json_schema_extra={"pattern": JOB_ID})]
 Order = Literal["created_at", "-created_at", "queued_at", "-queued_at", "started_at", "-started_at", "completed_at",
                 "-completed_at"]  # fmt: skip
 assert set(Order.__args__) == {sign + name for name in ORDERS for sign in ("", "-")}  # type: ignore[attr-defined]  # noqa: S101

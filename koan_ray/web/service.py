@@ -120,6 +120,7 @@ class Service:
     def start(self) -> None:
         """Join the engine now rather than at the first request, and be measured from now on."""
         _ = self.session
+        self.hub.open()
         self._stop_measuring()
         self._stop_measuring = offer(self._own_measures)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import stat
@@ -91,7 +92,7 @@ def read_token(path: str) -> str:
 
 
 def server(engine: Engine, settings: Settings, door: Door) -> Any:
-    """Return a uvicorn server of the API; nothing listens yet.
+    """Return a uvicorn server of the API; nothing listens yet. It ends when its ``should_exit`` is set.
 
     Raises:
         ConfigurationError: uvicorn is not installed.
@@ -102,6 +103,16 @@ def server(engine: Engine, settings: Settings, door: Door) -> Any:
         msg = "serving the API needs uvicorn: pip install 'koan-ray[web]'"
         raise ConfigurationError(msg) from None
     from koan_ray.web.patience import prompt_protocol
+
+    class PromptServer(uvicorn.Server):
+        """Ends its streams first; whoever runs it takes the signals, because a second one would cut off what ends."""
+
+        def capture_signals(self) -> Any:
+            return contextlib.nullcontext()
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            app.state.koan.hub.end()
+            await super().shutdown(sockets)
 
     app = create_app(engine, settings=settings, tokens=door.tokens)
     config = uvicorn.Config(
@@ -118,7 +129,7 @@ def server(engine: Engine, settings: Settings, door: Door) -> Any:
         h11_max_incomplete_event_size=_MAX_HEAD,
         ws_max_size=_MAX_MESSAGE,
     )
-    return uvicorn.Server(config)
+    return PromptServer(config)
 
 
 def url(settings: Settings, port: int | None = None) -> str:

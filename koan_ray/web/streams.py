@@ -12,13 +12,14 @@ from fastapi import Header, Query
 from starlette.responses import Response, StreamingResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from koan_ray.domain.ids import checked_id
 from koan_ray.domain.status import JobStatus
 from koan_ray.progress import JobProgressUpdate
 from koan_ray.web import presenting, problems
 from koan_ray.web.hub import Batch, Event
 from koan_ray.web.redaction import clean_text
 from koan_ray.web.routing import Table
-from koan_ray.web.schemas import Ask, Change, Gap, JobId, Kind, Progress, Removed
+from koan_ray.web.schemas import Ask, Change, Gap, JobId, Kind, PathJobId, Progress, Removed
 from koan_ray.web.security import Principal, Role
 from koan_ray.web.service import Api, Caller, Service
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 routes = Table("live")
 _KEEP_ALIVE_S: Final = 15.0
 _BUFFER: Final = 64
+_GOING_DOWN: Final = 1012  # of a WebSocket: connect again, as uvicorn says it
 _SSE: Final = "text/event-stream"
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -66,6 +68,10 @@ class _Updates:
         self._updates: deque[JobProgressUpdate | BaseException] = deque(maxlen=_BUFFER)
         self._stop = service.session.watch_id(job.id, self._deliver)
 
+    def end(self) -> None:
+        """Let the reader go."""
+        self._news.set()
+
     def _deliver(self, update: JobProgressUpdate | BaseException) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed under its reader
             self._loop.call_soon_threadsafe(self._put, update)
@@ -92,21 +98,22 @@ async def _progress(service: Service, job: JobRecord, who: Principal, after: int
     """Yield the states of a job that are newer than ``after`` until its end; None now and then when there is no news."""
     updates = _Updates(service, job)
     try:
-        while not service.hub.is_closed and not who.is_expired(time.time()):
-            update = await updates.next(_KEEP_ALIVE_S)
-            if update is None:
-                yield None
-            elif isinstance(update, BaseException):
-                if not isinstance(update, Exception):
-                    raise update
-                raise problems.from_error(update) from update
-            else:
-                is_final = update.status.is_final
-                if update.sequence > after or is_final:
-                    after = max(update.sequence, after + is_final)  # the end is told, whatever had been told before
-                    yield _shown(update, after)
-                if is_final:
-                    return
+        with service.hub.ending(updates.end):
+            while not service.hub.is_closed and not who.is_expired(time.time()):
+                update = await updates.next(_KEEP_ALIVE_S)
+                if update is None:
+                    yield None
+                elif isinstance(update, BaseException):
+                    if not isinstance(update, Exception):
+                        raise update
+                    raise problems.from_error(update) from update
+                else:
+                    is_final = update.status.is_final
+                    if update.sequence > after or is_final:
+                        after = max(update.sequence, after + is_final)  # the end is told, whatever had been told before
+                        yield _shown(update, after)
+                    if is_final:
+                        return
     finally:
         updates.close()
 
@@ -144,7 +151,7 @@ LastEventId = Annotated[
         204: {"description": "The job has ended, and its end was seen."},
     },
 )
-async def job_events(job_id: JobId, api: Api, who: Caller, last_event_id: LastEventId = "") -> Response:
+async def job_events(job_id: PathJobId, api: Api, who: Caller, last_event_id: LastEventId = "") -> Response:
     """Follow one job: its latest progress now, each newer one, and last the one with its final status.
 
     The id of an event is the progress sequence, of the last one with ``-end`` behind it. With ``Last-Event-ID`` only newer
@@ -270,7 +277,7 @@ def _render(event: Event) -> str:
 async def job_socket(socket: WebSocket, who: Principal) -> None:
     """Follow one job; closes with 1000 after its end."""
     api: Service = socket.app.state.koan
-    job = await api.reader.job(presenting.checked_id(str(socket.path_params["job_id"])))
+    job = await api.reader.job(checked_id(str(socket.path_params["job_id"])))
 
     async def tell() -> None:
         async with contextlib.aclosing(_progress(api, job, who, -1)) as updates:
@@ -278,7 +285,7 @@ async def job_socket(socket: WebSocket, who: Principal) -> None:
                 if progress is not None:
                     await socket.send_text(_message("progress", progress.sequence, progress.model_dump_json()))
 
-    await _talk(socket, tell())
+    await _talk(socket, tell(), api)
 
 
 @routes.socket("/api/ws", Role.VIEWER)
@@ -292,14 +299,14 @@ async def all_socket(socket: WebSocket, who: Principal) -> None:
                 for event in batch.events if batch is not None else ():
                     await socket.send_text(_message(event.name, event.number, event.data(_render)))
 
-    await _talk(socket, tell())
+    await _talk(socket, tell(), api)
 
 
 def _message(name: str, event_id: int, data: str) -> str:
     return f'{{"event":"{name}","id":{event_id},"data":{data}}}'
 
 
-async def _talk(socket: WebSocket, telling: Any) -> None:
+async def _talk(socket: WebSocket, telling: Any, api: Service) -> None:
     """Tell until there is nothing more, or the other side is gone; what it says is not read."""
     told = asyncio.ensure_future(telling)
     gone = asyncio.ensure_future(_until_gone(socket))
@@ -307,7 +314,7 @@ async def _talk(socket: WebSocket, telling: Any) -> None:
         await asyncio.wait([told, gone], return_when=asyncio.FIRST_COMPLETED)
         if told.done():
             told.result()
-            await socket.close(1000)
+            await socket.close(_GOING_DOWN if api.hub.is_closed else 1000)
     finally:
         for task in (told, gone):
             task.cancel()
