@@ -107,7 +107,15 @@ class Coordinator:
         self._waiters = Waiters(clock, max_sessions=settings.max_sessions, max_watched=settings.max_watched)
         self._jobs = LiveJobs(self._kinds, self._waiters, clock, self._log, tells_moves=tells_moves)
         self._live = self._jobs.by_id
-        self._memory_writer = Writer(store, clock, self._jobs.written, self._jobs.fenced, meters=self._jobs.meters)
+        self._memory_writer = Writer(
+            store,
+            clock,
+            self._jobs.written,
+            self._jobs.fenced,
+            self._jobs.unwritable,
+            meters=self._jobs.meters,
+            log=self._log,
+        )
         self._catalog = Catalog(
             store, self._memory_writer, {}, settings.default_source, settings.default_partition, settings.in_memory
         )
