@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, 
 import pydantic
 from pydantic_core import PydanticSerializationError, ValidationError, to_json
 
-from koan_ray.domain.durations import Duration, seconds
+from koan_ray.domain.durations import Duration, bound
 from koan_ray.domain.query import METADATA_KEYS, is_metadata_key
 from koan_ray.domain.records import ActorSpec, Terms, identified
 from koan_ray.domain.retry import RetryPolicy
@@ -301,7 +301,7 @@ def _timeout(job_type: type[Any]) -> float | None:
     if value is None:
         return None
     try:
-        timeout_s = seconds(value, name=f"job class {job_type.__qualname__}: timeout")
+        timeout_s = bound(value, name=f"job class {job_type.__qualname__}: timeout")
     except ConfigurationError as error:
         raise JobDefinitionError(str(error)) from None
     if timeout_s == 0:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from koan_ray import ambient
 from koan_ray.definition import Definition, Resources
-from koan_ray.domain.durations import Duration, instant, seconds
+from koan_ray.domain.durations import Duration, instant, patience
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy
 from koan_ray.errors import ConfigurationError, JobDefinitionError
@@ -173,8 +173,11 @@ class Job(Generic[C, R]):
 
     @classmethod
     def _in_hand(cls, view: JobView) -> Self:
-        job = object.__new__(cls)
-        job._view = view
+        try:
+            job = object.__new__(cls)
+        except TypeError:
+            job = cls.__new__(cls)  # a builtin among its bases makes its instances itself; one that is abstract raises again
+        object.__setattr__(job, "_view", view)  # a frozen dataclass, or a `__setattr__` of its own, has no say in this
         if cls is Job:  # its class is not defined in this process
             job.kind = view.kind  # type: ignore[misc]
         return job
@@ -322,8 +325,7 @@ class Job(Generic[C, R]):
             JobNotFoundError: It was removed or has expired.
             TimeoutError: It has not ended in time.
         """
-        limit = None if timeout is None else seconds(timeout, name="timeout")
-        return cast("Pending[R]", ambient.engine().wait(self, limit))
+        return cast("Pending[R]", ambient.engine().wait(self, patience(timeout, name="timeout")))
 
     def refresh(self) -> Pending[Self]:
         """Update this object to what the engine knows now, and return it."""

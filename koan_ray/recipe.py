@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from koan_ray.domain.durations import Duration, seconds
+from koan_ray.domain.durations import Duration, bound
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.errors import ConfigurationError
 from koan_ray.run import JobManyBuilder, JobRunBuilder, RunSettings, checked_correlation, persistence
@@ -48,7 +48,7 @@ class RecipeBuilder:
         if given is not None and not isinstance(given, RetryPolicy):
             msg = f"use_policy: retry must be a RetryPolicy, got {given!r}"
             raise ConfigurationError(msg)
-        timeout_s = None if timeout is None else seconds(timeout, name="use_policy: timeout")
+        timeout_s = None if timeout is None else bound(timeout, name="use_policy: timeout")
         if timeout_s == 0:
             msg = "use_policy: timeout must be longer than 0 s; leave it out for the class's own"
             raise ConfigurationError(msg)

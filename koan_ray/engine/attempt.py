@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from koan_ray import ambient
 from koan_ray.cancellation import CancellationToken
 from koan_ray.definition import ContextRejectedError, ResultRejectedError
-from koan_ray.domain.durations import instant, seconds
+from koan_ray.domain.durations import bound, instant, seconds
 from koan_ray.domain.progress import estimate_completion, parse_report
 from koan_ray.domain.records import (
     MAX_ERROR_MESSAGE,
@@ -343,7 +343,7 @@ class Attempt:
             again = bool(policy.should_retry(last))
         if again is not False and hasattr(policy, "get_retry_delay"):
             wait = policy.get_retry_delay(last)
-            delay = None if wait is None else min(seconds(wait, name="get_retry_delay"), _MAX_RETRY_DELAY_S)
+            delay = None if wait is None else min(bound(wait, name="get_retry_delay"), _MAX_RETRY_DELAY_S)
         return Advice(again, delay)
 
     def _report(
