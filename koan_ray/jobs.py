@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from koan_ray import ambient
 from koan_ray.definition import Definition, Resources
+from koan_ray.domain import words
 from koan_ray.domain.durations import Duration, instant, patience
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy
@@ -21,7 +22,7 @@ from koan_ray.errors import ConfigurationError, JobDefinitionError
 from koan_ray.listing import JobPage, JobStream
 from koan_ray.progress import ProgressStream, Subscription, subscribe
 from koan_ray.registry import register
-from koan_ray.run import JobManyBuilder, JobRunBuilder, RunSettings, checked_correlation
+from koan_ray.run import JobManyBuilder, JobRunBuilder, RunSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -121,7 +122,7 @@ class Job(Generic[C, R]):
         """
         cls._require_body()
         encoded = cls.definition.encode_context(context)
-        return JobRunBuilder(cls, RunSettings(correlation_id=checked_correlation(correlation_id, "start")), encoded)
+        return JobRunBuilder(cls, RunSettings(correlation_id=words.correlation_id(correlation_id, "start")), encoded)
 
     @classmethod
     def start_many(cls, contexts: Iterable[Any], correlation_id: str | None = None) -> JobManyBuilder[Self]:
@@ -131,7 +132,7 @@ class Job(Generic[C, R]):
         is refused fails the whole call, and the jobs accepted before it are cancelled.
         """
         cls._require_body()
-        return JobManyBuilder(cls, RunSettings(correlation_id=checked_correlation(correlation_id, "start_many")), contexts)
+        return JobManyBuilder(cls, RunSettings(correlation_id=words.correlation_id(correlation_id, "start_many")), contexts)
 
     @classmethod
     def _require_body(cls) -> None:

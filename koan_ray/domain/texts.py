@@ -27,6 +27,11 @@ def is_readable(text: str) -> bool:
     return text.isprintable() or _UNREADABLE.search(text) is None
 
 
+def is_unicode(text: str) -> bool:
+    """Tell whether text can be encoded: it holds no lone surrogates."""
+    return text.isascii() or _SURROGATES.search(text) is None
+
+
 def readable(text: str, most: int | None = None) -> str:
     r"""Return text that can be stored, encoded as UTF-8 and shown; cut to ``most`` characters, the last of them an ellipsis.
 

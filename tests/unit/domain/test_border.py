@@ -60,7 +60,9 @@ HUGE = [10**400, 10**5000, 1e300, timedelta.max, "9" * 400 + "d", Decimal("1e999
 
 @pytest.mark.parametrize("value", HUGE, ids=_type)
 def test_a_delay_that_no_calendar_holds_is_refused_with_the_limit(value):
-    with pytest.raises(koan.ConfigurationError, match=r"^delayed: expected at most 1,000 years \(31557600000 seconds\), got"):
+    with pytest.raises(
+        koan.ConfigurationError, match=r"^delayed: expected at most 1,000 years \(31557600000 seconds\), got"
+    ):
         seconds(value, name="delayed")
 
 
@@ -77,7 +79,9 @@ def test_whatever_is_a_number_is_a_duration_in_seconds(read, value):
 
 
 @pytest.mark.parametrize("read", [seconds, bound, patience])
-@pytest.mark.parametrize("value", [math.nan, Decimal("nan"), 1j, b"90s", [], Loud(), LoudText("soon"), -(10**400), -math.inf], ids=_type)
+@pytest.mark.parametrize(
+    "value", [math.nan, Decimal("nan"), 1j, b"90s", [], Loud(), LoudText("soon"), -(10**400), -math.inf], ids=_type
+)
 def test_what_is_no_duration_is_refused_whatever_its_repr_does(read, value):
     with pytest.raises(koan.ConfigurationError, match=r"^x: "):
         read(value, name="x")
