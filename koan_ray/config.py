@@ -35,7 +35,7 @@ from pydantic_settings import (
 )
 
 from koan_ray.domain.archival import ARCHIVE, SETTLED, ArchivalPolicy
-from koan_ray.domain.durations import seconds
+from koan_ray.domain.durations import bound
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import ConfigurationError
 
@@ -51,7 +51,7 @@ _GOOD_TOKEN = re.compile(r"[A-Za-z0-9._~-]{20,200}")
 
 def _duration(value: object) -> timedelta:
     try:
-        return timedelta(seconds=seconds(value, name="duration"))
+        return timedelta(seconds=bound(value, name="duration"))
     except ConfigurationError:
         text = "expected a duration of 0 or more: a timedelta, seconds, or text such as '90s', '60m', '2h', '30d'"
         raise ValueError(text) from None

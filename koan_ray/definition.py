@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
-import typing
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, runtime_checkable
 
 import pydantic
-from pydantic_core import PydanticSerializationError, ValidationError, to_json
+from pydantic_core import PydanticSerializationError, ValidationError
 
-from koan_ray.domain.durations import Duration, seconds
-from koan_ray.domain.query import METADATA_KEYS, is_metadata_key
+from koan_ray.domain.durations import Duration, bound
+from koan_ray.domain.metadata import MetadataError, plain_metadata
 from koan_ray.domain.records import ActorSpec, Terms, identified
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, Isolation, ParentPolicy
@@ -235,15 +234,12 @@ def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return metadata as plain JSON values.
 
     Raises:
-        InvalidContextError: A key is not text, or holds ``$`` in front, a ``.`` or NUL; or a value is not JSON.
+        InvalidContextError: A key cannot be one, or a value cannot be kept; see `koan_ray.domain.metadata`.
     """
-    for key in metadata:
-        if not is_metadata_key(key):
-            raise InvalidContextError("", [(repr(key), METADATA_KEYS)], "metadata")
     try:
-        return typing.cast("dict[str, Any]", json.loads(to_json(metadata, inf_nan_mode="strings")))
-    except (PydanticSerializationError, ValueError) as error:
-        raise InvalidContextError("", [("(a value)", f"cannot be written as JSON: {error}")], "metadata") from None
+        return plain_metadata(metadata)
+    except MetadataError as error:
+        raise InvalidContextError("", [(error.path, error.problem)], "metadata") from None
 
 
 def _problems(error: ValidationError) -> list[tuple[str, str]]:
@@ -301,7 +297,7 @@ def _timeout(job_type: type[Any]) -> float | None:
     if value is None:
         return None
     try:
-        timeout_s = seconds(value, name=f"job class {job_type.__qualname__}: timeout")
+        timeout_s = bound(value, name=f"job class {job_type.__qualname__}: timeout")
     except ConfigurationError as error:
         raise JobDefinitionError(str(error)) from None
     if timeout_s == 0:

@@ -279,6 +279,19 @@ class RecordCorruptError(StoreError):
         )
 
 
+class RecordRefusedError(StoreError):
+    """A store cannot hold these records as they are, whenever it is asked; those beside them are not concerned."""
+
+    def __init__(self, problems: dict[str, str]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        shown = "; ".join(f"job {job_id}: {problem}" for job_id, problem in list(self.problems.items())[:5])
+        more = f"; and {len(self.problems) - 5:,} more" if len(self.problems) > 5 else ""
+        return f"cannot be stored: {shown}{more}. Nothing of it was written; correct the value that is named and repeat it."
+
+
 class RuntimeUnavailableError(KoanRayError):
     """Ray, or the part of it that was needed, cannot be reached."""
 

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from koan_ray import ambient
 from koan_ray.definition import Definition, Resources
-from koan_ray.domain.durations import Duration, instant, seconds
+from koan_ray.domain import words
+from koan_ray.domain.durations import Duration, instant, patience
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy
 from koan_ray.errors import ConfigurationError, JobDefinitionError
 from koan_ray.listing import JobPage, JobStream
 from koan_ray.progress import ProgressStream, Subscription, subscribe
 from koan_ray.registry import register
-from koan_ray.run import JobManyBuilder, JobRunBuilder, RunSettings, checked_correlation
+from koan_ray.run import JobManyBuilder, JobRunBuilder, RunSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -142,7 +143,7 @@ class Job(Generic[C, R]):
         """
         cls._require_body()
         encoded = cls.definition.encode_context(context)
-        return JobRunBuilder(cls, RunSettings(correlation_id=checked_correlation(correlation_id, "start")), encoded)
+        return JobRunBuilder(cls, RunSettings(correlation_id=words.correlation_id(correlation_id, "start")), encoded)
 
     @classmethod
     def start_many(cls, contexts: Iterable[Any], correlation_id: str | None = None) -> JobManyBuilder[Self]:
@@ -152,7 +153,7 @@ class Job(Generic[C, R]):
         is refused fails the whole call, and the jobs accepted before it are cancelled.
         """
         cls._require_body()
-        return JobManyBuilder(cls, RunSettings(correlation_id=checked_correlation(correlation_id, "start_many")), contexts)
+        return JobManyBuilder(cls, RunSettings(correlation_id=words.correlation_id(correlation_id, "start_many")), contexts)
 
     @classmethod
     def _require_body(cls) -> None:
@@ -194,8 +195,11 @@ class Job(Generic[C, R]):
 
     @classmethod
     def _in_hand(cls, view: JobView) -> Self:
-        job = object.__new__(cls)
-        job._view = view
+        try:
+            job = object.__new__(cls)
+        except TypeError:
+            job = cls.__new__(cls)  # a builtin among its bases makes its instances itself; one that is abstract raises again
+        object.__setattr__(job, "_view", view)  # a frozen dataclass, or a `__setattr__` of its own, has no say in this
         if cls is Job:  # its class is not defined in this process
             job.kind = view.kind  # type: ignore[misc]
         return job
@@ -343,8 +347,7 @@ class Job(Generic[C, R]):
             JobNotFoundError: It was removed or has expired.
             TimeoutError: It has not ended in time.
         """
-        limit = None if timeout is None else seconds(timeout, name="timeout")
-        return cast("Pending[R]", ambient.engine().wait(self, limit))
+        return cast("Pending[R]", ambient.engine().wait(self, patience(timeout, name="timeout")))
 
     def refresh(self) -> Pending[Self]:
         """Update this object to what the engine knows now, and return it."""

@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from koan_ray import ambient
-from koan_ray.domain.durations import seconds
+from koan_ray.domain.durations import patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -60,7 +60,7 @@ class Pending(Generic[T]):
             TimeoutError: It is not known in time; the operation goes on.
         """
         if not self._done:
-            limit = None if timeout is None else seconds(timeout, name="timeout")
+            limit = patience(timeout, name="timeout")
             parking = ambient.attempt.get() if self._yields_place else None
             if parking is None:
                 self._block(limit)

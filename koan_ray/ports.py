@@ -145,6 +145,14 @@ class JobStore(Protocol):
 
         Raises:
             StoreUnavailableError: It is unknown which changes were written; repeat the call, then read back what is refused.
+            RecordRefusedError: No document can hold the records that it names, whatever their guards; the others may be
+                written or not. Repeat the call without these.
+        """
+
+    def objection(self, record: JobRecord | ExecutionRecord) -> str | None:
+        """Return why this record can never be written, found without asking anybody; None where nothing is in the way.
+
+        Asked after ``apply`` has raised something that is no `StoreError`, to find the record that was its cause.
         """
 
     async def file_executions(self, changes: Sequence[Change]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from koan_ray.domain.durations import instant
-from koan_ray.domain.progress import estimate_completion
+from koan_ray.domain.progress import NUMBERS, SECOND, WORDS, Said, estimate_completion, parse_report, plain_report
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import ConfigurationError
 from koan_ray.ports import LoopClock
@@ -54,7 +54,7 @@ class JobProgress:
         self._token = token
         self._clock: Clock = _CLOCK if clock is None else clock
         self._began = self._clock.monotonic() if began is None else began
-        self._latest: tuple[float, object, str | None] | None = None
+        self._latest: Said | None = None
         self._is_new = False
 
     @overload
@@ -71,23 +71,36 @@ class JobProgress:
     ) -> None:
         """Say how far the job is: ``report(0.5, "half")`` or ``report(3, 10, "third of ten")``.
 
+        Never raises: a report is for eyes, and fails no job. What is no number leaves the job where it was, and a message
+        that is no text is shown as what it says of itself.
+
         Args:
             percentage: 0 to 1; a value outside is moved to the nearer end.
             current: The step reached, of ``total``.
-            total: How many steps there are.
-            message: What is going on, for people.
+            total: How many steps there are; not a finite number: nobody knows.
+            message: What is going on, for people; at most 2,000 characters of it.
         """
         first = percentage if current is None else current
-        try:
-            self._latest = (first + 0.0, total, message)  # type: ignore[operator]  # refuses what is not a number
-        except TypeError:
-            msg = f"progress.report: expected a number first (0 to 1, or the step reached), got {first!r:.80}"
-            raise TypeError(msg) from None
+        if type(first) in NUMBERS and type(total) in SECOND and type(message) in WORDS:
+            self._latest = (first, total, message)
+        else:
+            self._latest = self._plain(first, total, message)
         if not self._is_new:
             self._is_new = True
             self._announce()
 
-    def _take(self, latest: tuple[float, object, str | None]) -> None:
+    def _plain(self, first: object, total: object, message: object) -> Said:
+        """Return a report of odd types as plain values, read now: later its objects may have changed, or raise."""
+        far, steps, words = plain_report(first, total, message)
+        if far is not None:
+            return far, steps, words
+        _warn_once(type(first).__name__)
+        before, before_total, _ = self._latest or (None, None, None)
+        if isinstance(steps, str):
+            steps, words = None, steps
+        return before, before_total if steps is None and not isinstance(before_total, str) else steps, words
+
+    def _take(self, latest: Said) -> None:
         """Take over what was reported in another process."""
         self._latest = latest
         if not self._is_new:
@@ -99,8 +112,6 @@ class JobProgress:
         """When the job will be done if it goes on at its average speed so far; None before the first report."""
         if self._latest is None:
             return None
-        from koan_ray.domain.progress import parse_report
-
         percentage = parse_report(*self._latest).percentage
         now, age_s = self._clock.now(), self._clock.monotonic() - self._began
         return instant(estimate_completion(percentage, began_at=now - age_s, now=now))
@@ -109,6 +120,11 @@ class JobProgress:
     def cancellation_requested(self) -> bool:
         """Whether the body shall stop."""
         return self._token.requested
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(name: str) -> None:
+    _log.warning("progress_unreadable: report() was given a %s first; expected a number, 0 to 1 or the step reached", name)
 
 
 @dataclass(frozen=True, slots=True)

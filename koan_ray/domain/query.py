@@ -10,15 +10,20 @@ import base64
 import binascii
 import difflib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from koan_ray.domain.durations import number
+from koan_ray.domain.metadata import MetadataError, is_same, plain_metadata
 from koan_ray.domain.status import JobStatus
+from koan_ray.domain.texts import quoted, readable, said
 from koan_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from koan_ray.domain.records import JobRecord
 
@@ -31,12 +36,7 @@ FILTERS: Final = (
 
 
 ALL_PARTITIONS: Final = "*"
-METADATA_KEYS: Final = "keys are non-empty text without '.' or NUL, not beginning with '$'"
-
-
-def is_metadata_key(key: object) -> bool:
-    """Tell whether metadata can have this key, in every store."""
-    return isinstance(key, str) and bool(key) and not key.startswith("$") and "." not in key and "\0" not in key
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Page(NamedTuple):
@@ -134,100 +134,130 @@ def parse_query(filters: Mapping[str, Any]) -> Query:
     Raises:
         ConfigurationError: A filter is unknown or has an unusable value; the message names it and what is allowed.
     """
-    for name in filters:
-        if name not in FILTERS:
-            near = difflib.get_close_matches(name, FILTERS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(FILTERS)}"
-            msg = f"unknown filter {name!r}; {hint}"
-            raise ConfigurationError(msg)
-    given = {name: value for name, value in filters.items() if value is not None}
-    order = given.get("order_by", "-created_at")
-    if not isinstance(order, str) or order.removeprefix("-") not in ORDERS:
-        msg = f"order_by: expected one of {', '.join(ORDERS)}, with '-' in front for newest first, got {order!r}"
-        raise ConfigurationError(msg)
-    limit = given.get("limit", 100)
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_LIMIT:
-        msg = f"limit: expected a whole number from 1 to {MAX_LIMIT}, got {limit!r}; use Jobs.stream() for more"
-        raise ConfigurationError(msg)
-    metadata = given.get("metadata", {})
-    if not isinstance(metadata, dict):
-        msg = f"metadata: expected a dict of values to match, got {metadata!r}"
-        raise ConfigurationError(msg)
-    for key in metadata:
-        if not is_metadata_key(key):
-            msg = f"metadata: {key!r} can be no key: {METADATA_KEYS}"
-            raise ConfigurationError(msg)
+    given = plain_filters(filters)
+    order = given.pop("order_by", "-created_at")
+    cursor = given.pop("cursor", None)
+    kinds, statuses = given.pop("kind", None), given.pop("status", None)
     return Query(
-        kinds=_texts("kind", given.get("kind")),
-        statuses=_statuses(given.get("status")),
-        metadata=metadata,
+        kinds=None if kinds is None else frozenset(kinds),
+        statuses=None if statuses is None else frozenset(map(JobStatus, statuses)),
         order_by=order.removeprefix("-"),
         descending=order.startswith("-"),
-        limit=limit,
-        after=_parse_cursor(given["cursor"], order) if "cursor" in given else None,
-        has_items=_flag("has_items", given.get("has_items")),
-        **{name: _text(name, given.get(name)) for name in ("correlation_id", "parent_job_id", "name", "text")},  # type: ignore[arg-type]
-        **{name: _text(name, given.get(name)) for name in ("source", "partition")},  # type: ignore[arg-type]
-        **{name: _instant(name, given.get(name)) for name in FILTERS if name.endswith(("_after", "_before"))},  # type: ignore[arg-type]
+        after=_parse_cursor(cursor, order) if cursor is not None else None,
+        **given,
     )
 
 
-def _text(name: str, value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        msg = f"{name}: expected text, got {value!r}"
+def plain_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return filters as plain values, which mean the same in every process; those that are None are left out.
+
+    Values are made plain as a submit makes them: texts readable, metadata JSON, instants epoch seconds.
+
+    Raises:
+        ConfigurationError: A filter is unknown or has an unusable value.
+    """
+    for name in filters:
+        if name not in FILTERS:
+            near = difflib.get_close_matches(said(name), FILTERS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(FILTERS)}"
+            msg = f"unknown filter {quoted(name)}; {hint}"
+            raise ConfigurationError(msg)
+    return {name: _READ[name](name, value) for name, value in filters.items() if value is not None}
+
+
+def _order(_name: str, value: object) -> str:
+    if not isinstance(value, str) or value.removeprefix("-") not in ORDERS:
+        msg = f"order_by: expected one of {', '.join(ORDERS)}, with '-' in front for newest first, got {quoted(value)}"
         raise ConfigurationError(msg)
-    return value
+    return str.__str__(value)
 
 
-def _flag(name: str, value: object) -> bool | None:
-    if value is not None and not isinstance(value, bool):
-        msg = f"{name}: expected True or False, got {value!r}"
+def _limit(_name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_LIMIT:
+        msg = f"limit: expected a whole number from 1 to {MAX_LIMIT}, got {quoted(value)}; use Jobs.stream() for more"
         raise ConfigurationError(msg)
-    return value
+    return int(value)
 
 
-def _texts(name: str, value: object) -> frozenset[str] | None:
-    if value is None:
-        return None
-    values = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
-    return frozenset(_text(name, getattr(item, "kind", item)) or "" for item in values)
-
-
-def _statuses(value: object) -> frozenset[JobStatus] | None:
-    if value is None:
-        return None
-    values = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+def _metadata(_name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        msg = f"metadata: expected a dict of values to match, got {quoted(value)}"
+        raise ConfigurationError(msg)
     try:
-        return frozenset(JobStatus(str(item).lower()) for item in values)
-    except ValueError:
-        msg = f"status: expected one or several of {', '.join(JobStatus)}, got {value!r}"
+        return plain_metadata(value)
+    except MetadataError as error:
+        msg = f"metadata: {error.path}: {error.problem}; a job cannot have it either"
         raise ConfigurationError(msg) from None
 
 
-def _instant(name: str, value: object) -> float | None:
-    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        return value
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        msg = f"{name}: expected text, got {quoted(value)}"
+        raise ConfigurationError(msg)
+    return readable(value)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        msg = f"{name}: expected True or False, got {quoted(value)}"
+        raise ConfigurationError(msg)
+    return value
+
+
+def _kinds(name: str, value: object) -> list[str]:
+    return sorted({_text(name, getattr(item, "kind", item)) for item in _several(value)})
+
+
+def _statuses(_name: str, value: object) -> list[str]:
+    try:
+        return sorted({JobStatus(said(item).lower()).value for item in _several(value)})
+    except ValueError:
+        msg = f"status: expected one or several of {', '.join(JobStatus)}, got {quoted(value)}"
+        raise ConfigurationError(msg) from None
+
+
+def _several(value: object) -> Iterable[object]:
+    return value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+
+
+def _instant(name: str, value: object) -> float:
+    if (at := number(value)) is not None and not math.isnan(at):
+        return at  # infinity is before or after everything
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            msg = f"{name}: expected an ISO 8601 instant, got {value!r}"
+            msg = f"{name}: expected an ISO 8601 instant, got {quoted(value)}"
             raise ConfigurationError(msg) from None
     if not isinstance(value, datetime) or value.tzinfo is None:
-        msg = f"{name}: expected a datetime with a time zone, got {value!r}; use datetime.now(timezone.utc)"
+        msg = f"{name}: expected a datetime with a time zone, got {quoted(value)}; use datetime.now(timezone.utc)"
         raise ConfigurationError(msg)
-    return value.astimezone(UTC).timestamp()
+    return (value - _EPOCH).total_seconds()
 
 
-def _parse_cursor(cursor: object, order: str) -> tuple[float, str]:
+def _cursor(_name: str, value: object) -> str:
+    return said(value)
+
+
+_READ: Final[Mapping[str, Callable[[str, object], Any]]] = {
+    "kind": _kinds, "status": _statuses, "metadata": _metadata, "order_by": _order, "limit": _limit, "cursor": _cursor,
+    "has_items": _flag,
+    **dict.fromkeys(("correlation_id", "parent_job_id", "name", "text", "source", "partition"), _text),
+    **dict.fromkeys(("created_after", "created_before", "completed_after", "completed_before"), _instant),
+}  # fmt: skip
+
+
+def _parse_cursor(cursor: str, order: str) -> tuple[float, str]:
     try:
-        raw = base64.urlsafe_b64decode(str(cursor) + "=" * (-len(str(cursor)) % 4))
+        raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         made_for, at, job_id = json.loads(raw)
         if made_for != order or not isinstance(job_id, str):
             raise ValueError
-        return float(at), job_id
-    except (binascii.Error, ValueError, TypeError):
-        msg = f"cursor: {cursor!r} does not belong to a query ordered by {order!r}; pass a page's cursor unchanged"
+        if not math.isfinite(at := float(at)):
+            raise ValueError
+        return at, job_id
+    except (binascii.Error, ValueError, TypeError, OverflowError, RecursionError):
+        msg = f"cursor: {quoted(cursor)} does not belong to a query ordered by {order!r}; pass a page's cursor unchanged"
         raise ConfigurationError(msg) from None
 
 
@@ -238,4 +268,4 @@ def _between(at: float | None, after: float | None, before: float | None) -> boo
 
 
 def _contains(metadata: Mapping[str, Any], sought: Mapping[str, Any]) -> bool:
-    return all(name in metadata and metadata[name] == value for name, value in sought.items())
+    return all(name in metadata and is_same(metadata[name], value) for name, value in sought.items())

@@ -94,7 +94,7 @@ class Catalog:
                 f'[sources.{name}] url = "mongodb://localhost:27017/koan" in koan.toml, or run `koan-ray dev`.'
             )
             raise ConfigurationError(msg)
-        return Residence(name, asked.partition or self._default_partition, asked.audit)
+        return Residence(name, check_partition(asked.partition or self._default_partition), asked.audit)
 
     def home(self, residence: Residence) -> Residence:
         """Return where a new job lives that goes with an old one: as that did before it was archived."""

@@ -16,7 +16,8 @@ import cloudpickle  # type: ignore[import-untyped]
 from pydantic_core import to_json
 
 from koan_ray.domain.items import FAILED, PROCESSED, PRODUCED, RETRY, SKIPPED, Failure, Outcomes
-from koan_ray.domain.records import MAX_PART, ErrorInfo
+from koan_ray.domain.records import MAX_ERROR_MESSAGE, MAX_PART, ErrorInfo
+from koan_ray.domain.texts import quoted, readable, said
 from koan_ray.engine.attempt import describe
 from koan_ray.engine.produce import in_arrays
 from koan_ray.errors import NonRetryable
@@ -68,11 +69,8 @@ def shown(item: object) -> bytes:
     """Return an item for people, as JSON; its ``repr`` where JSON cannot hold it, and cut where it is long."""
     try:
         encoded = to_json(item, inf_nan_mode="strings")
-    except Exception:  # noqa: BLE001 - anything may be an item
-        try:
-            encoded = to_json(repr(item)[:_MAX_SHOWN].encode(errors="replace").decode())
-        except Exception as problem:  # noqa: BLE001 - a user's __repr__
-            encoded = to_json(f"<{type(item).__name__}, whose repr raised {type(problem).__name__}>")
+    except BaseException:  # noqa: BLE001 - anything may be an item, and what writes it may be its own code
+        encoded = to_json(quoted(item, _MAX_SHOWN))
     if len(encoded) <= _MAX_SHOWN:
         return encoded
     return to_json(encoded[: _MAX_SHOWN - 3].decode(errors="ignore") + "…")
@@ -123,7 +121,7 @@ class _Desk:
         elif result.outcome == "skipped":
             self.codes[place] = SKIPPED
             if result.reason is not None:
-                self.reasons[str(result.reason)[:_MAX_REASON]] += 1
+                self.reasons[said(result.reason, _MAX_REASON)] += 1
         else:
             self.refuse(place, result.reason)
 
@@ -132,7 +130,9 @@ class _Desk:
         code = RETRY
         if isinstance(error, NonRetryable):
             error, code = error.error, FAILED
-        info = describe(error) if isinstance(error, BaseException) else ErrorInfo("ItemFailed", str(error)[:2000])
+        info = (
+            describe(error) if isinstance(error, BaseException) else ErrorInfo("ItemFailed", said(error, MAX_ERROR_MESSAGE))
+        )
         self._fail(place, info, code)
 
     def _keep(self, place: int, value: object) -> None:
@@ -143,10 +143,10 @@ class _Desk:
             encoded = to_json([self.order.indexes[place], value] if self.job.items.ordered else value)
         except Exception as problem:  # noqa: BLE001 - anything may be a value
             text = (
-                f"the value of the item, a {type(value).__name__}, cannot be written as JSON: {problem}; return plain "
-                f"values, models or dataclasses"
+                f"the value of the item, a {type(value).__name__}, cannot be written as JSON: {said(problem, 1000)}; return "
+                f"plain values, models or dataclasses"
             )
-            self._fail(place, ErrorInfo(type(problem).__name__, text[:2000]), FAILED)
+            self._fail(place, ErrorInfo(type(problem).__name__, readable(text, MAX_ERROR_MESSAGE)), FAILED)
             return
         if len(encoded) > _MAX_VALUE:
             text = (

@@ -38,6 +38,7 @@ from koan_ray.domain.records import (
     view,
 )
 from koan_ray.domain.status import JobStatus
+from koan_ray.domain.words import cancel_reason
 from koan_ray.engine.archivist import Archivist
 from koan_ray.engine.catalog import Catalog
 from koan_ray.engine.checkpoints import Checkpoints
@@ -80,7 +81,6 @@ _SWEEP_S = 10.0
 _FIRST_ARCHIVAL_S = 60.0  # after a start, so that one which never lives for an interval archives too
 _SETTLE_SOURCES_S = 10.0  # a start waits so long for its sources before it dispatches what lives in memory
 _FEW_PARKED = 48  # above this, waits are answered sooner so that all sessions get their turn
-_MAX_REASON = 500
 
 
 class Coordinator:
@@ -110,7 +110,15 @@ class Coordinator:
         self._waiters = Waiters(clock, max_sessions=settings.max_sessions, max_watched=settings.max_watched)
         self._jobs = LiveJobs(self._kinds, self._waiters, clock, self._log, tells_moves=tells_moves)
         self._live = self._jobs.by_id
-        self._memory_writer = Writer(store, clock, self._jobs.written, self._jobs.fenced, meters=self._jobs.meters)
+        self._memory_writer = Writer(
+            store,
+            clock,
+            self._jobs.written,
+            self._jobs.fenced,
+            self._jobs.unwritable,
+            meters=self._jobs.meters,
+            log=self._log,
+        )
         self._catalog = Catalog(
             store, self._memory_writer, {}, settings.default_source, settings.default_partition, settings.in_memory
         )
@@ -297,7 +305,7 @@ class Coordinator:
             if tenure is None or not tenure.may_act or not await tenure.has_all() or job_id not in self._live:
                 raise ConflictError(_is_elsewhere(job_id))
             return await self.cancel(job_id, reason)
-        self._jobs.cancel(job, reason[:_MAX_REASON] if reason else None)
+        self._jobs.cancel(job, cancel_reason(reason))
         await self._jobs.writer_of(job).flushed()
         now_is = self._live.get(job_id) or await self._catalog.get(job_id)
         return now_is.status if now_is is not None else JobStatus.CANCELLED

@@ -22,8 +22,10 @@ from pydantic_core import to_json
 
 from koan_ray.domain.durations import instant
 from koan_ray.domain.ids import checked_id, child_id, new_id
+from koan_ray.domain.query import parse_query, plain_filters
 from koan_ray.domain.records import FAILED, JobView, Particulars, Residence, Terms
 from koan_ray.domain.status import ExecutionStatus, JobStatus
+from koan_ray.domain.words import cancel_reason
 from koan_ray.engine.messages import Submission
 from koan_ray.engine.startmany import ROWS, ManyFeed
 from koan_ray.engine.timeouts import Timeouts
@@ -634,7 +636,7 @@ class Session:
 
     def cancel(self, job_id: str, reason: str | None) -> Pending[Any]:
         """Cancel a job; resolves to its status now."""
-        return self._ask_of(job_id, "cancel", (reason,), JobStatus)
+        return self._ask_of(job_id, "cancel", (cancel_reason(reason),), JobStatus)
 
     def remove(self, job_id: str) -> Pending[None]:
         """Delete a job that has ended."""
@@ -668,7 +670,7 @@ class Session:
         def present(page: tuple[list[JobView], str | None]) -> JobPage[Any]:
             return JobPage([self._present(view, job_type) for view in page[0]], page[1])
 
-        return self._ask("query", (_limited_to(job_type, filters),), present)
+        return self._ask_for("query", _limited_to(job_type, filters), present)
 
     def children(self, job_id: str, job_type: type[Job[Any, Any]] | None) -> Pending[Any]:
         """Return all children of a job, oldest first."""
@@ -699,7 +701,18 @@ class Session:
 
     def count(self, filters: Mapping[str, Any]) -> Pending[int]:
         """Return how many jobs match."""
-        return self._ask("count", (dict(filters),), int)
+        return self._ask_for("count", filters, int)
+
+    def _ask_for(self, method: str, filters: Mapping[str, Any], present: Callable[[Any], Any]) -> Pending[Any]:
+        """Ask for jobs by filters, which are checked and made plain here: their values may be of classes of the user's."""
+        try:
+            plain = plain_filters(filters)
+            parse_query(plain)
+        except ConfigurationError as error:
+            refused: Pending[Any] = Pending()
+            refused.fail(error)
+            return refused
+        return self._ask(method, (plain,), present)
 
     def retry(self, job_id: str, *, resume: bool = False) -> Pending[Any]:
         """Run a failed or cancelled job anew; with ``resume`` from a copy of its checkpoint."""

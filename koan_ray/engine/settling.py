@@ -14,9 +14,10 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from koan_ray.domain import transitions
-from koan_ray.domain.records import ErrorInfo, ExecutionRecord, JobRecord, Progress, Terms
+from koan_ray.domain.records import MAX_ERROR_MESSAGE, ErrorInfo, ExecutionRecord, JobRecord, Progress, Terms
 from koan_ray.domain.retry import Advice, decide
 from koan_ray.domain.status import ExecutionStatus, FailureKind, JobStatus, Reason
+from koan_ray.domain.texts import readable
 from koan_ray.engine.catalog import written
 from koan_ray.errors import KoanRayError
 from koan_ray.killpoints import killpoint
@@ -149,7 +150,7 @@ class Settling:
         """Count a crash, and run the job again or give it up as poison."""
         job = self._current(active)
         if job is not None:
-            lost = ErrorInfo("ProcessLost", cause)
+            lost = ErrorInfo("ProcessLost", readable(cause, MAX_ERROR_MESSAGE))
             self._lose(job, active.execution, active.actor, lost, None, ended_at=self._stopped_at(active))
 
     def killed(self, active: Active, cause: str) -> None:
@@ -247,7 +248,8 @@ class Settling:
     def refuse_all(self, spec: ActorSpec, cause: str) -> None:
         """Fail the queued jobs of a spec for which no actor can be started."""
         now = self._clock.now()
-        error = ErrorInfo("ActorStartError", f"no job actor with {spec.label} could be started: {cause}"[:2000])
+        problem = f"no job actor with {spec.label} could be started: {cause}"
+        error = ErrorInfo("ActorStartError", readable(problem, MAX_ERROR_MESSAGE))
         for job in list(self._live.values()):
             if job.terms.spec == spec and job.status is JobStatus.QUEUED:
                 self._jobs.move(transitions.failed(job, FailureKind.EXHAUSTED, error, at=now))

@@ -65,6 +65,10 @@ class Takeover:
         """The store cannot keep a record of this size."""
         self._jobs.unstored(job, size, limit)
 
+    def unwritable(self, job: JobRecord, problem: str) -> None:
+        """No document can hold this state of a job."""
+        self._jobs.unwritable(job, problem)
+
     async def _take_back(self, tenure: Tenure, job_id: str) -> None:
         """Take in a stored job that was passed over because a repeated submit stood in its place when it was read."""
         with contextlib.suppress(StoreUnavailableError):  # then the sweep or the next coordinator finds it

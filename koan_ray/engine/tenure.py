@@ -37,14 +37,20 @@ from koan_ray.domain.lease import BEATS_PER_TTL, MAX_SHARDS, STANDS_DOWN_AFTER, 
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.meters import Meters
 from koan_ray.engine.writer import Writer, pause
-from koan_ray.errors import ConfigurationError, StaleLeaseError, StoreError, StoreUnavailableError
+from koan_ray.errors import (
+    ConfigurationError,
+    RecordRefusedError,
+    StaleLeaseError,
+    StoreError,
+    StoreUnavailableError,
+)
 from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from koan_ray.domain.lease import Lease
-    from koan_ray.domain.records import JobRecord
+    from koan_ray.domain.records import ExecutionRecord, JobRecord
     from koan_ray.ports import Change, Clock, DocumentStore, Log
 
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -105,6 +111,9 @@ class Host(Protocol):
 
     def unstorable(self, job: JobRecord, size: int, limit: int) -> None:
         """The store cannot keep a record of this size, in bytes; what it held before is unchanged."""
+
+    def unwritable(self, job: JobRecord, problem: str) -> None:
+        """No document can hold this record; what the store held before is unchanged."""
 
     def resumed(self, job_ids: Sequence[str]) -> None:
         """The lease is certain again: these were held back."""
@@ -246,8 +255,12 @@ class Tenure:
             except ConfigurationError as error:
                 self.note_problem(error, "source_refused")
                 await pause(self._clock, _REFUSED_RETRY_S)
-            except StoreUnavailableError as error:
+            except StoreError as error:
                 self.note_problem(error, "source_unavailable")
+                await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
+                turn += 1
+            except Exception as error:  # noqa: BLE001 - told, and begun anew: a source must not end with one odd record
+                self.note_problem(error, "source_failed")
                 await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
                 turn += 1
 
@@ -412,8 +425,8 @@ class Tenure:
                     await self._host.found(self, jobs)
                 if turn:  # what was stamped when we were interrupted carries our term, and was not read
                     await self._look(term)
-            except StoreUnavailableError as error:
-                self._log.warning("take_over_interrupted", problem=str(error))
+            except Exception as error:  # noqa: BLE001 - told, and begun anew until all is taken in
+                self._log.warning("take_over_interrupted", problem=f"{type(error).__name__}: {error}")
                 await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
                 turn += 1
             else:
@@ -446,8 +459,12 @@ class Tenure:
             # Not before the queue is taken over: of what is read there, nothing can have ended meanwhile.
             if self.replaced.is_set() or not self.may_act or not self._has_all.is_set():
                 continue
-            with contextlib.suppress(StoreUnavailableError):
+            try:
                 await self._sweep(term)
+            except StoreUnavailableError:
+                continue
+            except Exception as error:  # noqa: BLE001 - told, and the next sweep comes
+                self._log.error("sweep_failed", problem=f"{type(error).__name__}: {error}")
 
     async def _sweep(self, term: int) -> None:
         was_interrupted, self._is_sweeping = self._is_sweeping, True
@@ -483,8 +500,9 @@ class Tenure:
 
     def _new_writer(self, term: int) -> Writer:
         return Writer(
-            _Guarded(self), self._clock, self._host.written, self.fenced, term=term, meters=self.meters, source=self.source
-        )
+            _Guarded(self), self._clock, self._host.written, self.fenced, self._host.unwritable, term=term,
+            meters=self.meters, source=self.source, log=self._log,
+        )  # fmt: skip
 
     # --- the beat ------------------------------------------------------------------------------------------------------
 
@@ -521,7 +539,7 @@ class Tenure:
                 killpoint("lease.before_beat")
                 after = await self._heart.beat(lease)
                 killpoint("lease.after_beat")
-            except StoreError:
+            except (StoreError, ConfigurationError):  # refused for a moment, too: the login may be put right
                 after = lease  # unknown; what may_act allows shrinks meanwhile
             else:
                 if after is None:
@@ -553,7 +571,9 @@ class _Guarded:
                 killpoint("flush.between")
                 gone = {id(change) for change in refused}
                 await tenure.audit.file_executions([change for change in changes if id(change) not in gone])
-        except StoreError as error:
+        except RecordRefusedError:  # the store is well
+            raise
+        except (StoreError, ConfigurationError) as error:
             tenure.note_problem(error, "flush_failed")
             raise
         tenure.note_health()
@@ -564,3 +584,6 @@ class _Guarded:
 
     async def get(self, job_id: str) -> JobRecord | None:
         return await self._tenure.store.get(job_id)
+
+    def objection(self, record: JobRecord | ExecutionRecord) -> str | None:
+        return self._tenure.store.objection(record)

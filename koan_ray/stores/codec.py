@@ -6,6 +6,7 @@ class: ``code_id`` is empty in a record read back, and ``Terms.id`` is computed 
 
 JSON that a document cannot hold unchanged is kept as text in ``context_json``, ``result_json`` or ``metadata_json``: keys
 with ``.`` or NUL or a leading ``$``, whole numbers beyond 64 bits, deep nesting, text that would be written differently.
+Those metadata that can be held are there as well then, so that jobs are found by them.
 Contents above a limit live elsewhere, and the document names them (``context_blob``, ``result_blob``).
 
 Fields without a value are left out. Fields that this version does not know stay untouched, because updates name the fields
@@ -24,6 +25,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from koan_ray.domain.durations import seconds
 from koan_ray.domain.lease import slot_of
+from koan_ray.domain.metadata import is_metadata_key
 from koan_ray.domain.partitions import NAME
 from koan_ray.domain.records import (
     FAILED,
@@ -139,6 +141,11 @@ def _embeds(value: Any, depth: int = 0) -> bool:
     return math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or abs(value) <= _MAX_INT
 
 
+def is_embeddable(value: Any) -> bool:
+    """Tell whether a document holds this value of a metadata key as it is, so that it can be looked for."""
+    return _embeds(value)
+
+
 def _is_field(key: str) -> bool:
     return bool(key) and key[0] != "$" and "." not in key and "\0" not in key
 
@@ -220,8 +227,11 @@ def _encode_checkpoint(job_id: str, done: Checkpoint) -> Document:
 
 
 def _encode_metadata(metadata: Mapping[str, Any]) -> Document:
-    plain = dict(metadata)
-    return {"metadata": plain} if _embeds(plain) else {"metadata_json": to_json(plain).decode()}
+    plain = {name: value for name, value in metadata.items() if is_metadata_key(name) and _embeds(value)}
+    if len(plain) == len(metadata):
+        return {"metadata": plain}
+    whole = {"metadata_json": to_json(metadata).decode()}  # what counts; the rest beside it is there to be found by
+    return {**whole, "metadata": plain} if plain else whole
 
 
 def _encode_progress(progress: Progress) -> Document:

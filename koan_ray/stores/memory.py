@@ -103,6 +103,10 @@ class MemoryStore:
             self._forget_oldest()
         return refused
 
+    def objection(self, record: JobRecord | ExecutionRecord) -> str | None:
+        """Return None: memory holds everything."""
+        return None
+
     async def file_executions(self, changes: Sequence[Change]) -> None:
         """Keep the executions of changes whose jobs are written."""
         for change in changes:

@@ -110,6 +110,9 @@ class MongoStore:
     def excess(self, job: JobRecord) -> tuple[int, int] | None:
         return self._writes.excess(job)
 
+    def objection(self, record: JobRecord | ExecutionRecord) -> str | None:
+        return self._writes.objection(record)
+
     # --- reading and queries -------------------------------------------------------------------------------------------
 
     async def get(self, job_id: str) -> JobRecord | None:

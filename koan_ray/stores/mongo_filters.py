@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from koan_ray.stores.codec import Document, first_date_from, to_date
+from koan_ray.stores.codec import Document, first_date_from, is_embeddable, to_date
 from koan_ray.stores.mongo_schema import LATEST_INDEX, LEADS, RETRIES_INDEX
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def filter_of(query: Query) -> Document:
 
     All values stand behind an explicit operator, so that no value can be taken for one. Text is compared by the server,
     whose idea of upper and lower case is simpler than Python's for a few letters (``ß``). Metadata that no document can
-    hold as it is (`koan_ray.stores.codec`) are not found by their values.
+    hold as it is (`koan_ray.stores.codec`) are compared by us, in those documents that have some.
     """
     # In front and plain: the embedded server takes the first index that fits, and reads every job of a status otherwise.
     found: Document = {LEADS: True} if query.has_items else {}
@@ -59,7 +59,11 @@ def filter_of(query: Query) -> Document:
             found[name] = between
     if query.has_items is False:  # what is false is left out of documents, so these lack the field
         found[LEADS] = {"$ne": True}
-    found.update((f"metadata.{name}", _metadata(value)) for name, value in query.metadata.items())
+    for name, value in query.metadata.items():
+        if is_embeddable(value):
+            found[f"metadata.{name}"] = _metadata(value)
+        else:
+            found["metadata_json"] = {"$type": "string"}
     if query.text is not None:
         sought = {"$regex": re.escape(query.text), "$options": "i"}
         found["$or"] = [{name: sought} for name in _TEXT_FIELDS]
@@ -70,8 +74,9 @@ def needs_check(query: Query) -> bool:
     """Tell whether a document that passes the filter may still not match: lists and dictionaries are compared by us.
 
     The server would take a value for equal to a list that holds it, and tell apart dictionaries by the order of their keys.
+    So is what no document can hold.
     """
-    return any(isinstance(value, (list, dict)) for value in query.metadata.values())
+    return any(isinstance(value, (list, dict)) or not is_embeddable(value) for value in query.metadata.values())
 
 
 def index_of(query: Query) -> str:

@@ -45,8 +45,8 @@ class Parts:
         try:
             await self._db.items(partition).bulk_write(operations, ordered=False)
         except errors.BulkWriteError as error:
-            duplicates, too_large = refused_operations(error)
-            if is_unknown_outcome(error) or too_large:
+            duplicates, too_large, unwritable = refused_operations(error)
+            if is_unknown_outcome(error) or too_large or unwritable:
                 raise
             # There with a higher fence, or put there by another writer at this moment: then ours may be the later one.
             keys = [documents[place]["_id"] for place in duplicates]
@@ -131,8 +131,8 @@ class UserDocuments:
         try:
             await collection.bulk_write([InsertOne(document) for document in documents], ordered=False)
         except errors.BulkWriteError as error:
-            duplicates, too_large = refused_operations(error)
-            if is_unknown_outcome(error) or too_large:
+            duplicates, too_large, unwritable = refused_operations(error)
+            if is_unknown_outcome(error) or too_large or unwritable:
                 raise
             there = [documents[place] for place in sorted(duplicates)]
             replacing = [ReplaceOne({"_id": each["_id"]}, each, upsert=True) for each in there]

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from koan_ray.definition import encode_metadata
+from koan_ray.domain import words
 from koan_ray.domain.ids import new_id
+from koan_ray.domain.metadata import MetadataError, is_metadata_key, plain_metadata
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import InvalidContextError, KoanRayError, LimitExceededError, UnknownKindError
 from koan_ray.registry import resolve
@@ -194,28 +196,38 @@ def _check_limit(api: Service, limit: int) -> None:
 
 
 def _metadata_filter(text: str) -> dict[str, Any]:
-    """Return the metadata that a query asks for: plain keys and single values, nothing that could be an operator."""
+    """Return the metadata that a query asks for: JSON values under plain keys, nothing that could be an operator."""
     try:
         found = BulkFilters.model_validate({"metadata": from_json(text, allow_inf_nan=False)}).metadata
     except ValueError as error:
         what = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise _unusable(
-            "query.metadata", f'expected a JSON object of single values, such as {{"tenant": 7}}: {what}'
-        ) from None
+        raise _unusable("query.metadata", f'expected a JSON object, such as {{"tenant": 7}}: {what}') from None
     return _plain_metadata(found or {}, "query.metadata")
 
 
 def _plain_metadata(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
-    for name, value in metadata.items():
-        if name.startswith("$") or "." in name or "\0" in name or not name.isprintable():
-            raise _unusable(f"{where}.{name[:100]}", "expected a key without '.', NUL or a leading '$'")
-        if is_secret_name(name):
-            raise _unusable(f"{where}.{name[:100]}", "is the name of a secret, which nobody can look for")
-        if isinstance(value, int) and abs(value) >= 2**63:
-            raise _unusable(f"{where}.{name[:100]}", "expected a whole number of at most 64 bits")
     if len(metadata) > 16:
         raise _unusable(where, f"expected at most 16 keys, got {len(metadata)}")
-    return dict(metadata)
+    try:
+        found = plain_metadata(metadata)
+    except MetadataError as error:
+        raise _unusable(f"{where}.{error.path[:100]}", error.problem) from None
+    _check_keys(found, where)
+    return found
+
+
+def _check_keys(value: Any, where: str) -> None:
+    """Refuse keys at any depth that could be an operator, or that name a secret."""
+    if isinstance(value, list):
+        for item in value:
+            _check_keys(item, where)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if not is_metadata_key(name) or not name.isprintable():
+                raise _unusable(f"{where}.{name[:100]}", "expected a key without '.', NUL or a leading '$'")
+            if is_secret_name(name):
+                raise _unusable(f"{where}.{name[:100]}", "is the name of a secret, which nobody can look for")
+            _check_keys(item, f"{where}.{name[:100]}")
 
 
 def _unusable(field: str, what: str) -> ProblemError:
@@ -276,8 +288,10 @@ def _run_settings(ask: SubmitAsk) -> RunSettings:
     elif ask.persist:
         persistence = Persistence()
     return RunSettings(
-        persistence=persistence, audit=ask.audit, metadata=metadata, correlation_id=ask.correlation_id, name=ask.name,
-        description=ask.description, delay_s=ask.delay_s,
+        persistence=persistence, audit=ask.audit, metadata=metadata,
+        correlation_id=words.correlation_id(ask.correlation_id, "body"),
+        name=None if ask.name is None else words.job_name(ask.name), description=words.description(ask.description),
+        delay_s=ask.delay_s,
     )  # fmt: skip
 
 

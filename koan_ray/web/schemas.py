@@ -266,13 +266,10 @@ class PageQuery(Ask):
     cursor: Annotated[str, Field(max_length=400)] | None = None
 
 
-Scalar = str | int | float | bool | None
-
-
 class BulkFilters(JobFilters):
     """The filters of a cancel or retry of many jobs; metadata as an object."""
 
-    metadata: dict[Annotated[str, Field(min_length=1, max_length=200)], Scalar] | None = None
+    metadata: dict[Annotated[str, Field(min_length=1, max_length=200)], Any] | None = None
 
 
 class BulkAsk(Ask):
