@@ -17,7 +17,9 @@ from koan_ray.domain.query import METADATA_KEYS, is_metadata_key
 from koan_ray.domain.records import ActorSpec, Terms, identified
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, Isolation, ParentPolicy
+from koan_ray.domain.texts import readable
 from koan_ray.errors import ConfigurationError, InvalidContextError, JobDefinitionError, PayloadTooLargeError
+from koan_ray.exact import Codec, NotExactError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _WHOLE = "(whole context)"
 _PARAMETERS = ("context", "progress", "cancellation")
+_CONTAINERS = (dict, list, tuple, set, frozenset)
 _LEADS = 16  # jobs over items that one process goes through at a time
 T = TypeVar("T")
 
@@ -104,7 +107,7 @@ class Definition:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the adapters behind: a class that travels by value builds its own."""
-        return {name: value for name, value in self.__dict__.items() if not name.endswith("_adapter")}
+        return {name: value for name, value in self.__dict__.items() if not name.endswith(("_adapter", "_codec"))}
 
     @cached_property
     def context_adapter(self) -> pydantic.TypeAdapter[Any]:
@@ -142,21 +145,35 @@ class Definition:
     def _spec(self) -> ActorSpec:
         return self.resources.spec(concurrency=self.concurrency, dedicated=self.isolation is Isolation.DEDICATED)
 
+    @cached_property
+    def context_codec(self) -> Codec:
+        """Writes contexts that read back as they are, and reads them."""
+        return Codec(self.context_adapter)
+
+    @cached_property
+    def result_codec(self) -> Codec:
+        """Writes results that read back as they are, and reads them."""
+        return Codec(self.result_adapter)
+
     def encode_context(self, context: object) -> bytes:
-        """Return a context as JSON that reads back as the declared type.
+        """Return a context as JSON that reads back as the same value of the declared type.
 
         Raises:
-            InvalidContextError: It does not fit the declared type, or does not survive JSON.
+            InvalidContextError: It does not fit the declared type, or would not reach the body as it is; with the path.
         """
-        adapter = self.context_adapter
+        codec = self.context_codec
+        encoded = codec.plainly(context)
+        if encoded is not None:
+            return encoded
         try:
-            encoded = adapter.dump_json(adapter.validate_python(context))
-            adapter.validate_json(encoded)  # what JSON cannot hold, such as NaN, would fail in the job actor otherwise
+            value = self.context_adapter.validate_python(context)
+            _refuse_lost(context, value)
+            encoded = codec.plainly(value) if value is not context else None
+            return codec.write(value) if encoded is None else encoded
         except ValidationError as error:
             raise InvalidContextError(self.kind, _problems(error)) from None
-        except (PydanticSerializationError, UnicodeDecodeError, ValueError) as error:
-            raise InvalidContextError(self.kind, [(_WHOLE, f"cannot be written as JSON: {error}")]) from None
-        return encoded
+        except NotExactError as error:
+            raise InvalidContextError(self.kind, [(readable(error.path) or _WHOLE, readable(error.what))]) from None
 
     def parse_context(self, written: bytes) -> Any:
         """Return a context that somebody wrote as JSON, as the declared type.
@@ -164,8 +181,9 @@ class Definition:
         Raises:
             InvalidContextError: It is no JSON, or does not fit; with the paths of the fields.
         """
+        by_name: dict[str, Any] = {"by_name": True} if self.context_codec.reads_by_name else {}
         try:
-            return self.context_adapter.validate_json(written)
+            return self.context_adapter.validate_json(written, **by_name)
         except ValidationError as error:
             raise InvalidContextError(self.kind, _problems(error)) from None
 
@@ -176,28 +194,38 @@ class Definition:
             ContextRejectedError: It does not fit; the class differs from the one that the job was started with.
         """
         try:
-            return self.context_adapter.validate_json(encoded)
+            return self.context_codec.read(encoded)
         except ValidationError as error:
             raise ContextRejectedError(str(InvalidContextError(self.kind, _problems(error)))) from None
 
+    def decode_result(self, encoded: bytes) -> Any:
+        """Return a result as the declared type."""
+        return self.result_codec.read(encoded)
+
     def encode_result(self, result: object, limit: int) -> bytes:
-        """Return a result as JSON.
+        """Return a result as JSON that reads back as the same value.
 
         Raises:
-            ResultRejectedError: It is not of the declared type, cannot be written or is too large; in plain words.
+            ResultRejectedError: It is not of the declared type, would not reach a waiter as it is or is too large; in plain
+                words, with the path.
         """
-        adapter = self.result_adapter
-        try:
-            encoded = adapter.dump_json(adapter.validate_python(result, strict=True))
-            adapter.validate_json(encoded)
-        except ValidationError as error:
-            problem = "; ".join(f"{path}: {message}" for path, message in _problems(error))
-            raise ResultRejectedError(self._mismatch(result, problem)) from None
-        except (PydanticSerializationError, UnicodeDecodeError, ValueError) as error:
-            raise ResultRejectedError(self._mismatch(result, f"it cannot be written as JSON: {error}")) from None
+        encoded = self.result_codec.plainly(result)
+        if encoded is None:
+            encoded = self._checked_result(result)
         if len(encoded) > limit:
             raise ResultRejectedError(str(PayloadTooLargeError(self.kind, "result", len(encoded), limit)))
         return encoded
+
+    def _checked_result(self, result: object) -> bytes:
+        try:
+            value = self.result_adapter.validate_python(result, strict=True)
+            _refuse_lost(result, value)
+            return self.result_codec.write(value)
+        except ValidationError as error:
+            problem = "; ".join(f"{path}: {message}" for path, message in _problems(error))
+            raise ResultRejectedError(self._mismatch(result, problem)) from None
+        except NotExactError as error:
+            raise ResultRejectedError(self._mismatch(result, readable(str(error)))) from None
 
     def _mismatch(self, result: object, problem: str) -> str:
         declared = _name(self.result_type)
@@ -244,6 +272,33 @@ def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         return typing.cast("dict[str, Any]", json.loads(to_json(metadata, inf_nan_mode="strings")))
     except (PydanticSerializationError, ValueError) as error:
         raise InvalidContextError("", [("(a value)", f"cannot be written as JSON: {error}")], "metadata") from None
+
+
+def _refuse_lost(given: Any, value: Any, path: tuple[str, ...] = ()) -> None:
+    """Refuse a value that validation has made less of: pydantic drops what a TypedDict does not declare, and equal keys.
+
+    Raises:
+        NotExactError: With the path of the first such place.
+    """
+    if given is value:
+        return
+    kind = type(given)
+    if kind is int and type(value) is float and given != value:
+        raise NotExactError(".".join(path), f"is {given}, which no float is; declare int")
+    if kind is not type(value) or kind not in _CONTAINERS:
+        return
+    if len(given) > len(value):
+        lost = [repr(key)[:60] for key in given if key not in value][:3]
+        what = f"{', '.join(lost)} is not declared there" if lost else "some of its elements become equal by validation"
+        raise NotExactError(".".join(path), f"would arrive with {len(value):,} of {len(given):,} elements; {what}")
+    if kind is dict:
+        for name, inner in given.items():
+            if name in value:
+                _refuse_lost(inner, value[name], (*path, str(name)))
+    elif kind in (list, tuple) and len(given) == len(value):
+        for place, (one, other) in enumerate(zip(given, value, strict=True)):
+            if one is not other:
+                _refuse_lost(one, other, (*path, str(place)))
 
 
 def _problems(error: ValidationError) -> list[tuple[str, str]]:
