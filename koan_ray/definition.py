@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
+import sys
 import typing
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, runtime_checkable
 
 import pydantic
@@ -104,6 +107,7 @@ class Definition:
         self.is_async = inspect.iscoroutinefunction(getattr(job_type, "execute", None))
         self.is_part_async = inspect.iscoroutinefunction(getattr(job_type, "process_item", None))
         self.judges = _judges(job_type)
+        self.source_digest = _source_digest(job_type)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the adapters behind: a class that travels by value builds its own."""
@@ -331,6 +335,20 @@ def _types(job_type: type[Any]) -> tuple[Any, Any]:
     found = [bound.get((root, parameter), Any) for parameter in root.__parameters__]
     context, result = (Any if isinstance(item, TypeVar) else item for item in found[:2])
     return context, result
+
+
+def _source_digest(job_type: type[Any]) -> str | None:
+    """Return the digest of the file of a class's module as it is now, when the class is defined; None if there is none.
+
+    Later the file may hold another version than the one that was loaded.
+    """
+    file = getattr(sys.modules.get(job_type.__module__), "__file__", None)
+    if file is None or job_type.__module__ == "__main__" or "<locals>" in job_type.__qualname__:
+        return None
+    try:
+        return hashlib.blake2b(Path(file).read_bytes(), digest_size=12).hexdigest()
+    except OSError:
+        return None
 
 
 def _instance(job_type: type[Any], name: str, expected: type[T]) -> T:
