@@ -20,6 +20,7 @@ _LEVELS: Final = 12  # of the stack between the definition of a class and what u
 
 _by_kind: dict[str, type[Job[Any, Any]]] = {}
 _redefined: set[tuple[str, str]] = set()  # modules and qualified names of classes that were defined again
+_refuses = True
 _told: Callable[[type[Job[Any, Any]]], None] | None = None
 
 
@@ -32,10 +33,17 @@ def register(kind: str, job_type: type[Job[Any, Any]]) -> None:
         JobDefinitionError: A class of another module has this kind; names both, and the way out.
     """
     known = _by_kind.get(kind)
-    if known is not None and known is not job_type and not _is_redefinition(job_type, known) and not _is_unpickled():
+    is_second = known is not None and known is not job_type and not _is_redefinition(job_type, known)
+    if is_second and _refuses and not _is_unpickled():
         del known
         _refuse_second(kind, job_type)
     replace(kind, job_type)
+
+
+def accept_all() -> None:
+    """Refuse no class any more: from now on this process runs classes of others, which may know other classes of a kind."""
+    global _refuses  # noqa: PLW0603 - a property of the process
+    _refuses = False
 
 
 def replace(kind: str, job_type: type[Job[Any, Any]]) -> None:
@@ -89,7 +97,12 @@ def _is_redefinition(job_type: type[Any], known: type[Any]) -> bool:
     """Tell whether two classes are one, defined twice: in one module, which may run as ``__main__`` as well."""
     if job_type.__module__ == known.__module__:
         return True
-    return job_type.__qualname__ == known.__qualname__ and (file := _file(job_type)) is not None and file == _file(known)
+    if job_type.__qualname__ != known.__qualname__ or "<locals>" in known.__qualname__:
+        return False
+    if not {job_type.__module__, known.__module__} & {"__main__", "__mp_main__"}:
+        return False
+    file = _file(job_type)
+    return file is not None and file == _file(known)
 
 
 def _file(job_type: type[Any]) -> str | None:
@@ -98,7 +111,7 @@ def _file(job_type: type[Any]) -> str | None:
         function = job_type.__dict__.get(name)
         function = getattr(job_type, "function", function)  # of `koan_ray.job`
         code = getattr(function, "__code__", None)
-        if code is not None:
+        if code is not None and Path(code.co_filename).is_file():
             return str(Path(code.co_filename).resolve())
     return None
 

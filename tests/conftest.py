@@ -85,6 +85,7 @@ def kinds_of_test(kinds_of_module):
 def _restore(before: dict[str, type[koan.Job]]) -> None:
     registry._by_kind.clear()
     registry._by_kind.update(before)
+    registry._refuses = True
 
 
 @pytest.fixture(scope="session")

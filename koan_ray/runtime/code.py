@@ -27,7 +27,7 @@ import cloudpickle  # type: ignore[import-untyped]
 
 from koan_ray.domain.status import Isolation
 from koan_ray.errors import JobDefinitionError
-from koan_ray.registry import is_redefined, replace
+from koan_ray.registry import accept_all, is_redefined, replace
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -110,6 +110,7 @@ def read(blob: bytes) -> type[Job[Any, Any]]:
     """Return the class that `write` wrote, importing its module or rebuilding it by value."""
     shipped = pickle.loads(blob)  # noqa: S301 - written by a driver of this cluster, which may run anything here anyway
     reference, value = shipped["reference"], shipped["value"]
+    accept_all()  # two drivers may have classes of one kind, and each job runs its own
     job_type: type[Job[Any, Any]] | None = None
     if reference is not None:
         try:
