@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, runtime_checkable
 
 import pydantic
-from pydantic_core import PydanticSerializationError, ValidationError
+from pydantic_core import ValidationError
 
 from koan_ray.domain.durations import Duration, bound
 from koan_ray.domain.metadata import MetadataError, plain_metadata
 from koan_ray.domain.records import ActorSpec, Terms, identified
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, Isolation, ParentPolicy
+from koan_ray.domain.texts import readable
 from koan_ray.errors import ConfigurationError, InvalidContextError, JobDefinitionError, PayloadTooLargeError
+from koan_ray.exact import Codec, NotExactError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
 _WHOLE = "(whole context)"
 _PARAMETERS = ("context", "progress", "cancellation")
+_CONTAINERS = (dict, list, tuple, set, frozenset)
 _LEADS = 16  # jobs over items that one process goes through at a time
 T = TypeVar("T")
 
@@ -100,10 +106,11 @@ class Definition:
         self.is_async = inspect.iscoroutinefunction(getattr(job_type, "execute", None))
         self.is_part_async = inspect.iscoroutinefunction(getattr(job_type, "process_item", None))
         self.judges = _judges(job_type)
+        self.source_digest = _source_digest(job_type)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the adapters behind: a class that travels by value builds its own."""
-        return {name: value for name, value in self.__dict__.items() if not name.endswith("_adapter")}
+        return {name: value for name, value in self.__dict__.items() if not name.endswith(("_adapter", "_codec"))}
 
     @cached_property
     def context_adapter(self) -> pydantic.TypeAdapter[Any]:
@@ -141,21 +148,35 @@ class Definition:
     def _spec(self) -> ActorSpec:
         return self.resources.spec(concurrency=self.concurrency, dedicated=self.isolation is Isolation.DEDICATED)
 
+    @cached_property
+    def context_codec(self) -> Codec:
+        """Writes contexts that read back as they are, and reads them."""
+        return Codec(self.context_adapter)
+
+    @cached_property
+    def result_codec(self) -> Codec:
+        """Writes results that read back as they are, and reads them."""
+        return Codec(self.result_adapter)
+
     def encode_context(self, context: object) -> bytes:
-        """Return a context as JSON that reads back as the declared type.
+        """Return a context as JSON that reads back as the same value of the declared type.
 
         Raises:
-            InvalidContextError: It does not fit the declared type, or does not survive JSON.
+            InvalidContextError: It does not fit the declared type, or would not reach the body as it is; with the path.
         """
-        adapter = self.context_adapter
+        codec = self.context_codec
+        encoded = codec.plainly(context)
+        if encoded is not None:
+            return encoded
         try:
-            encoded = adapter.dump_json(adapter.validate_python(context))
-            adapter.validate_json(encoded)  # what JSON cannot hold, such as NaN, would fail in the job actor otherwise
+            value = self.context_adapter.validate_python(context)
+            _refuse_lost(context, value)
+            encoded = codec.plainly(value) if value is not context else None
+            return codec.write(value) if encoded is None else encoded
         except ValidationError as error:
             raise InvalidContextError(self.kind, _problems(error)) from None
-        except (PydanticSerializationError, UnicodeDecodeError, ValueError) as error:
-            raise InvalidContextError(self.kind, [(_WHOLE, f"cannot be written as JSON: {error}")]) from None
-        return encoded
+        except NotExactError as error:
+            raise InvalidContextError(self.kind, [(readable(error.path) or _WHOLE, readable(error.what))]) from None
 
     def parse_context(self, written: bytes) -> Any:
         """Return a context that somebody wrote as JSON, as the declared type.
@@ -163,8 +184,9 @@ class Definition:
         Raises:
             InvalidContextError: It is no JSON, or does not fit; with the paths of the fields.
         """
+        by_name: dict[str, Any] = {"by_name": True} if self.context_codec.reads_by_name else {}
         try:
-            return self.context_adapter.validate_json(written)
+            return self.context_adapter.validate_json(written, **by_name)
         except ValidationError as error:
             raise InvalidContextError(self.kind, _problems(error)) from None
 
@@ -175,28 +197,38 @@ class Definition:
             ContextRejectedError: It does not fit; the class differs from the one that the job was started with.
         """
         try:
-            return self.context_adapter.validate_json(encoded)
+            return self.context_codec.read(encoded)
         except ValidationError as error:
             raise ContextRejectedError(str(InvalidContextError(self.kind, _problems(error)))) from None
 
+    def decode_result(self, encoded: bytes) -> Any:
+        """Return a result as the declared type."""
+        return self.result_codec.read(encoded)
+
     def encode_result(self, result: object, limit: int) -> bytes:
-        """Return a result as JSON.
+        """Return a result as JSON that reads back as the same value.
 
         Raises:
-            ResultRejectedError: It is not of the declared type, cannot be written or is too large; in plain words.
+            ResultRejectedError: It is not of the declared type, would not reach a waiter as it is or is too large; in plain
+                words, with the path.
         """
-        adapter = self.result_adapter
-        try:
-            encoded = adapter.dump_json(adapter.validate_python(result, strict=True))
-            adapter.validate_json(encoded)
-        except ValidationError as error:
-            problem = "; ".join(f"{path}: {message}" for path, message in _problems(error))
-            raise ResultRejectedError(self._mismatch(result, problem)) from None
-        except (PydanticSerializationError, UnicodeDecodeError, ValueError) as error:
-            raise ResultRejectedError(self._mismatch(result, f"it cannot be written as JSON: {error}")) from None
+        encoded = self.result_codec.plainly(result)
+        if encoded is None:
+            encoded = self._checked_result(result)
         if len(encoded) > limit:
             raise ResultRejectedError(str(PayloadTooLargeError(self.kind, "result", len(encoded), limit)))
         return encoded
+
+    def _checked_result(self, result: object) -> bytes:
+        try:
+            value = self.result_adapter.validate_python(result, strict=True)
+            _refuse_lost(result, value)
+            return self.result_codec.write(value)
+        except ValidationError as error:
+            problem = "; ".join(f"{path}: {message}" for path, message in _problems(error))
+            raise ResultRejectedError(self._mismatch(result, problem)) from None
+        except NotExactError as error:
+            raise ResultRejectedError(self._mismatch(result, readable(str(error)))) from None
 
     def _mismatch(self, result: object, problem: str) -> str:
         declared = _name(self.result_type)
@@ -242,6 +274,33 @@ def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidContextError("", [(error.path, error.problem)], "metadata") from None
 
 
+def _refuse_lost(given: Any, value: Any, path: tuple[str, ...] = ()) -> None:
+    """Refuse a value that validation has made less of: pydantic drops what a TypedDict does not declare, and equal keys.
+
+    Raises:
+        NotExactError: With the path of the first such place.
+    """
+    if given is value:
+        return
+    kind = type(given)
+    if kind is int and type(value) is float and given != value:
+        raise NotExactError(".".join(path), f"is {given}, which no float is; declare int")
+    if kind is not type(value) or kind not in _CONTAINERS:
+        return
+    if len(given) > len(value):
+        lost = [repr(key)[:60] for key in given if key not in value][:3]
+        what = f"{', '.join(lost)} is not declared there" if lost else "some of its elements become equal by validation"
+        raise NotExactError(".".join(path), f"would arrive with {len(value):,} of {len(given):,} elements; {what}")
+    if kind is dict:
+        for name, inner in given.items():
+            if name in value:
+                _refuse_lost(inner, value[name], (*path, str(name)))
+    elif kind in (list, tuple) and len(given) == len(value):
+        for place, (one, other) in enumerate(zip(given, value, strict=True)):
+            if one is not other:
+                _refuse_lost(one, other, (*path, str(place)))
+
+
 def _problems(error: ValidationError) -> list[tuple[str, str]]:
     return [(".".join(map(str, item["loc"])) or _WHOLE, item["msg"]) for item in error.errors(include_url=False)]
 
@@ -272,6 +331,20 @@ def _types(job_type: type[Any]) -> tuple[Any, Any]:
     found = [bound.get((root, parameter), Any) for parameter in root.__parameters__]
     context, result = (Any if isinstance(item, TypeVar) else item for item in found[:2])
     return context, result
+
+
+def _source_digest(job_type: type[Any]) -> str | None:
+    """Return the digest of the file of a class's module as it is now, when the class is defined; None if there is none.
+
+    Later the file may hold another version than the one that was loaded.
+    """
+    file = getattr(sys.modules.get(job_type.__module__), "__file__", None)
+    if file is None or job_type.__module__ == "__main__" or "<locals>" in job_type.__qualname__:
+        return None
+    try:
+        return hashlib.blake2b(Path(file).read_bytes(), digest_size=12).hexdigest()
+    except OSError:
+        return None
 
 
 def _instance(job_type: type[Any], name: str, expected: type[T]) -> T:

@@ -19,6 +19,7 @@ from koan_ray.domain.durations import Duration, instant, patience
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy
 from koan_ray.errors import ConfigurationError, JobDefinitionError
+from koan_ray.exact import revived
 from koan_ray.listing import JobPage, JobStream
 from koan_ray.progress import ProgressStream, Subscription, subscribe
 from koan_ray.registry import register
@@ -230,8 +231,8 @@ class Job(Generic[C, R]):
     def context(self) -> C:
         """What the job was started with, as the declared type."""
         if "definition" not in vars(type(self)):
-            return cast("C", json.loads(self._view.context))
-        return cast("C", self.definition.context_adapter.validate_json(self._view.context))
+            return cast("C", revived(json.loads(self._view.context)))
+        return cast("C", self.definition.context_codec.read(self._view.context))
 
     @property
     def result(self) -> R | None:
@@ -240,8 +241,8 @@ class Job(Generic[C, R]):
         if encoded is None:
             return None
         if "definition" not in vars(type(self)):
-            return cast("R", json.loads(encoded))
-        return cast("R", self.definition.result_adapter.validate_json(encoded))
+            return cast("R", revived(json.loads(encoded)))
+        return cast("R", self.definition.decode_result(encoded))
 
     @property
     def name(self) -> str | None:

@@ -28,6 +28,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ray)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    """Import each module of tests as if it were the only one: several have a class of one name, and so of one kind."""
+    before = dict(registry._by_kind)
+    if isinstance(collector, pytest.Module):
+        for kind, job_type in before.items():
+            if job_type.__module__.rpartition(".")[2].startswith("test_"):
+                del registry._by_kind[kind]
+    report = yield
+    registry._by_kind.update(before | registry._by_kind)
+    return report
+
+
 def eventually(condition: Callable[[], object], *, within: float = 30.0) -> object:
     """Return the first true value of ``condition``; fail after ``within`` seconds: a safety net, not a promise."""
     until = time.monotonic() + within
@@ -84,6 +97,7 @@ def handlers_of_signals():
 def _restore(before: dict[str, type[koan.Job]]) -> None:
     registry._by_kind.clear()
     registry._by_kind.update(before)
+    registry._refuses = True
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from rich.text import Text
 from koan_ray.cli.safe import as_json, safe, safe_lines, shown
 from koan_ray.domain.durations import instant
 from koan_ray.domain.status import JobStatus
+from koan_ray.exact import masked
 from koan_ray.plain import view_of
 
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ def _scalar(value: Any) -> str:
 
 def json_text(encoded: bytes, *, full: bool) -> RenderableType:
     """Return JSON for people; shortened, unless ``full``."""
-    lines = as_json(json.loads(encoded), indent=2).split("\n")
+    lines = as_json(masked(json.loads(encoded)), indent=2).split("\n")
     if not full and len(lines) > _MOST_JSON_LINES:
         lines = [*lines[:_MOST_JSON_LINES], f"… {len(lines) - _MOST_JSON_LINES} more lines; --full shows them"]
     return Syntax("\n".join(lines), "json", theme="ansi_dark", background_color="default", word_wrap=True)

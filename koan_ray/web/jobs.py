@@ -18,7 +18,7 @@ from koan_ray.errors import InvalidContextError, KoanRayError, LimitExceededErro
 from koan_ray.registry import resolve
 from koan_ray.run import Persistence, RunSettings
 from koan_ray.web import presenting
-from koan_ray.web.problems import ProblemError, field_path, from_error
+from koan_ray.web.problems import ProblemError, from_error
 from koan_ray.web.redaction import Redactor, is_secret_name
 from koan_ray.web.routing import Table
 from koan_ray.web.schemas import (
@@ -268,12 +268,7 @@ def _job_type(kind: str) -> type[Job[Any, Any]]:
 def _encoded(job_type: type[Job[Any, Any]], context: Any) -> bytes:
     """Return a context as the kind's declared type, as JSON."""
     definition = job_type.definition
-    try:
-        value = definition.context_adapter.validate_json(to_json(context))
-    except ValidationError as error:
-        found = [(field_path(item["loc"]) or "(whole context)", item["msg"]) for item in error.errors(include_url=False)]
-        raise InvalidContextError(job_type.kind, found) from None
-    return definition.encode_context(value)
+    return definition.encode_context(definition.parse_context(to_json(context)))
 
 
 def _run_settings(ask: SubmitAsk) -> RunSettings:

@@ -21,6 +21,8 @@ from koan_ray.web.security import Role
 if TYPE_CHECKING:
     from koan_ray.domain.records import ExecutionRecord, JobRecord
     from koan_ray.domain.retry import RetryPolicy
+    from koan_ray.exact import Codec
+    from koan_ray.jobs import Job
     from koan_ray.web.security import Principal
 
 _LAST_S = 253_402_300_799.0  # the end of the year 9999
@@ -75,10 +77,18 @@ def payload(job: JobRecord, what: str, redactor: Redactor) -> Any:
         value = from_json(encoded)
     except ValueError:
         return None
-    return redactor.value(value, schema_of(job.terms.kind, what))
+    value = redactor.value(value, schema_of(job.terms.kind, what))
+    job_type = find(job.terms.kind)
+    if job_type is None or not _codec(job_type, what).reads_by_name:
+        return value
+    return redactor.value(value, schema_of(job.terms.kind, what, by_alias=False))  # contents have the names of the fields
 
 
-def schema_of(kind: str, what: str) -> dict[str, Any] | None:
+def _codec(job_type: type[Job[Any, Any]], what: str) -> Codec:
+    return job_type.definition.context_codec if what == "context" else job_type.definition.result_codec
+
+
+def schema_of(kind: str, what: str, *, by_alias: bool = True) -> dict[str, Any] | None:
     """Return the JSON Schema of a kind's context or result, if the kind is defined here and its type has one."""
     job_type = find(kind)
     if job_type is None:
@@ -87,7 +97,7 @@ def schema_of(kind: str, what: str) -> dict[str, Any] | None:
     adapter = definition.context_adapter if what == "context" else definition.result_adapter
     try:
         mode = "validation" if what == "context" else "serialization"
-        schema: dict[str, Any] = adapter.json_schema(mode=mode)  # type: ignore[arg-type]
+        schema: dict[str, Any] = adapter.json_schema(mode=mode, by_alias=by_alias)  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - a type of the user's without a schema; the kind is shown without
         return None
     cleaned: dict[str, Any] = clean_schema(schema)

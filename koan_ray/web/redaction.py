@@ -1,9 +1,9 @@
 """Takes secrets out of what leaves the process: values under telling names, fields declared secret, credentials in texts.
 
-Three rules. A value whose key says what it is (``password``, ``api_key``, …) is replaced. A field that its JSON Schema
-declares secret (pydantic's `SecretStr` and `SecretBytes`: ``writeOnly`` or ``format: password``) is replaced, whatever its
-name. And the values that were replaced in a job's context or result are replaced in all of its texts, too: an exception
-likes to repeat them.
+Four rules. A value that is stored as a secret (`koan_ray.exact`) is replaced, whoever declared it. A value whose key says
+what it is (``password``, ``api_key``, …) is replaced. A field that its JSON Schema declares secret (pydantic's `SecretStr`
+and `SecretBytes`: ``writeOnly`` or ``format: password``) is replaced, whatever its name. And the values that were replaced
+in a job's context or result are replaced in all of its texts, too: an exception likes to repeat them.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ class Redactor:
         if depth > 100:
             return REDACTED
         if isinstance(value, dict):
+            if len(value) == 1 and "koan:secret" in value:  # the class that declared it may not be known here
+                return self._hide(value)
             return {
                 name: self._hide(item)
                 if is_secret_name(name)
