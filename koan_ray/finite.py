@@ -227,7 +227,7 @@ class FiniteJob(Job[C, R], Generic[C, R, I]):
     def context(self) -> C:
         """What the job was started with, as the declared type; read once, as every item may ask for it."""
         if self._context_read is None:
-            self._context_read = (super().context,)
+            object.__setattr__(self, "_context_read", (super().context,))  # as `Job._in_hand` sets the view
         return cast("C", self._context_read[0])
 
     def get_items(self, context: C) -> Any:
