@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from koan_ray.cli import streams
 from koan_ray.cli.dashboard import dashboard
 from koan_ray.cli.exits import HELP, Group
 from koan_ray.cli.jobs import jobs
@@ -31,7 +32,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """Run the command line."""
-    app()
+    streams.prepare()
+    try:
+        app()
+    finally:
+        streams.finish()
 
 
 def _version(wanted: bool) -> None:
