@@ -109,6 +109,9 @@ class Shell:
             )
             await refuse(problem, scope, receive, sending)
             return
+        if is_http and scope["method"] == "HEAD":
+            scope, head = {**scope, "method": "GET"}, _Head(receive, sending)
+            receive, sending = head.receive, head.send
         try:
             await self._app(scope, receive, sending)
         except Exception as error:
@@ -117,6 +120,34 @@ class Shell:
                 await problems.respond(problems.from_error(error), scope)(scope, receive, sending)
             elif not isinstance(error, KoanRayError):
                 raise
+
+
+class _Head:
+    """The answer to a GET without its body, for HEAD. A stream without end ends with its headers."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._began = asyncio.Event()
+
+    async def receive(self) -> Message:
+        """Return the next message of the caller, who is said to have left once the headers are out."""
+        if self._began.is_set():
+            return {"type": "http.disconnect"}
+        reading = asyncio.ensure_future(self._receive())
+        began = asyncio.ensure_future(self._began.wait())
+        try:
+            await asyncio.wait((reading, began), return_when=asyncio.FIRST_COMPLETED)
+            return reading.result() if reading.done() else {"type": "http.disconnect"}
+        finally:
+            reading.cancel()
+            began.cancel()
+
+    async def send(self, message: Message) -> None:
+        """Pass on the headers, and an empty body in place of the body."""
+        if message["type"] == "http.response.start":
+            await self._send(message)
+            await self._send({"type": "http.response.body", "body": b""})
+            self._began.set()
 
 
 class Guard:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Query, Request
+from fastapi import Body, Query, Request
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
@@ -60,6 +60,7 @@ _BULK_PAGE = 500
 _N_ERRORS, _N_IDS = 20, 100
 _FINAL = frozenset(status for status in JobStatus if status.is_final)
 _UNFINISHED = frozenset(JobStatus) - _FINAL
+_NO_REASON, _FROM_THE_START = CancelAsk(), RetryAsk()  # what a request without a body asks for
 _RETRYABLE = frozenset({JobStatus.FAILED, JobStatus.CANCELLED})
 
 
@@ -378,21 +379,22 @@ async def _change_one(
 
 
 @routes.post("/api/jobs/{job_id}/cancel", Role.OPERATOR, problems=(404, 409, 413, 415))
-async def cancel_job(job_id: JobId, api: Api, who: Caller, ask: CancelAsk | None = None) -> Cancelled:
+async def cancel_job(job_id: JobId, api: Api, who: Caller, ask: Annotated[CancelAsk, Body()] = _NO_REASON) -> Cancelled:
     """Cancel a job and its children. Of one that has ended, the answer is how it ended."""
-    reason = ask.reason if ask is not None and ask.reason else f"cancelled by {who.name}"
+    reason = ask.reason or f"cancelled by {who.name}"
     status = await api.link.coordinator("cancel", job_id, reason)
     return Cancelled(job_id=job_id, status=JobStatus(status))
 
 
 @routes.post("/api/jobs/{job_id}/retry", Role.OPERATOR, status_code=201, problems=(404, 409, 413, 415))
-async def retry_job(job_id: JobId, api: Api, _who: Caller, request: Request, ask: RetryAsk | None = None) -> JobSummary:
+async def retry_job(
+    job_id: JobId, api: Api, _who: Caller, request: Request, ask: Annotated[RetryAsk, Body()] = _FROM_THE_START
+) -> JobSummary:
     """Run a failed or cancelled job anew, as a new job that names this one as ``retry_of``.
 
     A batch may go on where it stopped (``resume``); 409 if it has not come to a checkpoint.
     """
-    resume = ask is not None and ask.resume
-    return await _run_again(api, request, "retry", job_id, resume)
+    return await _run_again(api, request, "retry", job_id, ask.resume)
 
 
 @routes.post("/api/jobs/{job_id}/retry-failed-items", Role.OPERATOR, status_code=201, problems=(404, 409))

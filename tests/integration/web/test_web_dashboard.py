@@ -36,6 +36,12 @@ def test_the_page_is_at_the_root_and_nowhere_else(api):
     assert api.get("/missing.js", None).status_code == 404
 
 
+@pytest.mark.parametrize("path", ["/jobs", "/nowhere/at/all", "/api/nowhere", "/api/jobs/ABC", "/api/jobs/cancel/it"])
+def test_a_program_that_takes_no_page_is_answered_with_a_problem(api, path):
+    answer = api.get(path, None, headers={"Accept": "application/json"}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+
 def test_the_page_holds_no_script_no_style_and_nothing_from_elsewhere():
     page = text_of(STATIC / "index.html")
     assert re.findall(r"<script(?![^>]*\bsrc=)[^>]*>|<style|\sstyle=|\son\w+=|https?:", page) == []
