@@ -52,8 +52,9 @@ class Dashboard:
         if is_page and path and not _wants_page(scope):
             raise no_such_route(path)
         if is_page and path and (self._directory / "index.html").is_file():
-            # The page names its places behind a '#': so it works wherever the app is mounted, without knowing where.
-            await RedirectResponse(f"{scope.get('root_path', '')}/", 307)(scope, receive, send)
+            # The page names its places behind a '#': so it works wherever the app is mounted, without knowing where. For the
+            # same reason the way to it is a relative one: a proxy may have taken off the front of the path.
+            await RedirectResponse("../" * path.count("/") or "./", 307)(scope, receive, send)
             return
         if not (self._directory / "index.html").is_file() and is_page:
             await HTMLResponse(_PLACEHOLDER, headers={"Cache-Control": "no-cache"})(scope, receive, send)
