@@ -253,12 +253,14 @@ class WebSettings(_Section):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8267
-    public_url: Annotated[str, Field(pattern=r"^(https?://[^/\s]+)?$")] = ""  # how browsers reach it, behind a proxy
+    # How browsers reach it, behind a proxy; with the path under which the proxy shows it, if any.
+    public_url: Annotated[str, Field(pattern=r"^(https?://[^/\s?#]+(/[^\s?#;]*)?)?$")] = ""
     allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     modules: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()  # imported at the start: they define job classes
     tokens: tuple[TokenSettings, ...] = ()
     session_lifetime: Duration = timedelta(hours=12)  # of a dashboard's cookie
-    session_key: SecretStr | None = Field(None, min_length=20)  # signs cookies; None: new at each start
+    session_key: SecretStr | None = Field(None, min_length=20)  # signs cookies; None: that of session_key_file
+    session_key_file: str = ".koan/session.key"  # made when it is not there; "": a new key at each start
     audit_file: str = ".koan/audit.jsonl"  # "": the log only
     audit_bytes: Annotated[int, Field(ge=65536)] = 16 * 1024**2  # of one file; four older ones are kept
     limits: WebLimits = WebLimits()

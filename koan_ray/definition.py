@@ -314,6 +314,9 @@ def _kind(job_type: type[Any]) -> str:
     if not isinstance(kind, str) or not kind or len(kind) > 200 or not kind.isprintable():
         msg = f"job class {job_type.__qualname__}: kind must be printable text of 1 to 200 characters, got {kind!r}"
         raise JobDefinitionError(msg)
+    if kind in (".", ".."):
+        msg = f"job class {job_type.__qualname__}: kind {kind!r} cannot stand in an address; give it another"
+        raise JobDefinitionError(msg)
     return kind
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from koan_ray.cli import signals
+from koan_ray.cli import signals, streams
 from koan_ray.cli.dashboard import dashboard
 from koan_ray.cli.exits import HELP, INTERRUPTED, Group
 from koan_ray.cli.jobs import jobs
@@ -32,12 +32,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """Run the command line."""
+    streams.prepare()
     try:
         app()
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else 0
         signals.leave(code, interrupted=code == INTERRUPTED)
         raise
+    finally:
+        streams.finish()
 
 
 def _version(wanted: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,12 @@ def _brief(error: RuntimeUnavailableError) -> str:
     return str(error).partition(";")[0].partition(". ")[0][:200]
 
 
+def look_here() -> None:
+    """Let modules of the current directory be imported, as ``python -m`` does."""
+    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - as a script would have it
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+
+
 def import_modules(named: tuple[str, ...] | list[str]) -> None:
     """Import the modules that define job classes: those named, and those of the settings; from this directory as well.
 
@@ -101,12 +108,10 @@ def import_modules(named: tuple[str, ...] | list[str]) -> None:
         ConfigurationError: One cannot be imported; the message says why.
     """
     import importlib
-    import sys
 
     from koan_ray.config import load_settings
 
-    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - as a script would have it
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    look_here()
     for name in dict.fromkeys((*load_settings().jobs.modules, *named)):
         try:
             importlib.import_module(name)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import koan_ray as koan
+from koan_ray.cli.reach import look_here
 from koan_ray.cli.signals import Stop
 from koan_ray.config import load_settings
 
@@ -31,6 +32,7 @@ def run(
     """Serve until a signal and return the exit code."""
     from koan_ray.web.serving import Door, server
 
+    look_here()
     console = Console(highlight=False, soft_wrap=True, markup=False)
     asked: dict[str, Any] = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     if modules:

@@ -37,6 +37,10 @@ FILTERS: Final = (
 
 ALL_PARTITIONS: Final = "*"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MOST_MS: Final = 10**15  # of a cursor: some thirty thousand years
+
+
+Place = tuple[int, str]  # in an order: the instant in whole milliseconds, 0 for none, and the id
 
 
 class Page(NamedTuple):
@@ -69,7 +73,7 @@ class Query:
     order_by: str = "created_at"
     descending: bool = True
     limit: int = 100
-    after: tuple[float, str] | None = None
+    after: Place | None = None
     source: str | None = None
     partition: str | None = None
 
@@ -97,35 +101,57 @@ class Query:
         fields = (about.name, about.description, job.terms.kind, job.error.message if job.error else None)
         return any(sought in value.casefold() for value in fields if value)
 
-    def sort_key(self, job: JobRecord) -> tuple[float, str]:
-        """Return what a record is ordered by: the instant, then the id; jobs without the instant count as oldest."""
-        return getattr(job, self.order_by) or 0.0, job.id
+    def sort_key(self, job: JobRecord) -> Place:
+        """Return what a record is ordered by: the instant, then the id; jobs without the instant count as oldest.
+
+        The instant in whole milliseconds, which is what documents keep. With anything finer, a page over memory and
+        documents would end at a place that one of them does not have, and skip or repeat what lies around it.
+        """
+        return milliseconds(getattr(job, self.order_by) or 0.0), job.id
 
     def is_after_cursor(self, job: JobRecord) -> bool:
         """Tell whether a record comes after the place where the previous page ended."""
-        if self.after is None:
-            return True
-        return self.sort_key(job) < self.after if self.descending else self.sort_key(job) > self.after
+        return self.after is None or self._is_beyond(self.sort_key(job), self.after)
+
+    def _is_beyond(self, one: Place, other: Place) -> bool:
+        return one < other if self.descending else one > other
 
     def cursor_after(self, job: JobRecord) -> str:
         """Return the cursor of the page that begins behind ``job``."""
-        at, job_id = self.sort_key(job)
-        raw = json.dumps([("-" if self.descending else "") + self.order_by, at, job_id])
+        return self._cursor_at(self.sort_key(job))
+
+    def _cursor_at(self, place: Place) -> str:
+        raw = json.dumps([self._order, *place])
         return base64.urlsafe_b64encode(raw.encode()).decode().rstrip("=")
 
+    @property
+    def _order(self) -> str:
+        return ("-" if self.descending else "") + self.order_by
 
-def merged(query: Query, pages: Sequence[Page]) -> Page:
-    """Return one page, in the order of the query, from a page of each place that was asked.
+    def merged(self, pages: Sequence[Page]) -> Page:
+        """Return one page, in the order of the query, from a page of each place that was asked.
 
-    A job that is on its way from one place to another may be in both; it is returned once.
-    """
-    jobs = list({job.id: job for page in pages for job in page.jobs}.values())
-    if len(pages) == 1:
-        return pages[0]._replace(jobs=jobs)
-    jobs.sort(key=query.sort_key, reverse=query.descending)
-    more = len(jobs) > query.limit or any(page.cursor is not None for page in pages)
-    jobs = jobs[: query.limit]
-    return Page(jobs, query.cursor_after(jobs[-1]) if more and jobs else None)
+        A job that is on its way from one place to another may be in both; it is returned once. What a place has not read
+        yet may belong before what another one returned, so the page ends where the first of them has stopped reading. It
+        may therefore be shorter than the limit, and empty; only a page without a cursor is the last.
+        """
+        jobs = list({job.id: job for page in pages for job in page.jobs}.values())
+        if len(pages) == 1:
+            return pages[0]._replace(jobs=jobs)
+        jobs.sort(key=self.sort_key, reverse=self.descending)
+        stops = [_parse_cursor(page.cursor, self._order) for page in pages if page.cursor is not None]
+        stop = (max if self.descending else min)(stops) if stops else None
+        if stop is not None:
+            jobs = [job for job in jobs if not self._is_beyond(self.sort_key(job), stop)]
+        if len(jobs) > self.limit:
+            jobs = jobs[: self.limit]
+            return Page(jobs, self.cursor_after(jobs[-1]))
+        return Page(jobs, None if stop is None else self._cursor_at(stop))
+
+
+def milliseconds(at: float) -> int:
+    """Return an instant in epoch seconds as the nearest whole millisecond, the finest that a document keeps."""
+    return round(at * 1000)
 
 
 def parse_query(filters: Mapping[str, Any]) -> Query:
@@ -247,15 +273,15 @@ _READ: Final[Mapping[str, Callable[[str, object], Any]]] = {
 }  # fmt: skip
 
 
-def _parse_cursor(cursor: str, order: str) -> tuple[float, str]:
+def _parse_cursor(cursor: str, order: str) -> Place:
     try:
         raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        made_for, at, job_id = json.loads(raw)
-        if made_for != order or not isinstance(job_id, str):
+        made_for, at_ms, job_id = json.loads(raw)
+        if made_for != order or not isinstance(job_id, str) or not isinstance(at_ms, int) or isinstance(at_ms, bool):
             raise ValueError
-        if not math.isfinite(at := float(at)):
+        if abs(at_ms) > _MOST_MS:
             raise ValueError
-        return at, job_id
+        return at_ms, job_id
     except (binascii.Error, ValueError, TypeError, OverflowError, RecursionError):
         msg = f"cursor: {quoted(cursor)} does not belong to a query ordered by {order!r}; pass a page's cursor unchanged"
         raise ConfigurationError(msg) from None

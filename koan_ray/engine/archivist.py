@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -384,14 +385,15 @@ class _Newest:
 
     async def _bound(self, kind: str, status: JobStatus) -> tuple[float, str]:
         left, last, more = self._policy.keep, (0.0, ""), True
+        query = Query(
+            kinds=frozenset({kind}), statuses=frozenset({status}), order_by="completed_at", partition=self._policy.partition
+        )
         while left > 0 and more:
-            query = Query(
-                kinds=frozenset({kind}), statuses=frozenset({status}), order_by="completed_at", limit=min(left, _PAGE),
-                after=last if last[1] else None, partition=self._policy.partition,
-            )  # fmt: skip
+            query = replace(query, limit=min(left, _PAGE))
             page = await self._shards.store.query(query)
             if page.jobs:
                 last = age_key(page.jobs[-1])
+                query = replace(query, after=query.sort_key(page.jobs[-1]))
             left, more = left - len(page.jobs), page.cursor is not None
         return (0.0, "") if left > 0 else last  # fewer than that: all of them stay
 

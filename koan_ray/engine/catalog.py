@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from koan_ray.domain.archival import is_archive
 from koan_ray.domain.partitions import check_partition
-from koan_ray.domain.query import merged
 from koan_ray.domain.records import Residence
 from koan_ray.errors import ConfigurationError, JobNotFoundError, StoreUnavailableError
 
@@ -176,7 +175,7 @@ class Catalog:
 
     async def query(self, query: Query) -> Page:
         """Return one page over all places that the query names, merged in its order."""
-        return merged(query, await asyncio.gather(*[self._page(query, *place) for place in self._asked(query)]))
+        return query.merged(await asyncio.gather(*[self._page(query, *place) for place in self._asked(query)]))
 
     async def count(self, query: Query) -> int:
         """Return how many jobs match in all places that the query names."""

@@ -652,7 +652,7 @@ class Session:
         def present(found: Details) -> JobDetails:
             return JobDetails(**{**found._asdict(), "due_at": instant(found.due_at)})
 
-        return self._ask("details", (_checked(job_id),), present)
+        return self._ask_of(job_id, "details", (), present)
 
     def get(self, job_id: str, job_type: type[Job[Any, Any]] | None = None) -> Pending[Any]:
         """Return a job; of ``job_type`` if given."""

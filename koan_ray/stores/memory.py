@@ -14,13 +14,14 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from koan_ray.domain.query import Page, Query
+from koan_ray.domain.query import Page, Query, milliseconds
 from koan_ray.domain.status import ExecutionStatus, JobStatus
 from koan_ray.errors import LimitExceededError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from koan_ray.domain.query import Place
     from koan_ray.domain.records import ExecutionRecord, JobRecord, Part
     from koan_ray.ports import Change
 
@@ -126,7 +127,7 @@ class MemoryStore:
 
     async def query(self, query: Query) -> Page:
         """Return one page; the records match at the moment each was looked at."""
-        found: list[tuple[tuple[float, str], JobRecord]] = []
+        found: list[tuple[Place, JobRecord]] = []
         keep = query.limit + 1
         pick = heapq.nlargest if query.descending else heapq.nsmallest
         newest_first = query.descending and query.order_by == "created_at" and query.parent_job_id is None
@@ -134,7 +135,7 @@ class MemoryStore:
             found += [(query.sort_key(job), job) for job in batch if query.is_after_cursor(job)]
             if len(found) > 4 * keep or (oldest_at is not None and len(found) >= keep):
                 found = pick(keep, found, key=lambda pair: pair[0])
-            if oldest_at is not None and len(found) >= keep and oldest_at + self._lateness_s < found[-1][0][0]:
+            if oldest_at is not None and len(found) >= keep and milliseconds(oldest_at + self._lateness_s) < found[-1][0][0]:
                 break
         page = [job for _, job in pick(keep, found, key=lambda pair: pair[0])]
         more = len(page) > query.limit

@@ -11,13 +11,15 @@ protocol finds it.
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from koan_ray.stores.codec import Document, first_date_from, is_embeddable, to_date
+from koan_ray.domain.query import milliseconds
+from koan_ray.stores.codec import Document, first_date_from, from_date, is_embeddable, to_date
 from koan_ray.stores.mongo_schema import LATEST_INDEX, LEADS, RETRIES_INDEX
 
 if TYPE_CHECKING:
-    from koan_ray.domain.query import Query
+    from koan_ray.domain.query import Place, Query
 
 _TEXT_FIELDS: Final = ("name", "description", "kind", "error.message")
 
@@ -107,15 +109,21 @@ def steps(query: Query) -> list[Step]:
     return [Step(_both(base, bound), sort, hint) for bound in _bounds(query)]
 
 
+def place_of(document: Document, order_by: str) -> Place:
+    """Return where a document stands in an order; one whose instant is none stands with those that have none."""
+    at = document.get(order_by)
+    return milliseconds(from_date(at)) if isinstance(at, datetime) else 0, str(document["_id"])
+
+
 def _bounds(query: Query) -> list[Document]:
     if query.after is None:
         return [{}]
-    at, job_id = query.after
+    at_ms, job_id = query.after
     name, beyond = query.order_by, "$lt" if query.descending else "$gt"
-    if at == 0.0:  # the page before ended among the jobs without the instant
+    if at_ms == 0:  # the page before ended among the jobs without the instant
         rest = [{name: {"$eq": None}, "_id": {beyond: job_id}}]
         return rest if query.descending else [*rest, {name: {"$gt": to_date(0.0)}}]
-    date = to_date(at)
+    date = to_date(at_ms / 1000)
     ranges: list[Document] = [{name: {"$eq": date}, "_id": {beyond: job_id}}, {name: {beyond: date}}]
     return [*ranges, {name: {"$eq": None}}] if query.descending and name != "created_at" else ranges
 

@@ -15,6 +15,7 @@ import secrets
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
@@ -34,6 +35,7 @@ from koan_ray.web.security import (
     Role,
     cookies_of,
     is_equal,
+    origin_of,
 )
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ class Shell:
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
                 headers["X-Request-ID"] = scope["state"]["request_id"]
-                if scope.get("scheme") == "https":
+                if scope.get("scheme") == "https" or self._hosts.is_behind_tls:
                     headers.setdefault("Strict-Transport-Security", "max-age=31536000")
             await send(message)
 
@@ -203,11 +205,20 @@ class Guard:
         origin = caller.headers.get("origin")
         site = caller.headers.get("sec-fetch-site")
         if origin is not None and not self._hosts.is_own(origin, *_where(caller)):
-            raise ProblemError(
-                403, "the request comes from another site's page; only our own may do this", slug="foreign-origin"
-            )
+            raise ProblemError(403, f"the request {self._foreign(origin, caller)}", slug="foreign-origin")
         if site is not None and site not in _SAME_SITE:
             raise ProblemError(403, "the browser says that another site's page asks for this", slug="foreign-origin")
+
+    def _foreign(self, origin: str, caller: HTTPConnection) -> str:
+        """Return why an origin is not ours; one of our own names that was called otherwise has a proxy before us."""
+        scheme, host = _where(caller)
+        netloc = urlsplit(origin).netloc if origin_of(origin) is not None else ""
+        if netloc and self._hosts.has(netloc):
+            return (
+                f"comes from a page of {origin[:100]}, and has reached this server as {scheme}://{host[:100]}; if a proxy "
+                f'stands between, set [web] public_url = "{origin[:100]}"'
+            )
+        return "comes from another site's page; only our own may do this"
 
     def _check_csrf(self, caller: HTTPConnection, principal: Principal) -> None:
         is_known = "origin" in caller.headers or caller.headers.get("sec-fetch-site") == "same-origin"
@@ -386,7 +397,7 @@ class Guard:
     async def _greet(self, route: GuardedSocket, socket: WebSocket) -> Principal:
         origin = socket.headers.get("origin")
         if origin is not None and not self._hosts.is_own(origin, *_where(socket)):
-            raise ProblemError(403, "the WebSocket is opened by another site's page", slug="foreign-origin")
+            raise ProblemError(403, f"the WebSocket {self._foreign(origin, socket)}", slug="foreign-origin")
         if "token" in socket.query_params or "access_token" in socket.query_params:
             raise ProblemError(
                 400, f"a token does not belong into a URL, which ends up in logs; send it as the subprotocol "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Query, Request
+from fastapi import Body, Query, Request
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
@@ -31,11 +31,11 @@ from koan_ray.web.schemas import (
     FailedItems,
     FieldProblem,
     JobDetail,
+    JobId,
     JobPage,
     JobSummary,
     ListQuery,
     PageQuery,
-    PathJobId,
     Payload,
     Persist,
     Progress,
@@ -62,6 +62,7 @@ _BULK_PAGE = 500
 _N_ERRORS, _N_IDS = 20, 100
 _FINAL = frozenset(status for status in JobStatus if status.is_final)
 _UNFINISHED = frozenset(JobStatus) - _FINAL
+_NO_REASON, _FROM_THE_START = CancelAsk(), RetryAsk()  # what a request without a body asks for
 _RETRYABLE = frozenset({JobStatus.FAILED, JobStatus.CANCELLED})
 
 
@@ -89,26 +90,26 @@ def _is_named(job: JobRecord, sought: str) -> bool:
 
 
 @routes.get("/api/jobs/{job_id}", Role.VIEWER, problems=(404,))
-async def get_job(job_id: PathJobId, api: Api, who: Caller) -> JobDetail:
+async def get_job(job_id: JobId, api: Api, who: Caller) -> JobDetail:
     """Return one job, from wherever it is kept, the archive included."""
     return presenting.detail(await api.reader.job(job_id), who)
 
 
 @routes.get("/api/jobs/{job_id}/progress", Role.VIEWER, problems=(404,))
-async def get_progress(job_id: PathJobId, api: Api, _who: Caller) -> Progress:
+async def get_progress(job_id: JobId, api: Api, _who: Caller) -> Progress:
     """Return the latest progress of a job."""
     return presenting.progress_of(await api.reader.job(job_id))
 
 
 @routes.get("/api/jobs/{job_id}/context", Role.READER, problems=(404,))
-async def get_context(job_id: PathJobId, api: Api, _who: Caller) -> Payload:
+async def get_context(job_id: JobId, api: Api, _who: Caller) -> Payload:
     """Return what a job was started with."""
     job = await api.reader.job(job_id)
     return Payload(job_id=job_id, value=presenting.payload(job, "context", Redactor()))
 
 
 @routes.get("/api/jobs/{job_id}/result", Role.READER, problems=(404, 409))
-async def get_result(job_id: PathJobId, api: Api, _who: Caller) -> Payload:
+async def get_result(job_id: JobId, api: Api, _who: Caller) -> Payload:
     """Return what a job has returned; 409 while it has not completed."""
     job = await api.reader.job(job_id)
     if job.status is not JobStatus.COMPLETED:
@@ -119,7 +120,7 @@ async def get_result(job_id: PathJobId, api: Api, _who: Caller) -> Payload:
 
 
 @routes.get("/api/jobs/{job_id}/executions", Role.VIEWER, problems=(404,))
-async def list_executions(job_id: PathJobId, api: Api, who: Caller) -> Executions:
+async def list_executions(job_id: JobId, api: Api, who: Caller) -> Executions:
     """Return the tries of a job, oldest first: of a job in documents, if it was submitted with ``audit``."""
     job = await api.reader.job(job_id)
     redactor = Redactor()
@@ -129,7 +130,7 @@ async def list_executions(job_id: PathJobId, api: Api, who: Caller) -> Execution
 
 
 @routes.get("/api/jobs/{job_id}/failed-items", Role.VIEWER, problems=(404,))
-async def list_failed_items(job_id: PathJobId, api: Api, who: Caller, page: Annotated[PageQuery, Query()]) -> FailedItems:
+async def list_failed_items(job_id: JobId, api: Api, who: Caller, page: Annotated[PageQuery, Query()]) -> FailedItems:
     """Return a page of the items of a batch that are given up; 404 for a job that has told of no items."""
     _check_limit(api, page.limit)
     job = await api.reader.job(job_id)
@@ -147,7 +148,7 @@ async def list_failed_items(job_id: PathJobId, api: Api, who: Caller, page: Anno
 
 
 @routes.get("/api/jobs/{job_id}/children", Role.VIEWER, problems=(404,))
-async def list_children(job_id: PathJobId, api: Api, _who: Caller, page: Annotated[PageQuery, Query()]) -> JobPage:
+async def list_children(job_id: JobId, api: Api, _who: Caller, page: Annotated[PageQuery, Query()]) -> JobPage:
     """Return a page of the jobs that were started below a job, oldest first."""
     _check_limit(api, page.limit)
     await api.reader.job(job_id)
@@ -156,7 +157,7 @@ async def list_children(job_id: PathJobId, api: Api, _who: Caller, page: Annotat
 
 
 @routes.get("/api/jobs/{job_id}/tree", Role.VIEWER, problems=(404,))
-async def get_tree(job_id: PathJobId, api: Api, _who: Caller) -> Tree:
+async def get_tree(job_id: JobId, api: Api, _who: Caller) -> Tree:
     """Return the whole tree that a job belongs to, level by level up to a thousand jobs."""
     root = await _root(api, await api.reader.job(job_id))
     top = TreeNode(job=presenting.summary(root), children=[])
@@ -387,25 +388,26 @@ async def _change_one(
 
 
 @routes.post("/api/jobs/{job_id}/cancel", Role.OPERATOR, problems=(404, 409, 413, 415))
-async def cancel_job(job_id: PathJobId, api: Api, who: Caller, ask: CancelAsk | None = None) -> Cancelled:
+async def cancel_job(job_id: JobId, api: Api, who: Caller, ask: Annotated[CancelAsk, Body()] = _NO_REASON) -> Cancelled:
     """Cancel a job and its children. Of one that has ended, the answer is how it ended."""
-    reason = ask.reason if ask is not None and ask.reason else f"cancelled by {who.name}"
+    reason = ask.reason or f"cancelled by {who.name}"
     status = await api.link.coordinator("cancel", job_id, reason)
     return Cancelled(job_id=job_id, status=JobStatus(status))
 
 
 @routes.post("/api/jobs/{job_id}/retry", Role.OPERATOR, status_code=201, problems=(404, 409, 413, 415))
-async def retry_job(job_id: PathJobId, api: Api, _who: Caller, request: Request, ask: RetryAsk | None = None) -> JobSummary:
+async def retry_job(
+    job_id: JobId, api: Api, _who: Caller, request: Request, ask: Annotated[RetryAsk, Body()] = _FROM_THE_START
+) -> JobSummary:
     """Run a failed or cancelled job anew, as a new job that names this one as ``retry_of``.
 
     A batch may go on where it stopped (``resume``); 409 if it has not come to a checkpoint.
     """
-    resume = ask is not None and ask.resume
-    return await _run_again(api, request, "retry", job_id, resume)
+    return await _run_again(api, request, "retry", job_id, ask.resume)
 
 
 @routes.post("/api/jobs/{job_id}/retry-failed-items", Role.OPERATOR, status_code=201, problems=(404, 409))
-async def retry_failed_items(job_id: PathJobId, api: Api, _who: Caller, request: Request) -> JobSummary:
+async def retry_failed_items(job_id: JobId, api: Api, _who: Caller, request: Request) -> JobSummary:
     """Run the items that a batch has given up, as a new job that names it as ``retry_of``.
 
     409 if it has given up none, or has not ended.
@@ -421,14 +423,14 @@ async def _run_again(api: Service, request: Request, method: str, job_id: str, *
 
 
 @routes.delete("/api/jobs/{job_id}", Role.ADMIN, status_code=204, problems=(404, 409))
-async def delete_job(job_id: PathJobId, api: Api, _who: Caller) -> None:
+async def delete_job(job_id: JobId, api: Api, _who: Caller) -> None:
     """Delete a job that has ended, with its executions."""
     await api.reader.job(job_id)
     await api.link.coordinator("remove", job_id)
 
 
 @routes.post("/api/jobs/{job_id}/restore", Role.ADMIN, problems=(404, 409))
-async def restore_job(job_id: PathJobId, api: Api, _who: Caller) -> JobSummary:
+async def restore_job(job_id: JobId, api: Api, _who: Caller) -> JobSummary:
     """Bring a job back from an archive to where it was; one that is in none stays where it is."""
     await api.link.coordinator("restore", job_id)
     return presenting.summary(await api.reader.job(job_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import Response
@@ -34,6 +35,7 @@ _TITLES: Final = {
     503: "Unavailable at present",
 }
 _RETRY_AFTER_S: Final = 2
+_OF_A_JOB: Final = re.compile("/?api/jobs/([^/]+)")
 _MAX_ERRORS: Final = 50
 
 
@@ -59,6 +61,13 @@ class ProblemError(Exception):
 
     def __str__(self) -> str:
         return f"{self.status}: {self.detail}"
+
+
+def no_such_route(path: str) -> ProblemError:
+    """Return what is wrong with an address that is none; one that ought to name a job says what an id looks like."""
+    if (found := _OF_A_JOB.match(path)) is not None:
+        return from_error(errors.JobNotFoundError(found[1], looked_in=()))
+    return ProblemError(404, "there is no such route or file; /openapi.json lists the routes", slug="no-such-route")
 
 
 def document(problem: ProblemError, instance: str, request_id: str = "") -> Problem:

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from koan_ray import wiring
 from koan_ray.domain.archival import is_archive
-from koan_ray.domain.query import Page, Query, merged, parse_query
+from koan_ray.domain.query import Page, Query, parse_query
 from koan_ray.domain.records import FAILED, told
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.catalog import MEMORY, Catalog
@@ -177,7 +177,7 @@ class Reader:
         asked = [self._page_of(opened, query) for opened in self._asked(query)]
         if memory and self._asks_memory(query):
             asked.append(self._page_of_memory(filters))
-        page = merged(query, await asyncio.gather(*asked))
+        page = query.merged(await asyncio.gather(*asked))
         return page._replace(jobs=await self._as_now(page.jobs))
 
     async def count(self, filters: Mapping[str, Any], at_most: int, *, memory: bool = True) -> Counted:

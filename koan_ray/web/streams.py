@@ -19,7 +19,7 @@ from koan_ray.web import presenting, problems
 from koan_ray.web.hub import Batch, Event
 from koan_ray.web.redaction import clean_text
 from koan_ray.web.routing import Table
-from koan_ray.web.schemas import Ask, Change, Gap, JobId, Kind, PathJobId, Progress, Removed
+from koan_ray.web.schemas import Ask, Change, Gap, JobId, Kind, Progress, Removed
 from koan_ray.web.security import Principal, Role
 from koan_ray.web.service import Api, Caller, Service
 
@@ -151,7 +151,7 @@ LastEventId = Annotated[
         204: {"description": "The job has ended, and its end was seen."},
     },
 )
-async def job_events(job_id: PathJobId, api: Api, who: Caller, last_event_id: LastEventId = "") -> Response:
+async def job_events(job_id: JobId, api: Api, who: Caller, last_event_id: LastEventId = "") -> Response:
     """Follow one job: its latest progress now, each newer one, and last the one with its final status.
 
     The id of an event is the progress sequence, of the last one with ``-end`` behind it. With ``Last-Event-ID`` only newer

@@ -75,7 +75,7 @@ def test_a_schema_does_not_tell_the_default_of_a_secret(api):
         ("password=hunter2, user=ada", f"password={REDACTED}, user=ada"),
         ('{"api_key": "abc", "n": 1}', f'{{"api_key": {REDACTED}, "n": 1}}'),
         ("Authorization: Bearer abcdefgh12345", f"Authorization: Bearer {REDACTED}"),
-        ("a\x1b[31mb\u202ec", "a\ufffd[31mb\ufffdc"),
+        ("a\x1b[31mb\u202ec", "ab\ufffdc"),
         ("two\nlines\tand a tab", "two\nlines\tand a tab"),
         ("the keyboard is monkeyed with", "the keyboard is monkeyed with"),
     ],
