@@ -8,7 +8,7 @@ import random
 import pytest
 
 from koan_ray.domain.items import FAILED, PROCESSED, RETRY, RETURNED, Batch, Failure, Limit, Outcomes
-from koan_ray.domain.lane import Aside, Lane
+from koan_ray.domain.lane import Lane
 from koan_ray.domain.records import ActorSpec, ErrorInfo
 from koan_ray.domain.retry import RetryPolicy
 
@@ -112,12 +112,12 @@ def test_what_must_be_alone_waits_beside_its_lane_and_holds_nobody_up():
         lane.push(name, 0)
     (first,) = lane.take(1)
     lane.set_aside(first, is_new=True)
-    assert (len(lane), lane.n_aside, lane.wants_new) == (3, 1, True)
+    assert (len(lane), lane.n_aside, lane.n_aside_of(is_new=True), lane.n_aside_of(is_new=False)) == (3, 1, 1, 0)
     assert list(lane.take(10)) == ["b", "c"]
     assert lane.heads() == ["a"]
     assert lane.has_queued(lambda _: True)
-    assert lane.take_aside() == Aside("a", is_new=True)
-    assert (len(lane), lane.wants_new) == (0, False)
+    assert lane.take_aside(is_new=True) == "a"
+    assert (len(lane), lane.n_aside) == (0, 0)
 
 
 def test_what_left_the_queue_by_another_way_is_not_kept_beside_it():

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 N = 60
-HITS = 2  # by chance, with nothing else in the process; below that no innocent item is given up
-BY_CHANCE = "killed by chance"
+HITS = 2  # with nothing else in the process, once in a new one; below that no innocent item is given up
+BY_CHANCE, LEFT_BEHIND = "killed by chance", "ended by what an item has left behind"
 _lost = Batch.lost
 
 
@@ -36,15 +36,17 @@ class World:
         self.begun: Counter[int] = Counter()
         self.ran_in: defaultdict[int, list[str]] = defaultdict(list)
         self.deaths: Counter[int] = Counter()  # of processes, by the item that did it
-        self.hits: Counter[int] = Counter()
+        self.hits: Counter[int] = Counter()  # by chance and by what others have left behind
+        self.chances: Counter[int] = Counter()  # of these by chance
         self.on_death: Callable[[], object] = lambda: None
         self.resets = 0  # of leads and coordinators, which may forget the deaths that are not in a checkpoint
 
     def lost(self, batch, number, error, shown):
         """Stand in for `Batch.lost`."""
         chunk = batch.out.get(number)
-        if chunk is not None and chunk.losses and error.message == BY_CHANCE:
+        if chunk is not None and chunk.losses and error.message in {BY_CHANCE, LEFT_BEHIND}:
             self.hits.update(chunk.indexes)
+            self.chances.update(chunk.indexes if error.message == BY_CHANCE else ())
         return _lost(batch, number, error, shown)
 
     def end_process(self, item) -> None:
@@ -62,7 +64,7 @@ class World:
         def die():
             if not actor.is_dead:
                 self.deaths[item] += 1
-                host.die("left behind")
+                host.die(LEFT_BEHIND)
 
         actor.clock.call_later(0.03, die)
 
@@ -239,7 +241,8 @@ def run_seed(seed):
     assert result["counts"] == [n - len(dead), len(dead), n]
     assert set(places) - lost == world.raises - lost
     for item in lost - set(world.poison):
-        assert world.hits[item] >= HITS, f"item {item} is innocent, and was hit {world.hits[item]} times by chance"
+        hits, chances = world.hits[item], world.chances[item]
+        assert hits >= HITS and chances, f"item {item} is innocent, and was hit {hits} times, {chances} of them by chance"
     for item, how in world.poison.items():
         assert item in lost or how == "after", f"item {item} ends its process and did not end as dead"
         if how != "after":
@@ -263,10 +266,12 @@ def test_only_items_that_end_their_process_are_given_up_for_it(seed):
 def test_neighbours_of_a_poison_item_in_chunks_of_one_item_end_well(takes, how, workers):
     async def scenario(seed):
         faults = testing.Faults(max_delay_s=0.004)
-        async with testing.engine(max_actors=workers, max_crashes=1000, faults=faults, seed=seed):
+        async with testing.engine(max_actors=workers, max_crashes=1000, faults=faults, seed=seed) as engine:
             job = await items(Async, chunk_size=1).start(N).run()
             assert (await job.wait())["counts"] == [N - 1, 1, N]
             assert await lost_items(job) == {41}
+            started = engine.coordinator._dispatcher.counters["actors_started"]
+            assert started <= 1 + workers + 3 + 1  # the lead's, those that were lost, and one that had run something
 
     for seed in range(5):
         world.takes, world.poison = dict.fromkeys(range(N), takes), {41: how}
