@@ -494,7 +494,8 @@ class Batch:
         An item is held to be the cause when ``max_losses`` processes have vanished with it, the last two with nothing else
         inside: neighbours of a poison item, and items that were hit by chance, go on. What was lost before travels alone
         (`Chunk.crashes`), so how many poison items there are makes no difference to another item: to be ended as dead
-        without being the cause, it must be hit by chance three times, two of them in a process of its own.
+        without being the cause, it must be hit twice more while it is alone, the second time in a process in which nothing
+        else has ever been, so by chance.
         """
         chunk = self.out.pop(number, None)
         if chunk is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
 
 
 _WORTH_COMPACTING = 1000
-
-
-class Aside(NamedTuple):
-    """A job that must be alone in its process."""
-
-    job_id: str
-    is_new: bool  # in which nothing has run before
 
 
 class Lane:
@@ -43,22 +36,21 @@ class Lane:
         self.waiting_since: float | None = None  # when jobs began to wait with no actor to go to
         self._by_depth: dict[int, deque[str]] = {}
         self._depths: list[int] = []  # negated, a heap
-        self._aside: deque[Aside] = deque()
+        self._aside: tuple[deque[str], deque[str]] = deque(), deque()  # any process will do; it must be a new one
         self._size = 0  # of all but those aside
         self._dropped = 0
 
     def __len__(self) -> int:
-        return self._size + len(self._aside)
+        return self._size + self.n_aside
 
     @property
     def n_aside(self) -> int:
         """How many jobs wait to be alone in a process."""
-        return len(self._aside)
+        return len(self._aside[0]) + len(self._aside[1])
 
-    @property
-    def wants_new(self) -> bool:
-        """At least one of them waits for a process in which nothing has run before."""
-        return any(aside.is_new for aside in self._aside)
+    def n_aside_of(self, *, is_new: bool) -> int:
+        """How many of them wait for a process in which nothing has run before, or for any."""
+        return len(self._aside[is_new])
 
     @property
     def deepest(self) -> int:
@@ -72,17 +64,21 @@ class Lane:
             return
         for depth, queue in self._by_depth.items():
             self._by_depth[depth] = deque(job_id for job_id in queue if is_queued(job_id))
-        self._aside = deque(aside for aside in self._aside if is_queued(aside.job_id))
+        for aside in self._aside:
+            queued = [job_id for job_id in aside if is_queued(job_id)]
+            aside.clear()
+            aside.extend(queued)
         self._size = sum(map(len, self._by_depth.values()))
         self._dropped = 0
 
     def has_queued(self, is_queued: Callable[[str], bool]) -> bool:
         """Tell whether a job is left that did not leave the queue by another way; forgets those before it."""
-        while self._aside and not is_queued(self._aside[0].job_id):
-            self._aside.popleft()
-            self._dropped = max(0, self._dropped - 1)
-        if self._aside:
-            return True
+        for aside in self._aside:
+            while aside and not is_queued(aside[0]):
+                aside.popleft()
+                self._dropped = max(0, self._dropped - 1)
+            if aside:
+                return True
         while self._depths:
             queue = self._by_depth[-self._depths[0]]
             while queue and not is_queued(queue[0]):
@@ -96,7 +92,7 @@ class Lane:
 
     def heads(self) -> list[str]:
         """Return the job that is next at each depth; it may have left the queue by another way."""
-        return [queue[0] for queue in self._by_depth.values() if queue] + [aside.job_id for aside in list(self._aside)[:1]]
+        return [queue[0] for queue in (*self._by_depth.values(), *self._aside) if queue]
 
     def push(self, job_id: str, depth: int) -> None:
         """Add a job at the tail of its depth."""
@@ -110,11 +106,11 @@ class Lane:
 
     def set_aside(self, job_id: str, *, is_new: bool) -> None:
         """Let a job wait for a process that has nothing else; ``is_new``: and never had."""
-        self._aside.append(Aside(job_id, is_new))
+        self._aside[is_new].append(job_id)
 
-    def take_aside(self) -> Aside:
+    def take_aside(self, *, is_new: bool) -> str:
         """Take out the job that has waited longest for a process of its own."""
-        return self._aside.popleft()
+        return self._aside[is_new].popleft()
 
     def take(self, most: int) -> Iterator[str]:
         """Yield up to ``most`` job ids in order, removing each as it is yielded; none of those that are aside."""

@@ -507,20 +507,13 @@ class Dispatcher:
     def _send_suspects(self, lane: Lane, actors: Sequence[Actor]) -> None:
         """Give each job that must be alone an actor in which nothing is; see to it that there will be one for the others."""
         now = self._clock.now()
-        for _ in range(lane.n_aside):
-            empty = [actor for actor in actors if actor.state is ActorState.READY and actor.is_idle]
-            if not empty:
-                break
-            aside = lane.take_aside()
-            job = self._sendable(aside.job_id, now)
-            if job is None:
-                continue  # as in `_send_batch`
-            # One that is used is as good for what need not be first in its process, and the new ones are few.
-            fits = [actor for actor in empty if not (aside.is_new and actor.is_used)]
-            if fits:
-                self._send_suspect(max(fits, key=lambda actor: actor.is_used), job)
-            else:
-                lane.set_aside(job.id, is_new=aside.is_new)
+        empty = [actor for actor in actors if actor.state is ActorState.READY and actor.is_idle]
+        empty.sort(key=lambda actor: actor.is_used)
+        for wants_new in (True, False):  # first those that need one that is new, then one that is used is as good
+            while empty and lane.n_aside_of(is_new=wants_new) and not (wants_new and empty[0].is_used):
+                job = self._sendable(lane.take_aside(is_new=wants_new), now)
+                if job is not None:  # otherwise as in `_send_batch`
+                    self._send_suspect(empty.pop(0 if wants_new else -1), job)
         if lane.n_aside:
             self._empty_one(lane)
         else:
@@ -766,7 +759,10 @@ class Dispatcher:
         if lane.spec.lead and not any(actor.is_idle and actor.state is not ActorState.RETIRING for actor in same):
             wanted = len(same) + 1  # what is left in the lane wants an actor for itself, or finds the others full
         if lane.n_aside:
-            wanted = max(wanted, lane.n_aside + sum(not _may_be_alone(actor, is_new=lane.wants_new) for actor in same))
+            wanted = max(
+                wanted,
+                lane.n_aside + sum(not _may_be_alone(actor, is_new=lane.n_aside_of(is_new=True) > 0) for actor in same),
+            )
         while len(same) < wanted:
             if lane.spec.lead:
                 if self._pool.n_leading() >= max(_MAX_LEADING, self._limit()) and not lane.deepest:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 _TELL_AGAIN_S = 0.5
+_TICK_S = 1e-6
 _NEXT_WAITS_S = 0.5  # as in `koan_ray.engine.agent`
 _LEFT_IN_TIME = 0.5  # of what an actor that dies has said and what has not arrived, as much arrives all the same
 
@@ -538,7 +539,8 @@ class SimLauncher:
         if delay and overtakes:
             self.clock.call_later(delay, deliver)
         elif delay:
-            self._arrives_at = max(self._arrives_at, self.clock.monotonic() + delay)  # messages do not overtake
+            # Messages do not overtake, and timers for the same instant are in no order.
+            self._arrives_at = max(self._arrives_at + _TICK_S, self.clock.monotonic() + delay)
             self.clock.call_later(self._arrives_at - self.clock.monotonic(), deliver)
         else:
             asyncio.get_running_loop().call_soon(deliver)
