@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, 
 import pydantic
 from pydantic_core import ValidationError
 
-from koan_ray.domain.durations import Duration, bound
+from koan_ray.domain.durations import Duration, bound, number
 from koan_ray.domain.metadata import MetadataError, plain_metadata
 from koan_ray.domain.records import ActorSpec, Terms, identified
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, Isolation, ParentPolicy
-from koan_ray.domain.texts import readable
+from koan_ray.domain.texts import quoted, readable
 from koan_ray.errors import ConfigurationError, InvalidContextError, JobDefinitionError, PayloadTooLargeError
 from koan_ray.exact import Codec, NotExactError
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _WHOLE = "(whole context)"
 _PARAMETERS = ("context", "progress", "cancellation")
 _CONTAINERS = (dict, list, tuple, set, frozenset)
+_MAX_AMOUNT = 2.0**63  # documents hold no larger whole number
 _LEADS = 16  # jobs over items that one process goes through at a time
 T = TypeVar("T")
 
@@ -57,20 +58,40 @@ class Resources:
     label_selector: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        amounts: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "memory": self.memory or 0}
-        amounts |= {f"custom[{name!r}]": amount for name, amount in self.custom.items()}
-        for name, amount in amounts.items():
-            if not isinstance(amount, (int, float)) or isinstance(amount, bool) or not 0 <= amount < float("inf"):
-                msg = f"resources.{name}: expected a number of at least 0, got {amount!r}"
-                raise JobDefinitionError(msg)
+        memory = None if self.memory is None else int(_amount("memory", self.memory))
+        labels = self.label_selector
+        object.__setattr__(self, "num_cpus", _amount("num_cpus", self.num_cpus))
+        object.__setattr__(self, "num_gpus", _amount("num_gpus", self.num_gpus))
+        object.__setattr__(self, "memory", memory)
+        custom = {_word("custom", name): _amount(f"custom[{quoted(name)}]", amount) for name, amount in self.custom.items()}
+        object.__setattr__(self, "custom", custom)
+        if labels is not None:
+            selector = {_word("label_selector", name): _word("label_selector", text) for name, text in labels.items()}
+            object.__setattr__(self, "label_selector", selector)
 
     def spec(self, *, concurrency: int, dedicated: bool) -> ActorSpec:
         """Return the spec of the actors that jobs with these resources need."""
         env = json.dumps(self.runtime_env, sort_keys=True, default=str) if self.runtime_env else None
         return ActorSpec(
-            float(self.num_cpus), float(self.num_gpus), self.memory, tuple(sorted(self.custom.items())),
+            self.num_cpus, self.num_gpus, self.memory, tuple(sorted(self.custom.items())),
             tuple(sorted((self.label_selector or {}).items())), env, concurrency, dedicated,
         )  # fmt: skip
+
+
+def _amount(name: str, value: object) -> float:
+    """Return how much of something is asked for, as a number that every store holds."""
+    amount = number(value)
+    if amount is None or not 0 <= amount < _MAX_AMOUNT:
+        msg = f"resources.{name}: expected a number of at least 0 and below 2**63, got {quoted(value)}"
+        raise JobDefinitionError(msg)
+    return amount
+
+
+def _word(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        msg = f"resources.{name}: expected names and labels as printable text, got {quoted(value)}"
+        raise JobDefinitionError(msg)
+    return str.__str__(value)
 
 
 @runtime_checkable
@@ -312,7 +333,7 @@ def _name(declared: Any) -> str:
 def _kind(job_type: type[Any]) -> str:
     kind = job_type.__dict__.get("kind", job_type.__name__)
     if not isinstance(kind, str) or not kind or len(kind) > 200 or not kind.isprintable():
-        msg = f"job class {job_type.__qualname__}: kind must be printable text of 1 to 200 characters, got {kind!r}"
+        msg = f"job class {job_type.__qualname__}: kind must be printable text of 1 to 200 characters, got {quoted(kind)}"
         raise JobDefinitionError(msg)
     if kind in (".", ".."):
         msg = f"job class {job_type.__qualname__}: kind {kind!r} cannot stand in an address; give it another"
@@ -353,7 +374,7 @@ def _source_digest(job_type: type[Any]) -> str | None:
 def _instance(job_type: type[Any], name: str, expected: type[T]) -> T:
     value = getattr(job_type, name)
     if not isinstance(value, expected):
-        msg = f"job class {job_type.__qualname__}: {name} must be a {expected.__name__}, got {value!r}"
+        msg = f"job class {job_type.__qualname__}: {name} must be a {expected.__name__}, got {quoted(value)}"
         raise JobDefinitionError(msg)
     return value
 
@@ -364,7 +385,7 @@ def _member(job_type: type[Any], name: str, expected: Any) -> Any:
         return expected(value)
     except ValueError:
         allowed = ", ".join(f"{expected.__name__}.{member.name}" for member in expected)
-        msg = f"job class {job_type.__qualname__}: {name} must be one of {allowed}, got {value!r}"
+        msg = f"job class {job_type.__qualname__}: {name} must be one of {allowed}, got {quoted(value)}"
         raise JobDefinitionError(msg) from None
 
 
@@ -385,7 +406,7 @@ def _timeout(job_type: type[Any]) -> float | None:
 def _concurrency(job_type: type[Any]) -> int:
     value = job_type.concurrency
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10_000:
-        msg = f"job class {job_type.__qualname__}: concurrency must be 1 to 10,000, got {value!r}"
+        msg = f"job class {job_type.__qualname__}: concurrency must be 1 to 10,000, got {quoted(value)}"
         raise JobDefinitionError(msg)
     return value
 

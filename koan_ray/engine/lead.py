@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 from koan_ray import ambient
 from koan_ray.domain.durations import seconds
 from koan_ray.domain.items import RETURNED, Batch, Limit, Ranges, Sizer
-from koan_ray.domain.records import ErrorInfo, Particulars
+from koan_ray.domain.records import MAX_ERROR_MESSAGE, ErrorInfo, Particulars
 from koan_ray.domain.status import FailureKind, JobStatus
+from koan_ray.domain.texts import readable, said
 from koan_ray.engine import chunks
 from koan_ray.engine.itemrecord import Record, Resumed
 from koan_ray.engine.itemsource import Source, only
@@ -331,10 +332,10 @@ class Lead:
             except Exception as problem:  # noqa: BLE001 - as above
                 text = (
                     f"the item, a {type(chunk.items[place]).__name__}, cannot be sent to a job actor: "
-                    f"{type(problem).__name__}: {problem}; let get_items() give plain values and open resources in "
-                    f"process_item()"
+                    f"{type(problem).__name__}: {said(problem, 1000)}; let get_items() give plain values and open resources "
+                    f"in process_item()"
                 )
-                error = ErrorInfo("UnserializableItemError", text[:2000])
+                error = ErrorInfo("UnserializableItemError", readable(text, MAX_ERROR_MESSAGE))
                 self._batch.refuse(chunk.number, place, error, chunks.shown(chunk.items[place]))
 
     def _send(self, chunk: Chunk, packed: bytes) -> None:

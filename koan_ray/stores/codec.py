@@ -43,11 +43,12 @@ from koan_ray.domain.records import (
 )
 from koan_ray.domain.retry import RetryPolicy, RetryStrategy
 from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy, Reason
+from koan_ray.domain.texts import readable, said
 from koan_ray.errors import ConfigurationError, RecordCorruptError
 from koan_ray.ports import ActorInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 SCHEMA_VERSION: Final = 1
 Document = dict[str, Any]
@@ -62,6 +63,7 @@ _ABOUT_FIELDS: Final = ("name", "description", "correlation_id", "traceparent", 
 _TERMS_CACHED: Final = 1024
 
 M = TypeVar("M", bound=StrEnum)
+D = TypeVar("D")
 
 
 # --- instants --------------------------------------------------------------------------------------------------------
@@ -252,8 +254,8 @@ def _encode_error(error: ErrorInfo) -> Document:
 
 
 def _text(text: str) -> str:
-    """Return text that UTF-8 can hold: messages of errors may name files whose names are no Unicode."""
-    return text if text.isascii() else text.encode(errors="replace").decode()
+    """Return text that UTF-8 can hold; what comes from users is so already."""
+    return text if text.isascii() else readable(text)
 
 
 def _encode_terms(terms: Terms) -> Document:
@@ -304,8 +306,10 @@ def decode_job(
     Raises:
         RecordCorruptError: The document is of a later version, or a field is missing or not what it should be.
     """
-    fields = _Fields(document, str(document.get("_id")))
-    fields.check_version()
+    return _decoded(document, lambda fields: _decode_job(fields, source, partition, blobs))
+
+
+def _decode_job(fields: _Fields, source: str | None, partition: str, blobs: Mapping[str, bytes]) -> JobRecord:
     progress, error, items = fields.sub("progress"), fields.sub("error"), fields.sub("items")
     context = fields.payload("context", blobs)
     if context is None:
@@ -479,13 +483,15 @@ def decode_execution(document: Mapping[str, Any]) -> ExecutionRecord:
     Raises:
         RecordCorruptError: As `decode_job`.
     """
-    fields = _Fields(document, str(document.get("_id")))
-    fields.check_version()
+    return _decoded(document, _decode_execution)
+
+
+def _decode_execution(fields: _Fields) -> ExecutionRecord:
     error = fields.sub("error")
     return ExecutionRecord(
         fields.text("_id"), fields.text("job_id"), fields.whole("attempt"), fields.instant("started_at"),
         fields.member("status", ExecutionStatus),
-        fields.member("reason", Reason) if "reason" in document else None,
+        fields.member("reason", Reason) if "reason" in fields.document else None,
         fields.maybe_instant("completed_at"), _decode_error(error) if error else None, _decode_metrics(fields),
     )  # fmt: skip
 
@@ -538,8 +544,10 @@ def decode_part(document: Mapping[str, Any]) -> Part:
     Raises:
         RecordCorruptError: As `decode_job`.
     """
-    fields = _Fields(document, str(document.get("_id")))
-    fields.check_version()
+    return _decoded(document, _decode_part)
+
+
+def _decode_part(fields: _Fields) -> Part:
     body = fields.payload("items", _NO_BLOBS)
     if body is None:
         raise fields.problem("items", "is missing")
@@ -550,6 +558,18 @@ def decode_part(document: Mapping[str, Any]) -> Part:
 
 
 # --- reading with suspicion ------------------------------------------------------------------------------------------
+
+
+def _decoded(document: Mapping[str, Any], decode: Callable[[_Fields], D]) -> D:
+    """Return what ``decode`` makes of a document; whatever it stumbles over is the document's fault, and said to be."""
+    fields = _Fields(document, said(document.get("_id"), 100))
+    try:
+        fields.check_version()
+        return decode(fields)
+    except RecordCorruptError:
+        raise
+    except Exception as problem:
+        raise fields.problem("", f"cannot be read: {type(problem).__name__}: {said(problem, 500)}") from problem
 
 
 class _Fields:

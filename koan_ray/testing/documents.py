@@ -245,7 +245,14 @@ class MemoryDocumentStore:
 
     def _executions_in(self, partition: str, job_id: str) -> list[ExecutionRecord]:
         documents = self.database.executions.get(partition, {}).values()
-        found = [decode_execution(document) for document in documents if document["job_id"] == job_id]
+        found = []
+        for document in documents:
+            if document["job_id"] == job_id:
+                try:
+                    found.append(decode_execution(document))
+                except RecordCorruptError as error:
+                    if self._on_corrupt is not None:
+                        self._on_corrupt(error.record_id, error)
         return sorted(found, key=lambda execution: (execution.started_at, execution.id))
 
     async def query(self, query: Query) -> Page:

@@ -225,8 +225,8 @@ class Hub:
             while True:
                 try:
                     news = await call("news", listener_id, epoch, _PARK_S, timeout_s=_PARK_S + 10)
-                except KoanRayError as error:
-                    self._log.warning("feed_interrupted", problem=str(error))
+                except Exception as error:  # noqa: BLE001 - whatever it is, streams go on and learn of a gap
+                    self._log.warning("feed_interrupted", problem=f"{type(error).__name__}: {error}")
                     is_behind = True
                     await asyncio.sleep(_RETRY_S)
                     continue

@@ -81,7 +81,7 @@ async def list_jobs(api: Api, who: Caller, query: Annotated[ListQuery, Query()])
     if query.text is not None and not who.may(Role.READER):
         # What an error says is not theirs to read, so it must not be theirs to guess either; pages may be short.
         jobs = [job for job in jobs if _is_named(job, query.text.casefold())]
-    return JobPage(items=[presenting.summary(job) for job in jobs], cursor=page.cursor)
+    return JobPage(items=presenting.summaries(jobs), cursor=page.cursor)
 
 
 def _is_named(job: JobRecord, sought: str) -> bool:
@@ -153,7 +153,7 @@ async def list_children(job_id: JobId, api: Api, _who: Caller, page: Annotated[P
     _check_limit(api, page.limit)
     await api.reader.job(job_id)
     found = await api.reader.children(job_id, page.limit, page.cursor)
-    return JobPage(items=[presenting.summary(job) for job in found.jobs], cursor=found.cursor)
+    return JobPage(items=presenting.summaries(found.jobs), cursor=found.cursor)
 
 
 @routes.get("/api/jobs/{job_id}/tree", Role.VIEWER, problems=(404,))
@@ -170,7 +170,7 @@ async def get_tree(job_id: JobId, api: Api, _who: Caller) -> Tree:
                 node.more = is_cut = True
                 continue
             page = await api.reader.children(node.job.id, left)
-            node.children = [TreeNode(job=presenting.summary(job), children=[]) for job in page.jobs]
+            node.children = [TreeNode(job=shown, children=[]) for shown in presenting.summaries(page.jobs)]
             node.more = page.cursor is not None
             is_cut, n_jobs = is_cut or node.more, n_jobs + len(node.children)
             below += node.children

@@ -11,14 +11,18 @@ from koan_ray.domain.durations import seconds
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.domain.records import Progress as ProgressRecord
 from koan_ray.domain.status import JobStatus
+from koan_ray.domain.texts import said
 from koan_ray.engine.catalog import MEMORY
 from koan_ray.registry import find
+from koan_ray.telemetry import logs
 from koan_ray.web.reading import is_archived
 from koan_ray.web.redaction import Redactor, clean_schema, clean_text
 from koan_ray.web.schemas import Execution, FailedItem, ItemCounts, JobDetail, JobError, JobSummary, Progress
 from koan_ray.web.security import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from koan_ray.domain.records import ExecutionRecord, JobRecord
     from koan_ray.domain.retry import RetryPolicy
     from koan_ray.exact import Codec
@@ -45,6 +49,17 @@ def summary(job: JobRecord) -> JobSummary:
     And without the message of its error: what is secret in there is known only to who has read the context.
     """
     return JobSummary(**_summary(job, Redactor()))
+
+
+def summaries(jobs: Iterable[JobRecord]) -> list[JobSummary]:
+    """Return the rows of a list; a job that cannot be shown is left out, and the log says which."""
+    found: list[JobSummary] = []
+    for job in jobs:
+        try:
+            found.append(summary(job))
+        except Exception as error:  # noqa: BLE001 - one odd record must not hide all others
+            logs.get_logger().error("job_not_shown", job_id=job.id, problem=said(error, 500))
+    return found
 
 
 def detail(job: JobRecord, who: Principal) -> JobDetail:

@@ -14,7 +14,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from koan_ray.domain.ids import checked_id
 from koan_ray.domain.status import JobStatus
+from koan_ray.domain.texts import said
 from koan_ray.progress import JobProgressUpdate
+from koan_ray.telemetry import logs
 from koan_ray.web import presenting, problems
 from koan_ray.web.hub import Batch, Event
 from koan_ray.web.redaction import clean_text
@@ -239,7 +241,17 @@ def _shown_batch(batch: Batch, filters: EventFilters, shown: dict[str, None]) ->
 
 
 def _as_sse(event: Event) -> str:
-    return sse(event.name, event.data(_render), event.number or None)
+    data = _data(event)
+    return ": one change cannot be shown\n\n" if data is None else sse(event.name, data, event.number or None)
+
+
+def _data(event: Event) -> str | None:
+    """Return the JSON of an event; None for one that cannot be shown, and the log says which: the others go on."""
+    try:
+        return event.data(_render)
+    except Exception as error:  # noqa: BLE001 - one odd record must not end everybody's stream
+        logs.get_logger().error("change_not_shown", job_id=event.job_id, problem=said(error, 500))
+        return None
 
 
 def _passes(event: Event, filters: EventFilters, shown: dict[str, None]) -> bool:
@@ -297,7 +309,8 @@ async def all_socket(socket: WebSocket, who: Principal) -> None:
         async with contextlib.aclosing(_batches(api, who, is_back=False)) as batches:
             async for batch in batches:
                 for event in batch.events if batch is not None else ():
-                    await socket.send_text(_message(event.name, event.number, event.data(_render)))
+                    if (data := _data(event)) is not None:
+                        await socket.send_text(_message(event.name, event.number, data))
 
     await _talk(socket, tell(), api)
 

@@ -76,6 +76,7 @@ def test_a_schema_does_not_tell_the_default_of_a_secret(api):
         ('{"api_key": "abc", "n": 1}', f'{{"api_key": {REDACTED}, "n": 1}}'),
         ("Authorization: Bearer abcdefgh12345", f"Authorization: Bearer {REDACTED}"),
         ("a\x1b[31mb\u202ec", "ab\ufffdc"),
+        ("pass\x1b[0mword=hunter2", f"password={REDACTED}"),
         ("two\nlines\tand a tab", "two\nlines\tand a tab"),
         ("the keyboard is monkeyed with", "the keyboard is monkeyed with"),
     ],

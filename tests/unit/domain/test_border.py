@@ -9,8 +9,10 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 
+import bson
 import numpy as np
 import pytest
+from bson.codec_options import CodecOptions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,11 +44,18 @@ class LoudText(str):
     __len__ = __getitem__ = __iter__ = __str__
 
 
+class Word(str):
+    __slots__ = ()
+
+
 class Lazy:
     """Text that is made when it is looked at, as translations are."""
 
     def __str__(self):
         return "half way"
+
+
+_AWARE = CodecOptions(tz_aware=True)
 
 
 def _type(value):
@@ -193,3 +202,29 @@ def test_no_report_raises_and_every_one_can_be_stored(calls):
         (found.message or "").encode()
         assert len(found.message or "") <= 2000
         _ = progress.estimated_completion
+
+
+# --- resources -----------------------------------------------------------------------------------------------------------
+
+
+def test_resources_are_kept_as_numbers_that_come_back_from_a_document():
+    asked = koan.Resources(np.float64(0.5), 1, 1.5e9, {"licence": np.int64(2)}, label_selector={"region": Word("eu")})
+    assert asked == koan.Resources(0.5, 1.0, 1_500_000_000, {"licence": 2.0}, label_selector={"region": "eu"})
+    record = job()
+    spec = asked.spec(concurrency=1, dedicated=False)
+    record = record.evolve(terms=record.terms._replace(spec=spec))
+    assert decode_job(bson.decode(bson.encode(encode_job(record)), _AWARE)).terms.spec == spec
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"num_cpus": -1}, {"num_cpus": "1"}, {"num_gpus": 10**400}, {"memory": 10**30}, {"memory": math.nan},
+        {"memory": True}, {"custom": {"a": Loud()}}, {"custom": {5: 1}}, {"custom": {"a\ud800": 1}},
+        {"label_selector": {"region": 5}},
+    ],
+    ids=lambda given: next(iter(given)),
+)  # fmt: skip
+def test_resources_that_no_document_holds_are_refused(given):
+    with pytest.raises(koan.JobDefinitionError, match=r"^resources\."):
+        koan.Resources(**given)
