@@ -9,11 +9,13 @@ import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, runtime_checkable
 
 import pydantic
 from pydantic_core import ValidationError
 
+from koan_ray import declared
+from koan_ray.declared import Names
 from koan_ray.domain.durations import Duration, bound, number
 from koan_ray.domain.metadata import MetadataError, plain_metadata
 from koan_ray.domain.records import ActorSpec, Terms, identified
@@ -114,7 +116,10 @@ class Definition:
     def __init__(self, job_type: type[Any]) -> None:
         self.job_type = job_type
         self.kind = _kind(job_type)
-        self.context_type, self.result_type = _types(job_type)
+        self.is_finite = any("_koan_items" in cls.__dict__ for cls in job_type.__mro__)
+        _refuse_shadowing(job_type)
+        self.names = _names_in_bases(job_type)
+        self._look_up_early()
         self.retry = _instance(job_type, "retry", RetryPolicy)
         self.resources = _instance(job_type, "resources", Resources)
         self.timeout_s = _timeout(job_type)
@@ -122,7 +127,6 @@ class Definition:
         self.when_parent_ends = _member(job_type, "when_parent_ends", ParentPolicy)
         self.claim = _member(job_type, "claim", Claim)
         self.concurrency = _concurrency(job_type)
-        self.is_finite = any("_koan_items" in cls.__dict__ for cls in job_type.__mro__)
         self.has_body = _check_items(job_type) if self.is_finite else _check_execute(job_type)
         self.is_async = inspect.iscoroutinefunction(getattr(job_type, "execute", None))
         self.is_part_async = inspect.iscoroutinefunction(getattr(job_type, "process_item", None))
@@ -131,7 +135,52 @@ class Definition:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the adapters behind: a class that travels by value builds its own."""
-        return {name: value for name, value in self.__dict__.items() if not name.endswith(("_adapter", "_codec"))}
+        _ = self.types  # names are looked up where they are known
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name != "names" and not name.endswith(("_adapter", "_codec"))
+        }
+
+    names: Names | None = None  # of a class by value, all is looked up
+
+    @cached_property
+    def types(self) -> tuple[Any, Any]:
+        """The declared types of context and result.
+
+        Raises:
+            JobDefinitionError: One of them names something that is not defined.
+        """
+        try:
+            return _types(self.job_type, self)
+        except NameError as error:
+            msg = (
+                f"job {self.kind!r}: the context or result type names {error.name!r}, which is not defined in module "
+                f"{self.job_type.__module__!r}; define it there, or import it outside of `if TYPE_CHECKING:`"
+            )
+            raise JobDefinitionError(msg) from None
+        except TypeError as error:
+            msg = f"job class {self.job_type.__qualname__}: its context or result type cannot be resolved: {error}"
+            raise JobDefinitionError(msg) from None
+
+    @property
+    def context_type(self) -> Any:
+        """What contexts are declared as."""
+        return self.types[0]
+
+    @property
+    def result_type(self) -> Any:
+        """What results are declared as."""
+        return self.types[1]
+
+    def _look_up_early(self) -> None:
+        """Look types up now, if all that they name is defined by now; else they are looked up when they are needed."""
+        try:
+            self.types = _types(self.job_type, self)
+        except (NameError, TypeError):
+            return
+        if self.names is not None:
+            self.names.settle()
 
     @cached_property
     def context_adapter(self) -> pydantic.TypeAdapter[Any]:
@@ -341,19 +390,35 @@ def _kind(job_type: type[Any]) -> str:
     return kind
 
 
-def _types(job_type: type[Any]) -> tuple[Any, Any]:
-    """Return context and result type as bound by the class or the nearest generic base."""
-    bound: dict[Any, Any] = {}
-    for cls in job_type.__mro__:
-        for base in cls.__dict__.get("__orig_bases__", ()):
-            origin = get_origin(base)
-            if origin is None or not hasattr(origin, "__parameters__"):
-                continue
-            for parameter, argument in zip(origin.__parameters__, get_args(base), strict=False):
-                bound.setdefault((origin, parameter), bound.get((cls, argument), argument))
-    root: Any = next(cls for cls in job_type.__mro__ if cls.__dict__.get("_koan_root", False))
-    found = [bound.get((root, parameter), Any) for parameter in root.__parameters__]
-    context, result = (Any if isinstance(item, TypeVar) else item for item in found[:2])
+_ITS_OWN = frozenset({  # what a job class says of itself, and the methods that it has for the engine to call
+    "kind", "retry", "timeout", "resources", "isolation", "concurrency", "when_parent_ends", "claim", "execute", "items",
+    "get_items", "process_item", "build_result",
+})  # fmt: skip
+
+
+def _roots(job_type: type[Any]) -> tuple[type[Any], ...]:
+    """Return `Job`, and `FiniteJob` where it is one, by their marks: they stand beside."""
+    return tuple(cls for cls in job_type.__mro__ if "_koan_root" in cls.__dict__ or "_koan_items" in cls.__dict__)
+
+
+def _refuse_shadowing(job_type: type[Any]) -> None:
+    if "_koan_items" not in job_type.__dict__:  # FiniteJob itself may
+        declared.refuse_shadowing(job_type, _roots(job_type), _ITS_OWN)
+
+
+def _names_in_bases(job_type: type[Any]) -> Names | None:
+    bases = job_type.__dict__.get("__orig_bases__", ())
+    return Names(job_type) if any(declared.has_names(item) for base in bases for item in get_args(base)) else None
+
+
+def _types(job_type: type[Any], own: Definition) -> tuple[Any, Any]:
+    """Return context and result type as given by the class or its bases."""
+
+    def names_of(cls: type[Any]) -> Names | None:
+        definition = own if cls is job_type else cls.__dict__.get("definition")
+        return definition.names if definition is not None else None
+
+    context, result = declared.arguments(job_type, _roots(job_type)[-1], names_of)[:2]
     return context, result
 
 

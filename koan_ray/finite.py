@@ -42,7 +42,8 @@ class ItemResult:
     def success(value: Any = None) -> ItemResult:
         """The item is processed. A ``value`` other than None becomes one of `FiniteSummary.values`.
 
-        Values are kept as JSON: a model or a dataclass comes back as a dict, a tuple as a list.
+        Values of builtin types come back as they were: numbers, texts, bytes, tuples, sets, dicts, instants, decimals. A
+        model or a dataclass comes back as a dict of its fields, anything else as JSON has it: a path as its text.
         """
         return _SUCCESS if value is None else Success(value)
 

@@ -7,12 +7,12 @@ import inspect
 import json
 import sys
 import types
-import typing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, cast, overload
 
 from koan_ray import ambient
+from koan_ray.declared import evaluated
 from koan_ray.definition import Definition, Resources
 from koan_ray.domain import words
 from koan_ray.domain.durations import Duration, instant, patience
@@ -486,12 +486,7 @@ def _job_class(function: Callable[..., Any], attributes: dict[str, Any], around:
         signature = inspect.signature(function)
         msg = f"@koan.job {name}{signature}: expected {name}(context, progress, cancellation), the last two optional"
         raise JobDefinitionError(msg)
-    try:
-        hints = typing.get_type_hints(function, localns=around, include_extras=True)
-    except NameError as error:
-        msg = f"@koan.job {name}: an annotation names {error.name!r}, which is not defined where the function is"
-        raise JobDefinitionError(msg) from None
-    context_type = hints.get(contexts[0].name, Any) if contexts else None
+    context_type = _annotation(function, contexts[0].name, around) if contexts else None
     body = dict(attributes)
     body.update(
         execute=_as_method(function, takes_context=bool(contexts), by_name=tuple(by_name)),
@@ -500,8 +495,21 @@ def _job_class(function: Callable[..., Any], attributes: dict[str, Any], around:
         __doc__=function.__doc__,
         function=staticmethod(function),
     )
-    base = Job[context_type, hints.get("return", Any)]  # type: ignore[valid-type,misc]
+    base = Job[context_type, _annotation(function, "return", around)]  # type: ignore[valid-type,misc]
     return cast("type[Job[Any, Any]]", types.new_class(name, (base,), {}, lambda namespace: namespace.update(body)))
+
+
+def _annotation(function: Callable[..., Any], name: str, around: Mapping[str, Any]) -> Any:
+    """Return the type that a function declares for a parameter, or for ``return``; as written, if it is not defined yet.
+
+    Only this one annotation is looked at: what others name may be there for type checkers alone.
+    """
+    inner: Any = inspect.unwrap(function)
+    written = inner.__annotations__.get(name, Any)
+    try:
+        return evaluated(written, inner.__globals__, around)
+    except NameError:
+        return written
 
 
 def _as_method(function: Callable[..., Any], *, takes_context: bool, by_name: tuple[str, ...]) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from koan_ray.domain.texts import quoted, readable, said
 from koan_ray.engine.attempt import describe
 from koan_ray.engine.produce import in_arrays
 from koan_ray.errors import NonRetryable
+from koan_ray.exact import loose
 from koan_ray.finite import ItemResult, Success
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class _Desk:
             self.codes[place] = PROCESSED
             return
         try:  # now, because the body may go on to change what it has returned
-            encoded = to_json([self.order.indexes[place], value] if self.job.items.ordered else value)
+            encoded = loose.encoded([self.order.indexes[place], value] if self.job.items.ordered else value)
         except Exception as problem:  # noqa: BLE001 - anything may be a value
             text = (
                 f"the value of the item, a {type(value).__name__}, cannot be written as JSON: {said(problem, 1000)}; return "
@@ -164,6 +165,8 @@ class _Desk:
         """Write the numbers that were put aside, before a value that is none, so that all are in order."""
         if self.plain:
             encoded = to_json(self.plain)[1:-1]
+            if b"N" in encoded or b"I" in encoded:  # not a number, or infinity, for which JSON has no word
+                encoded = loose.encoded(self.plain)[1:-1]
             self.values.append((encoded, len(self.plain)))
             self.plain.clear()
             self.size += len(encoded)

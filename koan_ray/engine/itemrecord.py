@@ -17,6 +17,7 @@ from koan_ray.domain.records import FAILED, MAX_CHECKPOINT, VALUES, Checkpoint, 
 from koan_ray.engine import produce
 from koan_ray.engine.itemsource import Mark
 from koan_ray.errors import LimitExceededError, RecordCorruptError, RuntimeUnavailableError, StoreUnavailableError
+from koan_ray.exact import loose, revived, tagged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -42,7 +43,7 @@ class Resumed:
         self.attempts = {int(index): n for index, n in state.get("attempts", {}).items()}
         self.suspects: list[list[int]] = state.get("suspects", [])
         self.mark = Mark(*mark) if mark and mark[0] else None
-        self.cursor: tuple[int, Any] | None = (cursor[0], cursor[1]) if cursor else None
+        self.cursor: tuple[int, Any] | None = (cursor[0], revived(cursor[1])) if cursor else None
         self.spent_s: float = state.get("spent_s", 0.0)
         self.reasons: dict[str, int] = state.get("reasons", {})
         self.n_values: int = state.get("n_values", 0)
@@ -226,7 +227,9 @@ class Record:
             yield Part(self._order.job_id, stream, seq, body, n)
 
     def _body(self) -> bytes:
-        batch = self._batch
+        batch, standing = self._batch, self._standing()
+        if (cursor := standing.get("cursor")) is not None:
+            standing["cursor"] = [cursor[0], tagged(cursor[1])]
         state = {
             "v": 1,
             "done": [list(pair) for pair in batch.done],
@@ -237,7 +240,7 @@ class Record:
             "failed_of": self._resumed.failed_of,
             "job": self._order.job_id,
             "forgiven": batch.forgiven,
-            **self._standing(),
+            **standing,
         }
         body = json.dumps(state, separators=(",", ":")).encode()
         if len(body) > MAX_CHECKPOINT:  # these can be spared; how many ranges there are is limited by `Batch.has_room`
@@ -265,24 +268,24 @@ class Record:
     def values(self, *, ordered: bool) -> Iterator[Any]:
         """Iterate over all values, page by page; blocks while a page is read."""
         if ordered:
-            yield from produce.in_order(self._arrays())
+            yield from map(revived, produce.in_order(json.loads(body) for body in self._arrays()))
         else:
-            for array in self._arrays():
-                yield from array
+            for body in self._arrays():
+                yield from loose.decoded(body)
 
-    def _arrays(self) -> Iterator[list[Any]]:
+    def _arrays(self) -> Iterator[bytes]:
         n_parts, after = self._n_parts[VALUES], -1
         for part in self._pages:
-            yield json.loads(part.body)
+            yield part.body
             after = part.seq
         while after + 1 < n_parts:
             page = self._session.parts(self._order.job_id, VALUES, after, _PAGE).get()
             if not page:
                 raise RecordCorruptError(self._order.job_id, "values", f"part {after + 1} of {n_parts} is missing")
             for part in page:
-                yield json.loads(part.body)
+                yield part.body
             after = page[-1].seq
         for place in range(len(self._spool)):
-            yield self._spool.read(place)
+            yield self._spool.body(place)
         for body, _ in self._values:
-            yield json.loads(body)
+            yield body

@@ -17,7 +17,7 @@ class, the wrong member of a union, a validator that is not idempotent) is notic
 What JSON has no form for is written as a *tag*, an object with one member whose name begins with ``koan:`` (`tags`):
 ``{"koan:float": "NaN"}``, ``{"koan:tuple": [1, 2]}``, ``{"koan:secret": "hunter2"}``. So contents are valid JSON everywhere,
 and what shows them knows a secret without the class that declared it. A type is written with tags by a copy of its core
-schema (`tagging`), and only the values that need it.
+schema (`tagging`), and only the values that need it. Values of items, for which no type is declared, are in `loose`.
 """
 
 from __future__ import annotations

@@ -30,8 +30,13 @@ def is_tag(value: object) -> bool:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def tagged(value: Any, level: int = 0) -> Any:
+def tagged(value: Any, level: int = 0, other: Callable[[Any], Any] | None = None) -> Any:  # noqa: PLR0911 - by type
     """Return a value of builtin types as JSON values from which `revived` makes the same again.
+
+    Args:
+        value: The value.
+        level: How deep it is within another.
+        other: Makes a value of builtin types of a value of any other type.
 
     Raises:
         TypeError: It holds something of another type, for example a model or a member of an enumeration.
@@ -43,20 +48,23 @@ def tagged(value: Any, level: int = 0) -> Any:
         msg = f"it is nested more than {_MOST_LEVELS} levels deep"
         raise TypeError(msg)
     if kind is list:
-        return [tagged(item, level + 1) for item in value]
+        return [tagged(item, level + 1, other) for item in value]
     if kind is dict:
         if all(type(key) is str and not unwritable(key) for key in value) and not is_tag(value):
-            return {key: tagged(item, level + 1) for key, item in value.items()}
-        return {"koan:dict": [[tagged(key, level + 1), tagged(item, level + 1)] for key, item in value.items()]}
+            return {key: tagged(item, level + 1, other) for key, item in value.items()}
+        pairs = [[tagged(key, level + 1, other), tagged(item, level + 1, other)] for key, item in value.items()]
+        return {"koan:dict": pairs}
     for known, write in _LEAVES:
         if kind is known:
             return write(value)
     if kind in _MANY:
-        return {_MANY[kind]: [tagged(item, level + 1) for item in value]}
+        return {_MANY[kind]: [tagged(item, level + 1, other) for item in value]}
     if isinstance(value, (SecretStr, SecretBytes)):
         return secret(value)
     if is_number_of_numpy(value):
         return floating(float(value))
+    if other is not None:
+        return tagged(other(value), level + 1, other)
     msg = f"a {kind.__name__} has no form in JSON"
     raise TypeError(msg)
 

@@ -13,6 +13,7 @@ from koan_ray.domain.records import Progress as ProgressRecord
 from koan_ray.domain.status import JobStatus
 from koan_ray.domain.texts import said
 from koan_ray.engine.catalog import MEMORY
+from koan_ray.errors import KoanRayError
 from koan_ray.registry import find
 from koan_ray.telemetry import logs
 from koan_ray.web.reading import is_archived
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from koan_ray.domain.records import ExecutionRecord, JobRecord
     from koan_ray.domain.retry import RetryPolicy
-    from koan_ray.exact import Codec
-    from koan_ray.jobs import Job
     from koan_ray.web.security import Principal
 
 _LAST_S = 253_402_300_799.0  # the end of the year 9999
@@ -93,14 +92,19 @@ def payload(job: JobRecord, what: str, redactor: Redactor) -> Any:
     except ValueError:
         return None
     value = redactor.value(value, schema_of(job.terms.kind, what))
+    # Contents have the names of fields, a schema for people has their aliases.
+    return redactor.value(value, schema_of(job.terms.kind, what, by_alias=False)) if _has_aliases(job, what) else value
+
+
+def _has_aliases(job: JobRecord, what: str) -> bool:
     job_type = find(job.terms.kind)
-    if job_type is None or not _codec(job_type, what).reads_by_name:
-        return value
-    return redactor.value(value, schema_of(job.terms.kind, what, by_alias=False))  # contents have the names of the fields
-
-
-def _codec(job_type: type[Job[Any, Any]], what: str) -> Codec:
-    return job_type.definition.context_codec if what == "context" else job_type.definition.result_codec
+    if job_type is None:
+        return False
+    definition = job_type.definition
+    try:
+        return (definition.context_codec if what == "context" else definition.result_codec).reads_by_name
+    except KoanRayError:  # its types cannot be resolved
+        return False
 
 
 def schema_of(kind: str, what: str, *, by_alias: bool = True) -> dict[str, Any] | None:
@@ -109,8 +113,8 @@ def schema_of(kind: str, what: str, *, by_alias: bool = True) -> dict[str, Any] 
     if job_type is None:
         return None
     definition = job_type.definition
-    adapter = definition.context_adapter if what == "context" else definition.result_adapter
     try:
+        adapter = definition.context_adapter if what == "context" else definition.result_adapter
         mode = "validation" if what == "context" else "serialization"
         schema: dict[str, Any] = adapter.json_schema(mode=mode, by_alias=by_alias)  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - a type of the user's without a schema; the kind is shown without
