@@ -128,10 +128,17 @@ class _Child:
         self._follow_one()
         if not self._has_begun and self._status is None and self._problem is None and self._cause is None:
             # The nursery had died, and took the request with it before we could know: another one is started now.
+            self._forget_line()
             self._follow_one()
         if self._report is not None:
             return self._report
         return self._vanished()
+
+    def _forget_line(self) -> None:
+        with self._lock:
+            self._gone_by = time.monotonic() + _BEGIN_S
+            if self._cause is None and not self._is_closed:
+                self._within_s = None  # that was about the end of a line at which there had been nobody yet
 
     def _follow_one(self) -> None:
         line, theirs = socket.socketpair()

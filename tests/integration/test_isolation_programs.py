@@ -301,7 +301,7 @@ def test_what_a_body_has_started_ends_with_it_however_it_ends(engine, tmp_path, 
     assert len(pids) == 6
     eventually(lambda: not any(map(is_alive, pids)), within=5)
     expected = {
-        "return": "done", "raise": "not today", "exit": "exit code 3", "kill keeper": "process that watches over it was killed",
+        "return": "done", "raise": "not today", "exit": "exit code 3", "kill keeper": "watches over it was killed",
     }  # fmt: skip
     assert expected[end] in saw
 
@@ -361,7 +361,8 @@ def test_what_a_body_does_to_its_process_does_not_hold_its_result(engine, act):
     [("close all", "closed its connection"), ("close all and stay", "closed its connection"),
      ("close all and open others", "closed its connection"), ("garbage in all", "written into its connection"),
      ("garbage after a mark", "written into its connection"), ("daemonised", "exit code 0"),
-     ("group", "signal 15 (SIGTERM)"), ("segfault", "signal 11 (SIGSEGV)"), ("real time signal", "signal 40"), ("no memory", ""), ("interrupt", ""),
+     ("group", "signal 15 (SIGTERM)"), ("segfault", "signal 11 (SIGSEGV)"),
+     ("real time signal", "signal 40"), ("no memory", ""), ("interrupt", ""),
      ("sys exit", "7")],
 )  # fmt: skip
 def test_what_a_body_does_to_its_process_is_told_in_seconds(engine, act, seen):
@@ -472,3 +473,30 @@ def test_cancelled_at_the_very_start_a_body_does_not_go_on(engine, tmp_path):
         with pytest.raises(koan.JobCancelledError):
             job.wait(10).get()
         assert not any(map(is_alive, read_pids(tmp_path / f"pids{n}")))
+
+
+_ADOPTER = """
+import os, signal, sys
+from koan_ray.runtime import processes
+
+reader, writer = os.pipe()
+processes.adopt_orphans()
+child = os.fork()
+if child == 0:
+    for _ in range(3):
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() != 0:
+                os._exit(0)
+            signal.pause()
+    os.write(writer, b"x")
+    signal.pause()
+os.read(reader, 1)
+ended = processes.end_descendants(10.0)
+print(ended[child], len(ended) > 3, processes.children())
+"""
+
+
+def test_whatever_descends_from_a_process_is_ended_also_when_it_was_orphaned():
+    said = subprocess.run([sys.executable, "-c", _ADOPTER], capture_output=True, text=True, timeout=30, check=True).stdout
+    assert said.split(maxsplit=2) == [str(int(signal.SIGKILL)), "True", "[]\n"]
