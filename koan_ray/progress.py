@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import os
 import queue
 import threading
 from collections import deque
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, overload
 
+from koan_ray import ambient
 from koan_ray.domain.durations import instant
 from koan_ray.domain.progress import NUMBERS, SECOND, WORDS, Said, estimate_completion, parse_report, plain_report
 from koan_ray.domain.status import JobStatus
@@ -157,14 +159,15 @@ class Subscription:
     """
 
     def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
+        self._stop, self._forks = stop, ambient.forks
         self.closed = False
 
     def close(self) -> None:
         """Call the handler no more."""
         if not self.closed:
             self.closed = True
-            self._stop()
+            if self._forks == ambient.forks:  # in a forked copy nothing calls it
+                self._stop()
 
     def __enter__(self) -> Self:
         return self
@@ -271,6 +274,9 @@ def _handlers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_HANDLER_THREADS, thread_name_prefix="koan-progress")
 
 
+os.register_at_fork(after_in_child=_handlers.cache_clear)  # its threads are not in the copy
+
+
 class ProgressStream:
     """A job's progress as an async iterator that ends with the job; ``for update in stream.blocking()`` in scripts.
 
@@ -316,9 +322,11 @@ class ProgressStream:
                 updates.get_nowait()
             updates.put(update)
 
-        stop = self._watch(deliver)
+        stop, forks = self._watch(deliver), ambient.forks
         try:
             while True:
+                if forks != ambient.forks:
+                    raise ambient.left_behind()
                 update = updates.get()
                 if isinstance(update, BaseException):
                     raise update
@@ -326,4 +334,5 @@ class ProgressStream:
                 if update.status.is_final:
                     return
         finally:
-            stop()
+            if forks == ambient.forks:
+                stop()

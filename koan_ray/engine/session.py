@@ -153,6 +153,17 @@ class Session:
         self._watching.close()
         self._timeouts.close()
 
+    def disown(self, error: BaseException) -> None:
+        """In a forked copy of the process that has this session: refuse all that comes, with ``error``.
+
+        Takes no lock, which a thread that is not here may hold, and answers nobody: those who wait are there.
+        """
+        self._closed = error
+        on_register(None)
+        self._lock = threading.Lock()
+        self._timeouts = Timeouts()
+        self._watching = Watching(self)
+
     # --- submit ----------------------------------------------------------------------------------------------------
 
     def submit(self, job_type: type[Job[Any, Any]], context: Any, settings: RunSettings) -> Pending[Any]:

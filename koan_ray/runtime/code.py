@@ -16,6 +16,7 @@ import copyreg
 import dataclasses
 import hashlib
 import importlib
+import os
 import pickle
 import sys
 import sysconfig
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 # A dataclass compares with this one object: a copy of it, in a class by value, would be taken for a default.
 copyreg.pickle(type(dataclasses.MISSING), lambda _missing: "MISSING")  # a name of its module
 _lock = threading.Lock()  # register_pickle_by_value changes what every thread pickles
+os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # noqa: SLF001 - as in logging
 
 
 class Shipping:

@@ -23,6 +23,7 @@ from koan_ray.ports import ActorInfo, BatchReply, LoopClock
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import LocalCode
 from koan_ray.runtime.loop import LoopThread
+from koan_ray.runtime.nursery import Nursery
 from koan_ray.telemetry import metrics, traces
 
 if TYPE_CHECKING:
@@ -123,8 +124,9 @@ class LocalLauncher:
     def __init__(self, runtime: LocalRuntime, settings: EngineSettings, clock: LoopClock) -> None:
         self._runtime, self._settings, self._clock = runtime, settings, clock
         self._agents: dict[str, tuple[Agent, ThreadPoolExecutor, ActorEvents]] = {}
+        self._children: dict[str, ForkserverChildren] = {}
         self._lock = threading.Lock()
-        self._children = ForkserverChildren(settings.cancel_grace_s)
+        self._nursery = Nursery()
 
     def capacity(self) -> int:
         """As many actors as this process may use CPUs."""
@@ -139,13 +141,15 @@ class LocalLauncher:
 
     def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
         """Make an agent; it is ready at once."""
+        children = ForkserverChildren(self._settings.cancel_grace_s, self._nursery)
         agent = Agent(
             name, spec.concurrency, self._settings, clock=self._clock, uplink=self._runtime, load=self._runtime.code.load,
-            children=self._children, span=wiring.attempt_span, watch_process=False,
+            children=children, span=wiring.attempt_span, watch_process=False,
         )  # fmt: skip
         threads = ThreadPoolExecutor(2, thread_name_prefix="koan-batch")
         with self._lock:
             self._agents[name] = (agent, threads, events)
+            self._children[name] = children
         self._tell(name, events.actor_ready, ActorInfo("local", name, os.getpid()))
 
     def send(self, name: str, batch: int, orders: OrderBatch, *, label: str) -> None:
@@ -187,7 +191,10 @@ class LocalLauncher:
         self._end(name, "retired")
 
     def kill(self, name: str) -> None:
-        """Give an agent up: whatever its bodies do from now on changes nothing. Their threads cannot be ended."""
+        """Give an agent up: whatever its bodies do from now on changes nothing.
+
+        Their threads cannot be ended; processes of bodies are.
+        """
         self._end(name, "killed")
 
     def _end(self, name: str, cause: str) -> None:
@@ -197,6 +204,7 @@ class LocalLauncher:
             agent, threads, events = found
             agent.stop()
             threads.shutdown(wait=False)
+            self._children.pop(name).close()
             self._runtime.on_loop(events.actor_dead, name, cause)
 
     def settled(self, name: str, batches: tuple[int, ...]) -> None:
@@ -222,4 +230,4 @@ class LocalLauncher:
         """End all agents."""
         for name in list(self._agents):
             self._end(name, "the engine was shut down")
-        self._children.close()
+        self._nursery.close()

@@ -26,7 +26,10 @@ from koan_ray.ports import ActorInfo, LoopClock, Survey
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import Shipping
 from koan_ray.runtime.loop import LoopThread
-from koan_ray.runtime.ray import options
+from koan_ray.runtime.ray import (
+    forks,  # noqa: F401 - what it does, it does when it is imported
+    options,
+)
 from koan_ray.runtime.ray.launcher import RayLauncher
 from koan_ray.runtime.ray.metrics import RayMetrics
 from koan_ray.runtime.ray.transport import RayTransport
