@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from koan_ray import wiring
-from koan_ray.cli.reach import document_settings
+from koan_ray.cli.reach import begin_logging, document_settings
 from koan_ray.cli.safe import as_json, counted, safe
 from koan_ray.config import load_settings
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def run(source: str | None, *, machine: bool) -> int:
     """Look at everything and return the exit code."""
     settings = load_settings()
+    begin_logging(settings)
     with contextlib.ExitStack() as stack:
         numbers = document_settings(stack, settings, source)
         return asyncio.run(_look(numbers, source, machine=machine))

@@ -147,6 +147,7 @@ class Settling:
         job = self._current(active)
         if job is None:
             return
+        self._jobs.warn("execution_killed", job, active.execution, actor=active.actor.name, cause=cause)
         now = self._clock.now()
         metrics = (("stopped_by", "kill"),)
         if cause == "cancelled":
@@ -261,6 +262,8 @@ class Settling:
     ) -> None:
         now = self._clock.now()
         self._jobs.counters["crashes"] += 1
+        name = actor.name if actor is not None else None
+        self._jobs.warn("execution_lost", job, execution, crashes=job.crashes + 1, actor=name, problem=error.message)
         if job.terms.part:  # whether and how its items are tried again is for the job to say that they belong to
             after = transitions.failed(job, FailureKind.POISON, ErrorInfo("ProcessLost", error.message), at=now)
         elif job.crashes + 1 >= self._max_crashes and job.cancel_requested_at is None:

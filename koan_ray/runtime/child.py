@@ -22,6 +22,7 @@ from koan_ray.domain.records import ErrorInfo
 from koan_ray.engine.attempt import Attempt, describe
 from koan_ray.errors import ConfigurationError
 from koan_ray.ports import LoopClock, Report
+from koan_ray.telemetry import logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ class _Child:
         self._order, self._attempt, self._grace_s = order, attempt, grace_s
         self._cause: str | None = None
         self._timer: threading.Timer | None = None
-        limits = (grace_s, attempt._host.inline_limit)  # noqa: SLF001 - the child's host stands in for this one
+        limits = (grace_s, attempt._host.inline_limit, logs.in_force())  # noqa: SLF001 - the child's host stands in for it
         context = multiprocessing.get_context("forkserver")
         self._pipe, theirs = context.Pipe()
         with _starting, _hidden_main():
@@ -122,13 +123,18 @@ class _Child:
     def stop(self, cause: str) -> None:
         if self._cause is None:
             self._cause = cause
-            self._timer = threading.Timer(self._grace_s, self.kill)
+            self._timer = threading.Timer(self._grace_s, self._lose_patience)
             self._timer.daemon = True
             self._timer.start()
             try:
                 self._pipe.send(cause)
             except OSError:  # it has just ended
                 return
+
+    def _lose_patience(self) -> None:
+        about = {"job_id": self._order.job_id, "execution_id": self._order.execution_id, "child_pid": self._process.pid}
+        logs.get_logger().warning("child_killed", cause=self._cause, after_s=self._grace_s, **about)
+        self.kill()
 
     def kill(self) -> None:
         self._process.kill()
@@ -207,10 +213,12 @@ class _NoEngine:
         raise ConfigurationError(msg)
 
 
-def _main(pipe: Connection, order: Order, terms: Terms, code: bytes, limits: tuple[float, int]) -> None:
+def _main(pipe: Connection, order: Order, terms: Terms, code: bytes, limits: tuple[float, int, logs.Logging | None]) -> None:
     from koan_ray.runtime.code import read  # not at the top: the forkserver must not hold a class loader's state
 
-    grace_s, inline_limit = limits
+    grace_s, inline_limit, logging = limits
+    if logging is not None:
+        logs.configure(*logging)
     host, pid = _ChildHost(pipe, inline_limit), os.getpid()
     ambient.set_engine(_NoEngine())
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.responses import Response
 
 from koan_ray import errors
+from koan_ray.telemetry import logs
 from koan_ray.web.redaction import clean_text
 from koan_ray.web.schemas import FieldProblem, Problem
 
@@ -34,6 +35,7 @@ _TITLES: Final = {
     503: "Unavailable at present",
 }
 _RETRY_AFTER_S: Final = 2
+_log = logs.get_logger()
 _MAX_ERRORS: Final = 50
 
 
@@ -59,6 +61,21 @@ class ProblemError(Exception):
 
     def __str__(self) -> str:
         return f"{self.status}: {self.detail}"
+
+
+def noted(error: Exception, path: str | None = None) -> ProblemError:
+    """Return the problem that an error is to a caller, and tell the log of what is not the caller's own doing.
+
+    The request's id is part of each record, and of the answer.
+    """
+    problem = from_error(error)
+    if problem.status >= 500 and not isinstance(error, ProblemError):
+        about = {} if path is None else {"path": path}
+        if problem.status == 503:
+            _log.warning("request_unanswered", problem=str(error), **about)
+        else:
+            _log.error("request_failed", exc_info=error, **about)
+    return problem
 
 
 def document(problem: ProblemError, instance: str, request_id: str = "") -> Problem:
