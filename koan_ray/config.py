@@ -276,6 +276,16 @@ class WebSettings(_Section):
         return tokens
 
 
+class LoggingSettings(_Section):
+    """What processes of koan_ray write to standard error: commands, coordinator, broker and job actors.
+
+    An application that uses koan_ray has its own logging, which these do not touch.
+    """
+
+    level: Literal["debug", "info", "warning", "error"] = "warning"  # info: each move of each job is a line
+    format: Literal["text", "json"] = "text"
+
+
 class Settings(BaseSettings):
     """Everything that can be set, by section.
 
@@ -301,6 +311,7 @@ class Settings(BaseSettings):
     archival: ArchivalSettings = ArchivalSettings()
     engine: EngineSection = EngineSection()
     web: WebSettings = WebSettings()
+    logging: LoggingSettings = LoggingSettings()
 
     def __init__(self, **sections: Any) -> None:
         try:

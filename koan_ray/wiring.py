@@ -48,6 +48,8 @@ def engine_settings(settings: Settings) -> EngineSettings:
         archives=archival.enabled,
         archive_interval_s=archival.check_interval.total_seconds(),
         archival_policies=archival.resolved(),
+        log_level=settings.logging.level,
+        log_format=settings.logging.format,
     )
 
 

@@ -94,6 +94,17 @@ def handlers_of_signals():
             signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def logging_of_our_own():
+    """Forget how a command that was run in this process has set up its logging."""
+    logger = logging.getLogger("koan_ray")
+    before = list(logger.handlers), logger.level
+    yield
+    logger.handlers[:], level = before
+    if logger.level != level:
+        logger.setLevel(level)
+
+
 def _restore(before: dict[str, type[koan.Job]]) -> None:
     registry._by_kind.clear()
     registry._by_kind.update(before)

@@ -161,8 +161,10 @@ def status(address: Address = "auto", namespace: Namespace = "koan", as_json: As
 
     Example: koan-ray status --address auto
     """
+    from koan_ray.cli.reach import begin_logging
     from koan_ray.runtime.ray.admin import status as ask
 
+    begin_logging()
     found = ask(address, namespace)
     if as_json:
         typer.echo(_json(found, indent=2))
@@ -206,8 +208,10 @@ def archive_run(
 
     Example: koan-ray archive run --dry-run
     """
+    from koan_ray.cli.reach import begin_logging
     from koan_ray.runtime.ray.admin import archive as ask
 
+    begin_logging()
     counts = ask(address, namespace, dry_run=dry_run)
     if as_json:
         typer.echo(_json(counts, indent=2))
@@ -226,8 +230,10 @@ def archive_restore(
 
     Example: koan-ray archive restore 0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10
     """
+    from koan_ray.cli.reach import begin_logging
     from koan_ray.runtime.ray.admin import restore
 
+    begin_logging()
     found = restore(address, namespace, job_id)
     typer.echo(f"{safe(found.kind)} {found.id} ({found.status}) is out of the archive")
 
@@ -243,6 +249,8 @@ def down(address: Address = "auto", namespace: Namespace = "koan") -> None:
 
     Example: koan-ray down --namespace koan
     """
+    from koan_ray.cli.reach import begin_logging
     from koan_ray.runtime.ray.admin import end
 
+    begin_logging()
     typer.echo(f"ended the engine in namespace {namespace!r} with {counted(end(address, namespace), 'job actor')}")

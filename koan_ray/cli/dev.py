@@ -17,6 +17,7 @@ from rich.console import Console
 
 import koan_ray as koan
 from koan_ray.cli.documents import AUTH_VARIABLE, ENV_FILE, URL_VARIABLE, documents, why_not_open, write_env
+from koan_ray.cli.reach import begin_logging
 from koan_ray.cli.signals import Stop
 from koan_ray.config import load_settings
 from koan_ray.errors import ConfigurationError, KoanRayError
@@ -37,6 +38,7 @@ def run(address: str | None, *, modules: Sequence[str] = (), port: int | None = 
     console = Console(highlight=False, soft_wrap=True, markup=False)
     logging.getLogger("ray").setLevel(logging.WARNING)
     settings = load_settings()
+    begin_logging(settings, "koan-ray dev")
     stopping = Stop()
     began = time.monotonic()
     with stopping.on_signals(), documents(settings) as where:

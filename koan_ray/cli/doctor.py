@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from koan_ray import wiring
 from koan_ray.cli.documents import address_of_dev
 from koan_ray.cli.present import obstacles
-from koan_ray.cli.reach import document_settings
+from koan_ray.cli.reach import begin_logging, document_settings
 from koan_ray.cli.safe import as_json, counted, safe
 from koan_ray.config import load_settings
 from koan_ray.errors import RuntimeUnavailableError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 def run(source: str | None, *, machine: bool) -> int:
     """Look at everything and return the exit code."""
     settings = load_settings()
+    begin_logging(settings)
     with contextlib.ExitStack() as stack:
         numbers = document_settings(stack, settings, source)
         code = asyncio.run(_look(numbers, source, machine=machine))

@@ -38,6 +38,7 @@ def reach(where: Where, *, only_reads: bool = False) -> Iterator[str | None]:
         yield None
         return
     settings = load_settings()
+    begin_logging(settings)
     with contextlib.ExitStack() as stack:
         if where.documents:
             _open_documents(stack, settings)
@@ -52,6 +53,15 @@ def reach(where: Where, *, only_reads: bool = False) -> Iterator[str | None]:
             yield f"no engine was found ({_brief(error)}); this is read from the documents"
             return
         yield None
+
+
+def begin_logging(settings: Settings | None = None, who: str = "koan-ray") -> None:
+    """Have this command write koan_ray's log to standard error, as the settings say; once, whatever is called in it."""
+    from koan_ray.config import load_settings
+    from koan_ray.telemetry import logs
+
+    found = (settings or load_settings()).logging
+    logs.configure(found.level, found.format, who)
 
 
 def _join(stack: contextlib.ExitStack, where: Where, settings: Settings) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import koan_ray as koan
-from koan_ray.cli.reach import look_here
+from koan_ray.cli.reach import begin_logging, look_here
 from koan_ray.cli.signals import Stop
 from koan_ray.config import load_settings
 
@@ -38,6 +38,7 @@ def run(
     if modules:
         asked["modules"] = tuple(modules)
     settings = load_settings(None, {"web": asked} if asked else None)
+    begin_logging(settings, "koan-ray serve")
     door = Door(settings, token_file, makes_token=makes_token)  # before the engine: a refusal should not take seconds
     # An engine on a cluster is joined as it is: whoever started it has said how it runs.
     with koan.init(runtime="local", settings=settings) if local else koan.init(address) as engine:

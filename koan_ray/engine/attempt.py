@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import resource
 import threading
 import traceback
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from koan_ray.ports import Clock, Order
 
 _MAX_RETRY_DELAY_S = 366 * 86400.0
+_log = logging.getLogger("koan_ray.attempt")
 
 
 class Host(Protocol):
@@ -321,6 +323,7 @@ class Attempt:
             advice = self._ask(job, error, info, outcome)
         except Exception as problem:  # noqa: BLE001 - the policy is user code as well
             found = describe(problem)
+            _log.warning("retry_policy_failed: job %s", self.order.job_id, exc_info=True)
             self.stopped_by = self.stopped_by or f"retry policy raised {found.type}"
             added = f" (and its own retry policy raised {found.type}: {found.message[:400]})"
             advice, info = Advice(), info._replace(message=info.message[: MAX_ERROR_MESSAGE - len(added)] + added)

@@ -8,7 +8,7 @@ begin when their submit is written, so that one whose submit was repeated after 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from koan_ray.domain import transitions
 from koan_ray.domain.records import MAX_ERROR_MESSAGE, ErrorInfo, ExecutionRecord, end_of
@@ -135,6 +135,12 @@ class LiveJobs:
                 "job_moved", job_id=after.id, kind=after.terms.kind, status=after.status.value, reason=after.reason,
                 attempt=after.attempts, execution_id=execution_id, rev=after.rev, term=after.term,
             )  # fmt: skip
+
+    def warn(self, event: str, job: JobRecord, execution: ExecutionRecord, **more: Any) -> None:
+        """Tell the log of something that went wrong with an execution, whether it is told of moves or not."""
+        self._warn.warning(
+            event, job_id=job.id, execution_id=execution.id, kind=job.terms.kind, attempt=execution.attempt, **more
+        )
 
     def tell_fenced(self, job_id: str, execution_id: str) -> None:
         """Count a report for an execution that is not current, and tell the log."""

@@ -158,6 +158,7 @@ class Settling:
         job = self._current(active)
         if job is None:
             return
+        self._jobs.warn("execution_killed", job, active.execution, actor=active.actor.name, cause=cause)
         now, stopped_at = self._clock.now(), self._stopped_at(active)
         ended_at = max(now, stopped_at)
         metrics = (("stopped_by", "kill"),)
@@ -286,6 +287,8 @@ class Settling:
     ) -> None:  # fmt: skip
         now = max(self._clock.now(), ended_at or 0.0)
         self._jobs.counters["crashes"] += 1
+        name = actor.name if actor is not None else None
+        self._jobs.warn("execution_lost", job, execution, crashes=job.crashes + 1, actor=name, problem=error.message)
         if job.terms.part:  # whether and how its items are tried again is for the job to say that they belong to
             after = transitions.failed(job, FailureKind.POISON, ErrorInfo("ProcessLost", error.message), at=now)
         elif job.crashes + 1 >= self._max_crashes and job.cancel_requested_at is None:

@@ -26,6 +26,7 @@ from koan_ray.errors import ConfigurationError
 from koan_ray.ports import LoopClock, Report
 from koan_ray.runtime.code import read
 from koan_ray.runtime.frames import Frames, GarbledError, frame
+from koan_ray.telemetry import logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,6 +49,7 @@ class Work(NamedTuple):
     code: bytes
     grace_s: float
     inline_limit: int
+    logging: logs.Logging | None
     path: list[str]
     argv: list[str]
     directory: str | None
@@ -166,6 +168,8 @@ def _perform(line: _Line, me: int) -> int:
     if what != "work":
         raise EOFError
     _furnish(work)
+    if work.logging is not None:
+        logs.configure(*work.logging)
     ambient.set_engine(_NoEngine())
     os.register_at_fork(after_in_child=lambda: ambient.set_engine(_NoEngine()))  # copies of this process, neither
     try:

@@ -24,6 +24,7 @@ from koan_ray.runtime import nursery, processes
 from koan_ray.runtime.body import UNSENT, Work
 from koan_ray.runtime.frames import Frames, GarbledError, frame
 from koan_ray.runtime.nursery import Nursery
+from koan_ray.telemetry import logs
 
 if TYPE_CHECKING:
     from koan_ray.domain.records import Terms
@@ -115,7 +116,7 @@ class _Child:
         with contextlib.suppress(OSError):  # it was removed
             directory = os.getcwd()  # noqa: PTH109 - goes as text
         return Work(
-            self._order, terms, code, self._grace_s, inline_limit, list(sys.path), list(sys.argv), directory,
+            self._order, terms, code, self._grace_s, inline_limit, logs.in_force(), list(sys.path), list(sys.argv), directory,
             dict(os.environ),
         )  # fmt: skip
 
@@ -261,6 +262,8 @@ class _Child:
             )
             return _report(self._order, self._attempt, "crashed", error)
         self._attempt.stopped_by = "kill"
+        about = {"job_id": self._order.job_id, "execution_id": self._order.execution_id}
+        logs.get_logger().warning("child_killed", cause=self._cause, after_s=self._grace_s, **about)
         if self._cause == "timeout":
             took = (
                 f"the attempt took longer than {self._attempt.terms.timeout_s:g}s and did not stop; its process was killed"

@@ -113,7 +113,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _answer_with_problems(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> Response:
-        return problems.respond(problems.from_error(error), request.scope)
+        return problems.respond(problems.noted(error, request.url.path), request.scope)
 
     async def invalid(request: Request, error: Exception) -> Response:
         found: list[Any] = list(error.errors()) if isinstance(error, RequestValidationError) else []

@@ -85,7 +85,6 @@ class Shell:
 
     def __init__(self, app: ASGIApp, hosts: Hosts, is_ending: Callable[[], bool]) -> None:
         self._app, self._hosts, self._is_ending = app, hosts, is_ending
-        self._log = logs.get_logger()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or WebSocket."""
@@ -117,19 +116,20 @@ class Shell:
             )
             await refuse(problem, scope, receive, sending)
             return
-        try:
-            await self._app(scope, receive, sending)
-        except asyncio.CancelledError:
-            # A server that ends cancels what takes longer than its patience, and prints a traceback of each task that then
-            # ends as cancelled. There is nothing more to be done here: the task ends now, as it was asked to.
-            if not self._is_ending():
-                raise
-        except Exception as error:
-            self._log.error("request_failed", request_id=scope["state"]["request_id"], path=_path(scope), exc_info=True)
-            if is_http and not began:
-                await problems.respond(problems.from_error(error), scope)(scope, receive, sending)
-            elif not isinstance(error, KoanRayError):
-                raise
+        with logs.bound(request_id=scope["state"]["request_id"]):
+            try:
+                await self._app(scope, receive, sending)
+            except asyncio.CancelledError:
+                # A server that ends cancels what takes longer than its patience, and prints a traceback of each task that
+                # then ends as cancelled. There is nothing more to be done here: the task ends now, as it was asked to.
+                if not self._is_ending():
+                    raise
+            except Exception as error:
+                problem = problems.noted(error, _path(scope))
+                if is_http and not began:
+                    await problems.respond(problem, scope)(scope, receive, sending)
+                elif not isinstance(error, KoanRayError):
+                    raise
 
 
 class Guard:
@@ -168,7 +168,7 @@ class Guard:
                     self._audit.check()
             await go(scope, receive, answer)
         except (ProblemError, KoanRayError, TimeoutError) as error:
-            problem = problems.from_error(error)
+            problem = problems.noted(error, _path(scope))
             answer.slug = problem.slug
             await problems.respond(problem, scope)(scope, receive, answer)
         finally:
@@ -384,7 +384,7 @@ class Guard:
         except WebSocketDisconnect:
             pass
         except (ProblemError, KoanRayError) as error:
-            problem = problems.from_error(error)
+            problem = problems.noted(error, _path(scope))
             await _close(socket, 4000 + problem.status, problem.detail)
         finally:
             self._n_sockets -= 1

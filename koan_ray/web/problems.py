@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.responses import Response
 
 from koan_ray import errors
+from koan_ray.telemetry import logs
 from koan_ray.web.redaction import clean_text
 from koan_ray.web.schemas import FieldProblem, Problem
 
@@ -36,6 +37,7 @@ _TITLES: Final = {
 }
 _RETRY_AFTER_S: Final = 2
 _OF_A_JOB: Final = re.compile("/?api/jobs/([^/]+)")
+_log = logs.get_logger()
 _MAX_ERRORS: Final = 50
 
 
@@ -68,6 +70,21 @@ def no_such_route(path: str) -> ProblemError:
     if (found := _OF_A_JOB.match(path)) is not None:
         return from_error(errors.JobNotFoundError(found[1], looked_in=()))
     return ProblemError(404, "there is no such route or file; /openapi.json lists the routes", slug="no-such-route")
+
+
+def noted(error: Exception, path: str | None = None) -> ProblemError:
+    """Return the problem that an error is to a caller, and tell the log of what is not the caller's own doing.
+
+    The request's id is part of each record, and of the answer.
+    """
+    problem = from_error(error)
+    if problem.status >= 500 and not isinstance(error, ProblemError):
+        about = {} if path is None else {"path": path}
+        if problem.status == 503:
+            _log.warning("request_unanswered", problem=str(error), **about)
+        else:
+            _log.error("request_failed", exc_info=error, **about)
+    return problem
 
 
 def document(problem: ProblemError, instance: str, request_id: str = "") -> Problem:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koan_ray.errors import ConfigurationError
+from koan_ray.telemetry import logs
 from koan_ray.web.app import create_app
 from koan_ray.web.security import new_token, token
 
@@ -114,12 +115,14 @@ def server(engine: Engine, settings: Settings, door: Door) -> Any:
             app.state.koan.hub.end()
             await super().shutdown(sockets)
 
+    logs.adopt("uvicorn")
     app = create_app(engine, settings=settings, tokens=door.tokens)
     config = uvicorn.Config(
         app,
         host=settings.web.host,
         port=settings.web.port,
         http=prompt_protocol(),
+        log_config=None,  # uvicorn's records go where ours go
         log_level="warning",
         access_log=False,
         proxy_headers=False,  # a caller's word for where it comes from is not taken

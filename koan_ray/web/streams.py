@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import Header, Query
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -108,7 +109,7 @@ async def _progress(service: Service, job: JobRecord, who: Principal, after: int
                 elif isinstance(update, BaseException):
                     if not isinstance(update, Exception):
                         raise update
-                    raise problems.from_error(update) from update
+                    raise problems.noted(update) from update
                 else:
                     is_final = update.status.is_final
                     if update.sequence > after or is_final:
@@ -153,7 +154,7 @@ LastEventId = Annotated[
         204: {"description": "The job has ended, and its end was seen."},
     },
 )
-async def job_events(job_id: JobId, api: Api, who: Caller, last_event_id: LastEventId = "") -> Response:
+async def job_events(job_id: JobId, api: Api, who: Caller, request: Request, last_event_id: LastEventId = "") -> Response:
     """Follow one job: its latest progress now, each newer one, and last the one with its final status.
 
     The id of an event is the progress sequence, of the last one with ``-end`` behind it. With ``Last-Event-ID`` only newer
@@ -178,7 +179,7 @@ async def job_events(job_id: JobId, api: Api, who: Caller, last_event_id: LastEv
                             end = _END if progress.status.is_final else ""
                             yield sse("progress", progress.model_dump_json(), f"{progress.sequence}{end}")
             except problems.ProblemError as problem:
-                yield sse("problem", problems.document(problem, "").model_dump_json())
+                yield sse("problem", problems.document(problem, "", request.state.request_id).model_dump_json())
 
     return EventStream(events(), headers=_HEADERS)
 

@@ -52,6 +52,7 @@ class CoordinatorActor:
     def __init__(self, settings: EngineSettings, namespace: str) -> None:
         # No I/O here: a constructor that fails is restarted for ever. The first call does the rest.
         _tune_collector()
+        logs.configure(settings.log_level, settings.log_format, "coordinator")
         self._thread = LoopThread("koan-coordinator")
         clock = LoopClock(self._thread.loop)
         launcher = RayLauncher(namespace, settings, self._thread)
@@ -142,6 +143,7 @@ class BrokerActor:
     """Fans progress out; holds no truth."""
 
     def __init__(self, settings: EngineSettings) -> None:
+        logs.configure(settings.log_level, settings.log_format, "broker")
         self._thread = LoopThread("koan-broker")
         self._core = wiring.broker(settings, LoopClock(self._thread.loop))
         _measure(lambda: self._thread.run(self._core.measure()), settings.namespace, "broker")
@@ -182,6 +184,7 @@ class JobActor:
 
     def __init__(self, name: str, spec: ActorSpec, settings: EngineSettings, namespace: str) -> None:
         self._name, self._spec = name, spec
+        logs.configure(settings.log_level, settings.log_format, "job actor")
         self._uplink = _Uplink(namespace)
         self._shipping = Shipping()
         transport = self._uplink.transport
@@ -196,7 +199,11 @@ class JobActor:
         self._agent.keep_in_touch()
 
     def _load(self, code_id: str, blob: bytes) -> type[Job[Any, Any]]:
-        return self._shipping.load(code_id, blob)
+        try:
+            return self._shipping.load(code_id, blob)
+        except BaseException:
+            logs.get_logger().warning("class_not_loaded", code_id=code_id, actor=self._name, exc_info=True)
+            raise
 
     def info(self) -> ActorInfo:
         """Return where this actor lives."""

@@ -80,7 +80,7 @@ class RayRuntime:
 
     def _check(self, in_force: EngineSettings) -> None:
         mine, theirs = self._settings, in_force
-        names = [name for name in type(mine).__slots__ if getattr(mine, name) != getattr(theirs, name)]
+        names = mine.differences(theirs)
         if names:
             listed = "; ".join(f"{name}: {theirs.shown(name)} != {mine.shown(name)}" for name in names)
             msg = (
