@@ -217,9 +217,14 @@ def _beside(work: Coroutine[Any, Any, None]) -> Callable[[], None]:
     was_ended = threading.Event()
 
     def turn() -> None:
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             loop.run_until_complete(beating)
-        loop.close()
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:  # noqa: BLE001 - the tenure notices that nothing beats; the log says why
+            logs.get_logger().error("engine_failed", where="heart", problem=f"{type(error).__name__}: {error}")
+        finally:
+            loop.close()
 
     threading.Thread(target=turn, name="koan-heart", daemon=True).start()
 
@@ -235,7 +240,7 @@ def _beside(work: Coroutine[Any, Any, None]) -> Callable[[], None]:
 
 def broker(settings: EngineSettings, clock: Clock) -> Broker:
     """Return a progress broker; nothing is started."""
-    return Broker(settings, clock, _epoch())
+    return Broker(settings, clock, _epoch(), cast("Log", logs.get_logger()))
 
 
 def _epoch() -> str:

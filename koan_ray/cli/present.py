@@ -15,7 +15,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from koan_ray.cli.safe import as_json, safe, safe_lines, shown
+from koan_ray.cli.safe import as_json, counted, safe, safe_lines, shown
 from koan_ray.domain.durations import instant
 from koan_ray.domain.status import JobStatus
 from koan_ray.exact import masked
@@ -123,7 +123,10 @@ def note(view: JobView) -> Text:
 
 
 def obstacles(status: dict[str, Any]) -> list[str]:
-    """Return a line for everything that jobs of an engine wait for and that is not there; of what its status says."""
+    """Return a line for everything in an engine's status that is not as it should be.
+
+    What its jobs wait for that is not there, and what of the engine itself has failed.
+    """
     stuck = [
         f"{each['queued']:,} queued with {each['spec']} cannot run: {each['reason']}"
         for each in status.get("cannot_run", ())
@@ -131,6 +134,11 @@ def obstacles(status: dict[str, Any]) -> list[str]:
     stuck += [
         f"{n:,} stored of the kind {kind!r} cannot run: no process of this engine has introduced the class"
         for kind, n in status.get("unroutable", {}).items()
+    ]
+    stuck += [f"the engine's {where} has failed, and begins again" for where in status.get("interrupted", ())]
+    stuck += [
+        f"the engine has survived {counted(each['n'], 'error')} in {where!r}; the last: {each['last']}"
+        for where, each in status.get("failures", {}).items()
     ]
     return [safe(text) for text in stuck]
 

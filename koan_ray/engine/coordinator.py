@@ -56,7 +56,7 @@ from koan_ray.engine.shards import Shards
 from koan_ray.engine.sinks import Sinks
 from koan_ray.engine.submitting import Submitting
 from koan_ray.engine.takeover import Takeover
-from koan_ray.engine.tasks import Tasks
+from koan_ray.engine.tasks import Failures, Tasks
 from koan_ray.engine.waiters import Waiters
 from koan_ray.engine.window import Window
 from koan_ray.engine.writer import Writer
@@ -105,7 +105,8 @@ class Coordinator:
         self.epoch = epoch
         self._settings, self._clock, self._sources, self._launcher = settings, clock, sources, launcher
         self._log: Log = log if log is not None else Silence()
-        self._tasks = Tasks()
+        self.failures = Failures(self._log)
+        self._tasks = Tasks(self.failures, clock)
         self._kinds = Kinds(launcher.keep_code if sources else lambda _terms, _code: None)
         self._waiters = Waiters(clock, max_sessions=settings.max_sessions, max_watched=settings.max_watched)
         self._jobs = LiveJobs(self._kinds, self._waiters, clock, self._log, tells_moves=tells_moves)
@@ -127,7 +128,9 @@ class Coordinator:
         self._settling = Settling(
             self._jobs, self._kinds, self._catalog, clock, random, self._tasks, max_crashes=settings.max_crashes
         )
-        self._dispatcher = Dispatcher(self._settling, launcher, clock, settings, epoch, Obstacles(launcher, self._log))
+        self._dispatcher = Dispatcher(
+            self._settling, launcher, clock, settings, epoch, Obstacles(launcher, self._log), self.failures
+        )
         self._reasons = Reasons(self._jobs, self._kinds, self._dispatcher)
         self._jobs.attach(self._catalog, self._dispatcher)
         self._submitting = Submitting(
@@ -141,7 +144,7 @@ class Coordinator:
         )
         self._archivist = Archivist(
             settings.archival_policies, lambda: self._catalog.sources, lambda: self._catalog.default,
-            self._live.__contains__, clock, self._log,
+            self._live.__contains__, clock, self._log, self.failures,
         )  # fmt: skip
         self._window = Window(self._live, lambda: self._catalog, self._kinds.names, self._reasons, clock, epoch)
         self._jobs.feed = self._window.feed
@@ -170,14 +173,16 @@ class Coordinator:
         Sources that are not ours yet, or do not answer, are waited for a while and then taken in when they come.
         """
         await self._recovery.survey()
-        if self._sources:
-            for terms, blob in await self._launcher.kept_code():
+        kept = await self._launcher.kept_code() if self._sources else []
+        if self._sources and not self._catalog.sources:  # not twice, where a start that has failed is made again
+            for terms, blob in kept:
                 self._kinds.learn([terms], {terms.code_id: blob})
             sources = {source.name: self._shards(source) for source in self._sources}
             self._catalog.sources = sources
             for tenure in self._tenures():
-                self._tasks.spawn(tenure.run())
-            settled = asyncio.gather(*[shards.settled() for shards in sources.values()])
+                self._tasks.keep(f"tenure {tenure.source} {tenure.shard}", tenure.run, tenure.is_over)
+        if self._sources:
+            settled = asyncio.gather(*[shards.settled() for shards in self._catalog.sources.values()])
             limit = self._clock.call_later(_SETTLE_SOURCES_S, lambda: _cancel(settled))
             with contextlib.suppress(asyncio.CancelledError):
                 await settled
@@ -194,7 +199,7 @@ class Coordinator:
         return Shards(
             source, n_shards=settings.shards, holder=source.holder or self.epoch,
             ttl_s=settings.lease_ttl_s, clock=self._clock, host=self._takeover, log=self._log,
-            meters=self._jobs.meters,
+            meters=self._jobs.meters, failures=self.failures,
         )  # fmt: skip
 
     def _tenures(self) -> list[Tenure]:
@@ -425,13 +430,7 @@ class Coordinator:
     def _archive_on_time(self) -> None:
         self._archive_later(self._settings.archive_interval_s)
         if not self._archivist.is_passing:
-            self._tasks.spawn(self._archive_and_survive())
-
-    async def _archive_and_survive(self) -> None:
-        try:
-            await self._archivist.archive_once()
-        except Exception as error:  # noqa: BLE001 - told, and the next pass comes
-            self._log.error("archival_failed", problem=f"{type(error).__name__}: {error}")
+            self._tasks.spawn(self._archivist.archive_once(), "archival")
 
     # --- look ------------------------------------------------------------------------------------------------------
 
@@ -499,6 +498,8 @@ class Coordinator:
             "archival": {"enabled": self._settings.archives, **self._archivist.snapshot()},
             "checkpoints": dict(self._checkpoints.counters),
             "unroutable": self._kinds.unroutable(),
+            "failures": self.failures.snapshot(),
+            "interrupted": list(self._tasks.interrupted()),
             **self._dispatcher.snapshot(),
         }
 
@@ -510,6 +511,7 @@ class Coordinator:
                         ("actors_lost", mine["actors_lost"]),
                         ("fenced_reports", self.counters["fenced"] + mine["reports_refused"])):  # fmt: skip
             found.counters[name, ()] = n
+        found.counters.update({("unexpected_failures", (where,)): n for where, n in self.failures.counts.items()})
         gauges = found.gauges
         gauges.update(self._dispatcher.levels())
         live = self._kinds.live()
@@ -554,8 +556,8 @@ class Coordinator:
         self._sweeper = self._clock.call_later(_SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
-        self._tasks.spawn(self.sweep_once())
         self._sweep_later()
+        self._tasks.spawn(self.sweep_once(), "sweep")
 
     async def sweep_once(self) -> int:
         """Forget what has outlived its retention, and sessions that are gone."""

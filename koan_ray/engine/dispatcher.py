@@ -25,6 +25,10 @@ Time: a job that waits begins when its due instant has come by the wall clock, o
 to wait, whichever is first; see `DueTimes`. The wall is looked at once a second, so that a clock that was set forward is
 noticed. Of a job that an earlier coordinator has left, the document says since when and until when it was to wait: no wait
 takes longer after a restart than it was to take in all. Everything else here is measured by the monotonic clock.
+
+Survival: what raises here although nobody expected it is noted (`Failures`) and costs the pass, the report or the execution
+in which it happened, and no other. Timers are set again whatever becomes of what they call. An end that cannot be settled
+counts as the loss of its process, so that its job goes on or is given up.
 """
 
 from __future__ import annotations
@@ -38,14 +42,16 @@ from typing import TYPE_CHECKING, Protocol
 from koan_ray.domain.ids import new_id
 from koan_ray.domain.lane import DueTimes, Lane
 from koan_ray.domain.status import Isolation
+from koan_ray.domain.texts import said
 from koan_ray.engine.claims import Claimed, Claims, group_of
 from koan_ray.engine.obstacles import Obstacles
 from koan_ray.engine.pool import Active, Actor, ActorState, Batch, Pool
+from koan_ray.engine.tasks import Failures
 from koan_ray.killpoints import killpoint
 from koan_ray.ports import OrderBatch, Report, Silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from koan_ray.domain.measures import Key
     from koan_ray.domain.records import ActorSpec, ExecutionRecord, JobRecord, Progress, Terms
@@ -60,6 +66,7 @@ _CROWDED_TTL_S = 1.0  # an idle actor makes room after this when others wait for
 _CHILD_PROCESS_SLACK_S = 3.0  # the actor kills its own child; we step in only when it does not
 _HURRY_SLACK_S = 0.010  # on its way to the actor and back
 _SLOW_START_S = 3.0  # an actor that takes longer to start is a reason to be told
+_MAX_CAUSE = 500  # characters
 _DELAYED_S = 5.0  # an actor that takes longer to start does not keep others from starting
 _MAX_LEADING = 4  # actors that lead jobs over items, where the engine has no more actors than that; each leads several
 _STARVING_S = 1.0  # a lane without an actor takes one from a busy spec after this
@@ -122,8 +129,9 @@ class Dispatcher:
 
     def __init__(
         self, jobs: Jobs, launcher: Launcher, clock: Clock, settings: EngineSettings, epoch: str,
-        obstacles: Obstacles | None = None,
+        obstacles: Obstacles | None = None, failures: Failures | None = None,
     ) -> None:  # fmt: skip
+        self._failures = failures or Failures(Silence())
         self.obstacles = obstacles or Obstacles(launcher, Silence())
         self._jobs, self._launcher, self._clock, self._settings = jobs, launcher, clock, settings
         self._epoch = epoch
@@ -360,15 +368,17 @@ class Dispatcher:
             self.counters["actors_lost"] += 1
         for execution_id in inside:
             active = self._active.pop(execution_id, None)
-            if active is None:
-                continue
-            if active.kill_cause is not None:
-                self._jobs.killed(active, active.kill_cause)
-            elif actor.is_killed or (active.parked and not self._terms(active).part):
-                self._jobs.interrupted(active)
-            else:
-                self._jobs.vanished(active, cause)
+            if active is not None:
+                self._failures.survive("death of an actor", self._end_with_actor, active, cause)
         self.pump_soon()
+
+    def _end_with_actor(self, active: Active, cause: str) -> None:
+        if active.kill_cause is not None:
+            self._jobs.killed(active, active.kill_cause)
+        elif active.actor.is_killed or (active.parked and not self._terms(active).part):
+            self._jobs.interrupted(active)
+        else:
+            self._jobs.vanished(active, cause)
 
     def batch_answered(self, name: str, batch: int, reply: BatchReply) -> None:
         """An actor has answered a batch: take note of what ended, goes on, or came back."""
@@ -392,7 +402,7 @@ class Dispatcher:
         for execution_id in reversed(reply.returned):
             if (active := self._active.pop(execution_id, None)) is not None:
                 self.counters["returned"] += 1
-                self._jobs.unbegun(active)
+                self._failures.survive("return of an order", self._jobs.unbegun, active)
         if sent.is_held:
             self._jobs.when_stored(reply.ended, lambda: actor.stored.append(batch))
         self._after_news(actor, reply.recycle)
@@ -413,7 +423,7 @@ class Dispatcher:
                 active.parked, active.has_told, active.is_next = False, True, False
         for execution_id, progress in push.progress:
             if (active := self._active.get(execution_id)) is not None:
-                self._jobs.progressed(active, progress)
+                self._failures.survive("progress", self._jobs.progressed, active, progress)
         for report in push.ended:
             self._ended(actor, report)
         self._after_news(actor, push.recycle)
@@ -429,8 +439,10 @@ class Dispatcher:
 
     def _pump(self) -> None:
         self._pump_is_due = False
-        if not self._is_open:
-            return
+        if self._is_open:
+            self._failures.survive("dispatch", self._pump_once)
+
+    def _pump_once(self) -> None:
         lanes = [lane for lane in self._lanes.values() if len(lane)]
         for lane in lanes:
             # Actors without parked bodies first: should the new body have to be killed, nobody else is hit.
@@ -483,7 +495,7 @@ class Dispatcher:
         self._n_batches += 1
         self.counters["dispatched"] += 1
         actor.batches[self._n_batches] = Batch([execution_id], introduced, is_short=False, is_held=False, sent_at=sent_at)
-        self._launcher.send(actor.name, self._n_batches, batch, label=job.terms.kind)
+        self._hand_over(actor, batch, label=job.terms.kind)
 
     # --- what must be alone in its process ---------------------------------------------------------------------------
 
@@ -608,8 +620,20 @@ class Dispatcher:
     def _hand_over(self, actor: Actor, batch: OrderBatch, *, label: str) -> None:
         actor.is_used = True
         killpoint("dispatch.decided")
-        self._launcher.send(actor.name, self._n_batches, batch, label=label)
+        try:
+            self._launcher.send(actor.name, self._n_batches, batch, label=label)
+        except Exception as error:  # noqa: BLE001 - what was to be sent goes back, and not to this actor
+            self._failures.note("send", error)
+            self._take_back(actor, self._n_batches)
         killpoint("dispatch.sent")
+
+    def _take_back(self, actor: Actor, number: int) -> None:
+        """Put the jobs of a batch back that could not be sent, and end the actor that it could not be sent to."""
+        self._brief.pop(number, None)
+        self._kill(actor)
+        for execution_id in reversed(actor.batches.pop(number).execution_ids):
+            if (active := self._active.pop(execution_id, None)) is not None:
+                self._failures.survive("return of an order", self._jobs.unbegun, active)
 
     # --- claims that are written ahead -------------------------------------------------------------------------------
 
@@ -692,13 +716,16 @@ class Dispatcher:
     def _hurry(self) -> None:
         """Ask after batches that should have been answered by now: a brief body turned out to be long."""
         limit_s = self._settings.overrun_s + _HURRY_SLACK_S
+        self._failures.survive("hurry", self._hurry_once, limit_s)
+        self._hurry_timer = self._clock.call_later(limit_s, self._hurry) if self._brief else None
+
+    def _hurry_once(self, limit_s: float) -> None:
         late_before = self._clock.monotonic() - limit_s
         for number, (sent_at, name) in list(self._brief.items()):
             if sent_at > late_before:
                 break  # they are in the order of their sending
             del self._brief[number]
             self._launcher.hurry(name, number)
-        self._hurry_timer = self._clock.call_later(limit_s, self._hurry) if self._brief else None
 
     def _introduce(self, actor: Actor, terms: Terms, batch: OrderBatch, introduced: set[str]) -> None:
         """Send terms along until a batch that had them was answered: the next batch may overtake this one."""
@@ -716,7 +743,7 @@ class Dispatcher:
             return
         if report.outcome == "returned":
             self.counters["returned"] += 1
-            self._jobs.unbegun(active)
+            self._failures.survive("return of an order", self._jobs.unbegun, active)
             return
         actor.jobs_done += 1
         actor.quiet_since = self._clock.monotonic()
@@ -726,7 +753,16 @@ class Dispatcher:
             self._typical_s[active.terms_id] = taken
         else:  # quick to believe in long bodies, slow to forget them
             self._typical_s[active.terms_id] = typical + (taken - typical) * (0.5 if taken > typical else 0.1)
-        self._jobs.ended(active, report)
+        try:
+            self._jobs.ended(active, report)
+        except Exception as error:  # noqa: BLE001 - of this report, and no reason to lose those behind it
+            self._unsettled(active, error)
+
+    def _unsettled(self, active: Active, error: Exception) -> None:
+        """Count an end that cannot be settled as the loss of its process."""
+        self._failures.note("settling", error)
+        cause = f"its end could not be settled: {type(error).__name__}: {said(error, _MAX_CAUSE)}"
+        self._failures.survive("settling", self._jobs.vanished, active, cause)
 
     def _after_news(self, actor: Actor, recycle: str | None) -> None:
         if recycle is not None or actor.spec.dedicated:
@@ -777,7 +813,12 @@ class Dispatcher:
             self._pool.add(actor)
             same.append(actor)
             self.counters["actors_started"] += 1
-            self._launcher.start(name, lane.spec, self, lent=lent)
+            try:
+                self._launcher.start(name, lane.spec, self, lent=lent)
+            except Exception as error:  # noqa: BLE001 - as if the actor had died while it started
+                self._failures.note("start of an actor", error)
+                self.actor_dead(name, f"{type(error).__name__}: {said(error, _MAX_CAUSE)}")
+                return
 
     def _make_room(self, spec: ActorSpec) -> None:
         """End an idle actor of another spec; its place is free when it is dead, and the pump runs again then."""
@@ -849,11 +890,14 @@ class Dispatcher:
             self._due_timer = self._clock.call_later(wait_s, self._release_due)
 
     def _release_due(self) -> None:
+        self._failures.survive("due times", self._release_due_once)
+        self._arm_due_timer()
+
+    def _release_due_once(self) -> None:
         now, monotonic = self._clock.now(), self._clock.monotonic()
         for job_id in self._due.take_due(now, monotonic, self._waits_until):
             if (place := self._jobs.became_due(job_id)) is not None:
                 self.enqueue(job_id, *place)
-        self._arm_due_timer()
 
     def _waits_until(self, due_at: float, job_id: str) -> bool:
         return self._jobs.due_at(job_id) == due_at
@@ -872,18 +916,31 @@ class Dispatcher:
             self._deadline_timer = self._clock.call_later(delay, self._kill_overdue)
 
     def _kill_overdue(self) -> None:
+        self._failures.survive("deadlines", self._kill_overdue_once)
+        self._arm_deadline_timer()
+
+    def _kill_overdue_once(self) -> None:
         now = self._clock.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
             _, execution_id, cause = heapq.heappop(self._deadlines)
             if (active := self._active.get(execution_id)) is not None and active.kill_cause is None:
                 active.kill_cause = active.stop_cause or cause
                 self._kill(active.actor)
-        self._arm_deadline_timer()
 
     def _keep_house(self) -> None:
         """Once a second: end what idles or is too old, kill what does not answer, notice a cluster that grew."""
+        self._housekeeping = self._clock.call_later(_HOUSEKEEPING_S, self._keep_house)
+        self._forgive_own_absence(self._clock.monotonic())
+        for room, keep in (
+            ("actors", self._look_after_actors), ("claims", self._recall_idle), ("lanes", self._drop_idle_lanes),
+        ):  # fmt: skip
+            self._failures.survive(f"housekeeping of {room}", keep)
+        self.look_for_obstacles(spec for spec, lane in self._lanes.items() if len(lane))
+        self._release_due()  # timers do not notice when the wall clock is set
+        self.pump_soon()
+
+    def _look_after_actors(self) -> None:
         now, settings = self._clock.monotonic(), self._settings
-        self._forgive_own_absence(now)
         self._capacity = self._launcher.capacity()
         idle_ttl_s = min(_CROWDED_TTL_S, settings.idle_ttl_s) if self._launcher.is_crowded() else settings.idle_ttl_s
         for actor in list(self._pool):
@@ -903,13 +960,14 @@ class Dispatcher:
                 waits_since = min(waits_since, actor.heard_at)
             if now - waits_since > settings.stuck_after_s and not actor.is_killed:
                 self._kill_stuck(actor, now)
+
+    def _recall_idle(self) -> None:
         for group in self._claims.idle_groups():  # what was brought back was cancelled before it could be claimed
             self._recall(group)
-        self._drop_idle_lanes()
-        self.obstacles.look(spec for spec, lane in self._lanes.items() if len(lane))
-        self._release_due()  # timers do not notice when the wall clock is set
-        self._housekeeping = self._clock.call_later(_HOUSEKEEPING_S, self._keep_house)
-        self.pump_soon()
+
+    def look_for_obstacles(self, specs: Iterable[ActorSpec]) -> None:
+        """Look whether jobs of these specs can run at all."""
+        self._failures.survive("obstacles", self.obstacles.look, specs)
 
     def _delayed(self, actor: Actor) -> None:
         """The cluster has no room, or no node, for an actor: let others start, and end it when nobody wants it any more."""

@@ -201,7 +201,7 @@ class Settling:
                 await written(writers)
                 then()
 
-        self._tasks.spawn(follow())
+        self._tasks.spawn(follow(), "when stored")
 
     def when_claimed(self, jobs: Sequence[JobRecord], then: Callable[[], None]) -> None:
         """Call ``then`` when it is stored, by us, that these jobs run."""
@@ -214,7 +214,7 @@ class Settling:
                 return  # they are another coordinator's now
             then()
 
-        self._tasks.spawn(follow())
+        self._tasks.spawn(follow(), "when claimed")
 
     def may_begin(self, job_id: str, execution_id: str) -> JobRecord | None:
         """Return the job if this body may begin now; `Dispatcher.resume` is called when it may after all."""

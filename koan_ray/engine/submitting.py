@@ -236,7 +236,7 @@ class Submitting:
     def learn(self, terms: Sequence[Terms], code: Mapping[str, bytes]) -> None:
         """Take in job classes; jobs that have waited for one of their kinds can run from now on."""
         if terms:
-            self._dispatcher.obstacles.look(item.spec for item in terms)
+            self._dispatcher.look_for_obstacles(item.spec for item in terms)
         for job_id in self._kinds.learn(terms, code):
             job = self._live.get(job_id)
             if job is not None and job.status is JobStatus.QUEUED:

@@ -59,7 +59,7 @@ class Takeover:
         if self._waiters.is_watched(job.id):  # by the submit that was repeated; it may have ended by now
             self._elsewhere.watch(job.id)
         if (tenure := self._catalog.tenure_of(job)) is not None:
-            self._tasks.spawn(self._take_back(tenure, job.id))
+            self._tasks.spawn(self._take_back(tenure, job.id), "take back")
 
     def unstorable(self, job: JobRecord, size: int, limit: int) -> None:
         """The store cannot keep a record of this size."""

@@ -14,6 +14,9 @@
   Without an acknowledged beat for 0.8 ttl nothing is started or acknowledged any more, because by 1.5 ttl somebody else may
   write.
 
+What fails as nobody expected is noted and survived: a beat, a sweep or a batch of the queue that raises is made again, and
+where serving itself raises, the tenure stands down and obtains the lease anew.
+
 A store that does not answer changes no holder: a failed read starts the observation afresh, and a holder whose beats fail
 waits, with everything it knows, until the store is back or the lease is seen to be replaced.
 
@@ -36,6 +39,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from koan_ray.domain.lease import BEATS_PER_TTL, MAX_SHARDS, STANDS_DOWN_AFTER, Observation, shard_name
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.meters import Meters
+from koan_ray.engine.tasks import Failures
 from koan_ray.engine.writer import Writer, pause
 from koan_ray.errors import (
     ConfigurationError,
@@ -133,12 +137,14 @@ class Tenure:
         log: Where changes of state are told.
         lead: The tenure of the source's first shard; None for that itself.
         meters: Where takeovers and flushes are counted.
+        failures: Where what nobody expected is noted.
     """
 
     def __init__(
         self, source: Source, *, shard: str, slots: Sequence[int], holder: str, ttl_s: float, clock: Clock, host: Host,
-        log: Log, lead: Tenure | None = None, meters: Meters | None = None,
+        log: Log, lead: Tenure | None = None, meters: Meters | None = None, failures: Failures | None = None,
     ) -> None:  # fmt: skip
+        self._failures = failures or Failures(log)
         self.meters = meters or Meters()
         self.source, self.store, self.slots = source.name, source.store, slots
         self.audit = source.audit or source.store
@@ -222,7 +228,8 @@ class Tenure:
     def _resume(self) -> None:
         if self.may_act:
             held, self._held = self._held, []
-            self._host.resumed(held)
+            for job_id in held:
+                self._failures.survive(f"resuming {self.source}", self._host.resumed, [job_id])
         elif self._held:
             self._clock.call_later(self._ttl_s / BEATS_PER_TTL, self._resume)
 
@@ -238,6 +245,10 @@ class Tenure:
         await self._settled.wait()
 
     # --- life --------------------------------------------------------------------------------------------------------
+
+    def is_over(self) -> bool:
+        """Tell whether it was closed."""
+        return self._is_closing
 
     async def run(self) -> None:
         """Obtain the lease, serve while we hold it, and begin again; survives every outage."""
@@ -259,10 +270,9 @@ class Tenure:
                 self.note_problem(error, "source_unavailable")
                 await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
                 turn += 1
-            except Exception as error:  # noqa: BLE001 - told, and begun anew: a source must not end with one odd record
+            except Exception as error:
                 self.note_problem(error, "source_failed")
-                await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
-                turn += 1
+                raise  # whoever keeps this running takes note, and begins it again
 
     def note_problem(self, error: BaseException, event: str) -> None:
         """Keep why nothing is written, for whoever asks, and tell the log of what is new."""
@@ -425,8 +435,12 @@ class Tenure:
                     await self._host.found(self, jobs)
                 if turn:  # what was stamped when we were interrupted carries our term, and was not read
                     await self._look(term)
-            except Exception as error:  # noqa: BLE001 - told, and begun anew until all is taken in
-                self._log.warning("take_over_interrupted", problem=f"{type(error).__name__}: {error}")
+            except StoreError as error:
+                self._log.warning("take_over_interrupted", problem=str(error))
+                await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
+                turn += 1
+            except Exception as error:  # noqa: BLE001 - noted, and what is not taken in yet is tried again
+                self._failures.note(f"take-over of {self.source}", error)
                 await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
                 turn += 1
             else:
@@ -461,10 +475,10 @@ class Tenure:
                 continue
             try:
                 await self._sweep(term)
-            except StoreUnavailableError:
+            except StoreUnavailableError:  # the next one looks at what this one has claimed
                 continue
-            except Exception as error:  # noqa: BLE001 - told, and the next sweep comes
-                self._log.error("sweep_failed", problem=f"{type(error).__name__}: {error}")
+            except Exception as error:  # noqa: BLE001 - no reason to let go of the source
+                self._failures.note(f"sweep of {self.source}", error)
 
     async def _sweep(self, term: int) -> None:
         was_interrupted, self._is_sweeping = self._is_sweeping, True
@@ -526,9 +540,13 @@ class Tenure:
         """Beat three times a ttl, until the lease is seen to be somebody else's. May run in another thread."""
         try:
             await self._keep_beating(lease)
+        except Exception as error:  # noqa: BLE001 - nothing beats any more: let go, and obtain the lease anew
+            self._failures.note(f"beat of {self.source}", error)
+            self._loop.call_soon_threadsafe(self._note_replaced)
         finally:
             if self._heart is not self.store:
-                await self._heart.close()
+                with contextlib.suppress(StoreError):
+                    await self._heart.close()
 
     async def _keep_beating(self, lease: Lease) -> None:
         while True:
@@ -541,6 +559,9 @@ class Tenure:
                 killpoint("lease.after_beat")
             except (StoreError, ConfigurationError):  # refused for a moment, too: the login may be put right
                 after = lease  # unknown; what may_act allows shrinks meanwhile
+            except Exception as error:  # noqa: BLE001 - the next beat may be sent; without one, nothing here may act
+                self._failures.note(f"beat of {self.source}", error)
+                after = lease
             else:
                 if after is None:
                     self._loop.call_soon_threadsafe(self._note_replaced)

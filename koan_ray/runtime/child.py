@@ -116,8 +116,8 @@ class _Child:
         with contextlib.suppress(OSError):  # it was removed
             directory = os.getcwd()  # noqa: PTH109 - goes as text
         return Work(
-            self._order, terms, code, self._grace_s, inline_limit, logs.in_force(), list(sys.path), list(sys.argv), directory,
-            dict(os.environ),
+            self._order, terms, code, self._grace_s, inline_limit, logs.in_force(), list(sys.path), list(sys.argv),
+            directory, dict(os.environ),
         )  # fmt: skip
 
     def follow(self) -> Report:

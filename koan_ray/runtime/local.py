@@ -55,6 +55,7 @@ class LocalRuntime:
         self.code = LocalCode()
         self._launcher = LocalLauncher(self, settings, clock)
         self.core: Coordinator = self._thread.run(_made(wiring.coordinator, settings, self._launcher, clock))
+        self._thread.on_failure = self.core.failures.note
         self.broker_core: Broker = wiring.broker(settings, clock)
         self._is_stopped = False
         self.session = Session(self, inline_limit=settings.inline_limit, ship=self.code.ship, trace=traces.current)
@@ -91,7 +92,16 @@ class LocalRuntime:
 
     def push(self, push: Push, done: Callable[[bool | None], None]) -> None:
         """Bring an agent's news to the coordinator; see `Uplink`."""
-        self.on_loop(lambda: done(self.core.pushed(push)))
+
+        def take() -> None:
+            known: bool | None = None  # ask again, if it could not be taken
+            try:
+                known = self.core.pushed(push)
+            except Exception as error:  # noqa: BLE001 - the agent waits for an answer, whatever it is
+                self.core.failures.note("news of a job actor", error)
+            done(known)
+
+        self.on_loop(take)
 
     def progress(self, states: list[tuple[str, Progress]]) -> None:
         """Bring states to the broker; see `Uplink`."""
@@ -160,7 +170,13 @@ class LocalLauncher:
         agent, threads, events = found
 
         def run() -> None:
-            self._tell_answer(events, name, batch, agent.run_batch(batch, orders))
+            try:
+                reply = agent.run_batch(batch, orders)
+            except BaseException as error:  # noqa: BLE001 - nobody else learns of it; what was in it is lost
+                self._runtime.core.failures.note("job actor", error)
+                self._end(name, f"it could not take a batch: {type(error).__name__}")
+            else:
+                self._tell_answer(events, name, batch, reply)
 
         threads.submit(run)
 

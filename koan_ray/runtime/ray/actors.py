@@ -22,6 +22,7 @@ import ray
 from koan_ray import ambient, wiring
 from koan_ray.engine.agent import Agent
 from koan_ray.engine.session import Session
+from koan_ray.errors import CoordinatorUnavailableError, KoanRayError
 from koan_ray.ports import ActorInfo, LoopClock, Survey
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import Shipping
@@ -57,6 +58,8 @@ class CoordinatorActor:
         clock = LoopClock(self._thread.loop)
         launcher = RayLauncher(namespace, settings, self._thread)
         self._core = wiring.coordinator(settings, launcher, clock)
+        launcher.failures = self._core.failures
+        self._thread.on_failure = self._core.failures.note
         self._settings = settings
         self._when_started = _starting_first(self._core)
         _measure(lambda: self._thread.run(self._core.measure()), namespace, "coordinator")
@@ -132,8 +135,19 @@ def _starting_first(core: Coordinator) -> Callable[[str, tuple[Any, ...]], Corou
         nonlocal starting
         if starting is None:
             starting = asyncio.get_running_loop().create_task(core.start())
-        if not starting.done():
-            await asyncio.shield(starting)
+        if not core.is_started:
+            mine = starting
+            try:
+                await asyncio.shield(mine)
+            except KoanRayError:
+                starting = None if starting is mine else starting  # the next call tries again
+                raise
+            except Exception as error:
+                if starting is mine:
+                    starting = None
+                    core.failures.note("start", error)
+                msg = f"the coordinator could not start: {type(error).__name__}: {error}; it tries again with the next call"
+                raise CoordinatorUnavailableError(msg) from error
         return await getattr(core, method)(*args)
 
     return call
@@ -146,6 +160,7 @@ class BrokerActor:
         logs.configure(settings.log_level, settings.log_format, "broker")
         self._thread = LoopThread("koan-broker")
         self._core = wiring.broker(settings, LoopClock(self._thread.loop))
+        self._thread.on_failure = self._core.failures.note
         _measure(lambda: self._thread.run(self._core.measure()), settings.namespace, "broker")
 
     def _call(self, method: str, request: bytes) -> bytes:
