@@ -165,7 +165,7 @@ def refuse_shadowing(job_type: type[Any], roots: tuple[type[Any], ...], may_set:
     known = {name for root in roots for name in (*root.__dict__, *inspect.get_annotations(root))}
     taken = {name for name in known if not name.startswith("__")} - may_set
     for cls in job_type.__mro__:
-        if cls in roots or cls is object or cls is typing.Generic:
+        if cls in roots or cls is typing.Generic or cls.__module__ == "builtins":
             continue
         own = {name for name in cls.__dict__ if name not in _SET_BY_US or "definition" not in cls.__dict__}
         annotated = {name for name in inspect.get_annotations(cls) if name not in _NARROWED}

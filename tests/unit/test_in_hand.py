@@ -31,7 +31,7 @@ class Guarded(koan.Job[int, int]):
 
 
 class Slotted(koan.Job[int, int]):
-    __slots__ = ("count",)
+    __slots__ = ("n_done",)
 
     def execute(self, context, progress, cancellation) -> int:
         return context
