@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         JobIdConflictError,
         JobLostError,
         JobNotFoundError,
+        JobWaitsWarning,
         KoanRayError,
         LimitExceededError,
         NonRetryable,
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
         UnknownKindError,
     )
     from koan_ray.finite import DeadItem, FiniteJob, FiniteSummary, ItemOptions, ItemResult
-    from koan_ray.jobs import Job, JobExecution, job
+    from koan_ray.jobs import Job, JobDetails, JobExecution, job
     from koan_ray.listing import JobPage, JobStream
     from koan_ray.pending import Pending
     from koan_ray.progress import JobProgress, JobProgressUpdate, ProgressStream, Subscription
@@ -79,12 +80,12 @@ _HOMES = {
     "errors": (
         "ConfigurationError", "ConflictError", "CoordinatorUnavailableError", "IllegalTransitionError",
         "InvalidContextError", "ItemsChangedError", "JobCancelledError", "JobDefinitionError", "JobFailedError",
-        "JobIdConflictError", "JobLostError", "JobNotFoundError", "KoanRayError", "LimitExceededError", "NonRetryable",
-        "PayloadTooLargeError", "RecordCorruptError", "Reschedule", "RuntimeUnavailableError", "StaleLeaseError",
-        "StoreError", "StoreUnavailableError", "TooManyFailedItemsError", "UnknownKindError",
+        "JobIdConflictError", "JobLostError", "JobNotFoundError", "JobWaitsWarning", "KoanRayError", "LimitExceededError",
+        "NonRetryable", "PayloadTooLargeError", "RecordCorruptError", "Reschedule", "RuntimeUnavailableError",
+        "StaleLeaseError", "StoreError", "StoreUnavailableError", "TooManyFailedItemsError", "UnknownKindError",
     ),
     "finite": ("DeadItem", "FiniteJob", "FiniteSummary", "ItemOptions", "ItemResult"),
-    "jobs": ("Job", "JobExecution", "job"),
+    "jobs": ("Job", "JobDetails", "JobExecution", "job"),
     "listing": ("JobPage", "JobStream"),
     "pending": ("Pending",),
     "progress": ("JobProgress", "JobProgressUpdate", "ProgressStream", "Subscription"),
@@ -115,6 +116,7 @@ __all__ = [
     "Job",
     "JobCancelledError",
     "JobDefinitionError",
+    "JobDetails",
     "JobExecution",
     "JobFailedError",
     "JobIdConflictError",
@@ -128,6 +130,7 @@ __all__ = [
     "JobRunBuilder",
     "JobStatus",
     "JobStream",
+    "JobWaitsWarning",
     "Jobs",
     "KoanRayError",
     "LimitExceededError",

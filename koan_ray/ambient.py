@@ -7,6 +7,7 @@ import the other.
 from __future__ import annotations
 
 import importlib
+import os
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from koan_ray.domain.records import Checkpoint, JobView, Part
-    from koan_ray.jobs import Job, JobExecution
+    from koan_ray.jobs import Job, JobDetails, JobExecution
     from koan_ray.pending import Pending
     from koan_ray.run import RunSettings
 
@@ -33,6 +34,7 @@ class EnginePort(Protocol):
     def restore(self, job_id: str) -> Pending[Any]: ...
     def remove(self, job_id: str) -> Pending[None]: ...
     def executions(self, job_id: str) -> Pending[list[JobExecution]]: ...
+    def details(self, job_id: str) -> Pending[JobDetails]: ...
     def get(self, job_id: str, job_type: type[Job[Any, Any]] | None = None) -> Pending[Any]: ...
     def query(self, filters: Mapping[str, Any], job_type: type[Job[Any, Any]] | None = None) -> Pending[Any]: ...
     def children(self, job_id: str, job_type: type[Job[Any, Any]] | None) -> Pending[Any]: ...
@@ -46,6 +48,7 @@ class EnginePort(Protocol):
     def resume_state(self, job_id: str, execution_id: str) -> Pending[Checkpoint | None]: ...
     def parts(self, job_id: str, stream: str, after: int = -1, limit: int = 50) -> Pending[list[Part]]: ...
     def watch(self, job: Job[Any, Any], deliver: Callable[[Any], None]) -> Callable[[], None]: ...
+    def disown(self, error: BaseException) -> None: ...
 
 
 class Parking(Protocol):
@@ -72,11 +75,21 @@ _engine: EnginePort | None = None
 # How a thread waits for an event; a runtime may replace it, for example to tell Ray that a task is blocked.
 block: Callable[[Any, float | None], bool] | None = None
 
+# How many forks lie behind this process since the import of this module: what was made before the last one belongs to the
+# process that was copied, whose threads will never bring its outcome here.
+forks = 0
+_pid = os.getpid()
+_original = _pid  # the process that this one is a copy of
+_has_left_engine = False  # in a copy of a process with an engine, until it has one of its own
+_inherited: list[object] = []  # never used and never destroyed: their destructors would touch what the original uses
+
 
 def set_engine(engine: EnginePort | None) -> None:
     """Make ``engine`` the one that jobs of this process use."""
-    global _engine  # noqa: PLW0603 - one engine a process, like ray.init
+    global _engine, _has_left_engine  # noqa: PLW0603 - one engine a process, like ray.init
     _engine = engine
+    if engine is not None:
+        _has_left_engine = False
 
 
 def current_engine() -> EnginePort | None:
@@ -88,8 +101,11 @@ def engine() -> EnginePort:
     """Return the engine of this process, starting one with default settings if nobody has.
 
     Raises:
-        RuntimeUnavailableError: A job's body asks whose engine has been shut down.
+        RuntimeUnavailableError: A job's body asks whose engine has been shut down, or a forked copy of a process that has
+            an engine.
     """
+    if _engine is None and _has_left_engine:
+        raise left_behind()
     if _engine is None and attempt.get() is not None:
         msg = "this job's engine has been shut down; nothing can be started or asked for any more"
         raise RuntimeUnavailableError(msg)
@@ -100,3 +116,29 @@ def engine() -> EnginePort:
         msg = "koan.init() did not start an engine"
         raise RuntimeError(msg)
     return _engine
+
+
+def left_behind() -> RuntimeUnavailableError:
+    """Return what is said in a forked copy of a process to whoever uses what the original has."""
+    return RuntimeUnavailableError(
+        f"this process ({os.getpid()}) is a forked copy of process {_original}, whose engine and pending outcomes it cannot "
+        f"use: threads and connections stay behind at a fork. Call koan.init(runtime='local') here for an engine of this "
+        f"process, fork before koan.init(), or start the process with 'spawn', which can use Ray"
+    )
+
+
+def _after_fork() -> None:
+    """Let go of the engine of the original, in its copy. Takes no lock: a thread that is not here may hold it."""
+    global _engine, _has_left_engine, _original, _pid, block, forks  # noqa: PLW0603 - as above
+    forks += 1
+    _original, _pid = (_original if _has_left_engine else _pid), os.getpid()
+    block = None
+    attempt.set(None)  # its place in its actor is the original's to give away
+    if _engine is not None:
+        _has_left_engine = True
+        _inherited.append(_engine)
+        _engine.disown(left_behind())
+        _engine = None
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -69,6 +70,7 @@ class Engine:
 
 _lock = threading.RLock()
 _current: Engine | None = None
+_inherited: list[Engine] = []  # of the processes that this one is a copy of; kept, so that no destructor disturbs them
 
 
 def init(
@@ -77,6 +79,7 @@ def init(
     """Start or join an engine, and make it the one that the jobs of this process use.
 
     Called again with the same arguments it returns the engine that is there. The first ``.run()`` calls it when nobody has.
+    A forked copy of a process with an engine has none until it calls this; ``runtime="local"`` works there, Ray does not.
 
     Args:
         address: As in `ray.init`: None starts a local Ray or uses the one this process has; ``"auto"`` and
@@ -137,7 +140,7 @@ def _check_same(engine: Engine, wanted: Settings, runtime: Runtime, address: str
 
 
 def shutdown(engine: Engine | None = None) -> None:
-    """Disconnect this process from its engine; nothing happens if it has none.
+    """Disconnect this process from its engine; nothing happens if it has none, as a forked copy of a process with one.
 
     Jobs of a cluster go on. With ``runtime="local"``, or where `init` started the local Ray, the engine ends and the jobs
     in its memory are gone.
@@ -153,6 +156,18 @@ def shutdown(engine: Engine | None = None) -> None:
 
 
 atexit.register(shutdown)
+
+
+def _after_fork() -> None:
+    """Have no engine in a forked copy of a process with one: neither to use nor to shut down, at its exit or before."""
+    global _current, _lock  # noqa: PLW0603 - as above
+    _lock = threading.RLock()  # the other one may be held by a thread that is not here
+    if _current is not None:
+        _inherited.append(_current)
+        _current = None
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Jobs:

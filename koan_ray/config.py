@@ -35,7 +35,7 @@ from pydantic_settings import (
 )
 
 from koan_ray.domain.archival import ARCHIVE, SETTLED, ArchivalPolicy
-from koan_ray.domain.durations import seconds
+from koan_ray.domain.durations import bound
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import ConfigurationError
 
@@ -51,7 +51,7 @@ _GOOD_TOKEN = re.compile(r"[A-Za-z0-9._~-]{20,200}")
 
 def _duration(value: object) -> timedelta:
     try:
-        return timedelta(seconds=seconds(value, name="duration"))
+        return timedelta(seconds=bound(value, name="duration"))
     except ConfigurationError:
         text = "expected a duration of 0 or more: a timedelta, seconds, or text such as '90s', '60m', '2h', '30d'"
         raise ValueError(text) from None
@@ -253,12 +253,14 @@ class WebSettings(_Section):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8267
-    public_url: Annotated[str, Field(pattern=r"^(https?://[^/\s]+)?$")] = ""  # how browsers reach it, behind a proxy
+    # How browsers reach it, behind a proxy; with the path under which the proxy shows it, if any.
+    public_url: Annotated[str, Field(pattern=r"^(https?://[^/\s?#]+(/[^\s?#;]*)?)?$")] = ""
     allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     modules: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()  # imported at the start: they define job classes
     tokens: tuple[TokenSettings, ...] = ()
     session_lifetime: Duration = timedelta(hours=12)  # of a dashboard's cookie
-    session_key: SecretStr | None = Field(None, min_length=20)  # signs cookies; None: new at each start
+    session_key: SecretStr | None = Field(None, min_length=20)  # signs cookies; None: that of session_key_file
+    session_key_file: str = ".koan/session.key"  # made when it is not there; "": a new key at each start
     audit_file: str = ".koan/audit.jsonl"  # "": the log only
     audit_bytes: Annotated[int, Field(ge=65536)] = 16 * 1024**2  # of one file; four older ones are kept
     limits: WebLimits = WebLimits()
@@ -272,6 +274,16 @@ class WebSettings(_Section):
                 msg = f"two tokens are named {name!r}; each needs a name of its own, which the audit record tells"
                 raise ValueError(msg)
         return tokens
+
+
+class LoggingSettings(_Section):
+    """What processes of koan_ray write to standard error: commands, coordinator, broker and job actors.
+
+    An application that uses koan_ray has its own logging, which these do not touch.
+    """
+
+    level: Literal["debug", "info", "warning", "error"] = "warning"  # info: each move of each job is a line
+    format: Literal["text", "json"] = "text"
 
 
 class Settings(BaseSettings):
@@ -299,6 +311,7 @@ class Settings(BaseSettings):
     archival: ArchivalSettings = ArchivalSettings()
     engine: EngineSection = EngineSection()
     web: WebSettings = WebSettings()
+    logging: LoggingSettings = LoggingSettings()
 
     def __init__(self, **sections: Any) -> None:
         try:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
-import typing
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, runtime_checkable
 
 import pydantic
-from pydantic_core import PydanticSerializationError, ValidationError, to_json
+from pydantic_core import ValidationError
 
-from koan_ray.domain.durations import Duration, seconds
-from koan_ray.domain.query import METADATA_KEYS, is_metadata_key
+from koan_ray import declared
+from koan_ray.declared import Names
+from koan_ray.domain.durations import Duration, bound, number
+from koan_ray.domain.metadata import MetadataError, plain_metadata
 from koan_ray.domain.records import ActorSpec, Terms, identified
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, Isolation, ParentPolicy
+from koan_ray.domain.texts import quoted, readable
 from koan_ray.errors import ConfigurationError, InvalidContextError, JobDefinitionError, PayloadTooLargeError
+from koan_ray.exact import Codec, NotExactError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
 
 _WHOLE = "(whole context)"
 _PARAMETERS = ("context", "progress", "cancellation")
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+_MAX_AMOUNT = 2.0**63  # documents hold no larger whole number
 _LEADS = 16  # jobs over items that one process goes through at a time
 T = TypeVar("T")
 
@@ -52,20 +60,40 @@ class Resources:
     label_selector: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        amounts: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "memory": self.memory or 0}
-        amounts |= {f"custom[{name!r}]": amount for name, amount in self.custom.items()}
-        for name, amount in amounts.items():
-            if not isinstance(amount, (int, float)) or isinstance(amount, bool) or not 0 <= amount < float("inf"):
-                msg = f"resources.{name}: expected a number of at least 0, got {amount!r}"
-                raise JobDefinitionError(msg)
+        memory = None if self.memory is None else int(_amount("memory", self.memory))
+        labels = self.label_selector
+        object.__setattr__(self, "num_cpus", _amount("num_cpus", self.num_cpus))
+        object.__setattr__(self, "num_gpus", _amount("num_gpus", self.num_gpus))
+        object.__setattr__(self, "memory", memory)
+        custom = {_word("custom", name): _amount(f"custom[{quoted(name)}]", amount) for name, amount in self.custom.items()}
+        object.__setattr__(self, "custom", custom)
+        if labels is not None:
+            selector = {_word("label_selector", name): _word("label_selector", text) for name, text in labels.items()}
+            object.__setattr__(self, "label_selector", selector)
 
     def spec(self, *, concurrency: int, dedicated: bool) -> ActorSpec:
         """Return the spec of the actors that jobs with these resources need."""
         env = json.dumps(self.runtime_env, sort_keys=True, default=str) if self.runtime_env else None
         return ActorSpec(
-            float(self.num_cpus), float(self.num_gpus), self.memory, tuple(sorted(self.custom.items())),
+            self.num_cpus, self.num_gpus, self.memory, tuple(sorted(self.custom.items())),
             tuple(sorted((self.label_selector or {}).items())), env, concurrency, dedicated,
         )  # fmt: skip
+
+
+def _amount(name: str, value: object) -> float:
+    """Return how much of something is asked for, as a number that every store holds."""
+    amount = number(value)
+    if amount is None or not 0 <= amount < _MAX_AMOUNT:
+        msg = f"resources.{name}: expected a number of at least 0 and below 2**63, got {quoted(value)}"
+        raise JobDefinitionError(msg)
+    return amount
+
+
+def _word(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        msg = f"resources.{name}: expected names and labels as printable text, got {quoted(value)}"
+        raise JobDefinitionError(msg)
+    return str.__str__(value)
 
 
 @runtime_checkable
@@ -88,7 +116,10 @@ class Definition:
     def __init__(self, job_type: type[Any]) -> None:
         self.job_type = job_type
         self.kind = _kind(job_type)
-        self.context_type, self.result_type = _types(job_type)
+        self.is_finite = any("_koan_items" in cls.__dict__ for cls in job_type.__mro__)
+        _refuse_shadowing(job_type)
+        self.names = _names_in_bases(job_type)
+        self._look_up_early()
         self.retry = _instance(job_type, "retry", RetryPolicy)
         self.resources = _instance(job_type, "resources", Resources)
         self.timeout_s = _timeout(job_type)
@@ -96,15 +127,60 @@ class Definition:
         self.when_parent_ends = _member(job_type, "when_parent_ends", ParentPolicy)
         self.claim = _member(job_type, "claim", Claim)
         self.concurrency = _concurrency(job_type)
-        self.is_finite = any("_koan_items" in cls.__dict__ for cls in job_type.__mro__)
         self.has_body = _check_items(job_type) if self.is_finite else _check_execute(job_type)
         self.is_async = inspect.iscoroutinefunction(getattr(job_type, "execute", None))
         self.is_part_async = inspect.iscoroutinefunction(getattr(job_type, "process_item", None))
         self.judges = _judges(job_type)
+        self.source_digest = _source_digest(job_type)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the adapters behind: a class that travels by value builds its own."""
-        return {name: value for name, value in self.__dict__.items() if not name.endswith("_adapter")}
+        _ = self.types  # names are looked up where they are known
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name != "names" and not name.endswith(("_adapter", "_codec"))
+        }
+
+    names: Names | None = None  # of a class by value, all is looked up
+
+    @cached_property
+    def types(self) -> tuple[Any, Any]:
+        """The declared types of context and result.
+
+        Raises:
+            JobDefinitionError: One of them names something that is not defined.
+        """
+        try:
+            return _types(self.job_type, self)
+        except NameError as error:
+            msg = (
+                f"job {self.kind!r}: the context or result type names {error.name!r}, which is not defined in module "
+                f"{self.job_type.__module__!r}; define it there, or import it outside of `if TYPE_CHECKING:`"
+            )
+            raise JobDefinitionError(msg) from None
+        except TypeError as error:
+            msg = f"job class {self.job_type.__qualname__}: its context or result type cannot be resolved: {error}"
+            raise JobDefinitionError(msg) from None
+
+    @property
+    def context_type(self) -> Any:
+        """What contexts are declared as."""
+        return self.types[0]
+
+    @property
+    def result_type(self) -> Any:
+        """What results are declared as."""
+        return self.types[1]
+
+    def _look_up_early(self) -> None:
+        """Look types up now, if all that they name is defined by now; else they are looked up when they are needed."""
+        try:
+            self.types = _types(self.job_type, self)
+        except (NameError, TypeError):
+            return
+        if self.names is not None:
+            self.names.settle()
 
     @cached_property
     def context_adapter(self) -> pydantic.TypeAdapter[Any]:
@@ -142,21 +218,35 @@ class Definition:
     def _spec(self) -> ActorSpec:
         return self.resources.spec(concurrency=self.concurrency, dedicated=self.isolation is Isolation.DEDICATED)
 
+    @cached_property
+    def context_codec(self) -> Codec:
+        """Writes contexts that read back as they are, and reads them."""
+        return Codec(self.context_adapter)
+
+    @cached_property
+    def result_codec(self) -> Codec:
+        """Writes results that read back as they are, and reads them."""
+        return Codec(self.result_adapter)
+
     def encode_context(self, context: object) -> bytes:
-        """Return a context as JSON that reads back as the declared type.
+        """Return a context as JSON that reads back as the same value of the declared type.
 
         Raises:
-            InvalidContextError: It does not fit the declared type, or does not survive JSON.
+            InvalidContextError: It does not fit the declared type, or would not reach the body as it is; with the path.
         """
-        adapter = self.context_adapter
+        codec = self.context_codec
+        encoded = codec.plainly(context)
+        if encoded is not None:
+            return encoded
         try:
-            encoded = adapter.dump_json(adapter.validate_python(context))
-            adapter.validate_json(encoded)  # what JSON cannot hold, such as NaN, would fail in the job actor otherwise
+            value = self.context_adapter.validate_python(context)
+            _refuse_lost(context, value)
+            encoded = codec.plainly(value) if value is not context else None
+            return codec.write(value) if encoded is None else encoded
         except ValidationError as error:
             raise InvalidContextError(self.kind, _problems(error)) from None
-        except (PydanticSerializationError, UnicodeDecodeError, ValueError) as error:
-            raise InvalidContextError(self.kind, [(_WHOLE, f"cannot be written as JSON: {error}")]) from None
-        return encoded
+        except NotExactError as error:
+            raise InvalidContextError(self.kind, [(readable(error.path) or _WHOLE, readable(error.what))]) from None
 
     def parse_context(self, written: bytes) -> Any:
         """Return a context that somebody wrote as JSON, as the declared type.
@@ -164,8 +254,9 @@ class Definition:
         Raises:
             InvalidContextError: It is no JSON, or does not fit; with the paths of the fields.
         """
+        by_name: dict[str, Any] = {"by_name": True} if self.context_codec.reads_by_name else {}
         try:
-            return self.context_adapter.validate_json(written)
+            return self.context_adapter.validate_json(written, **by_name)
         except ValidationError as error:
             raise InvalidContextError(self.kind, _problems(error)) from None
 
@@ -176,28 +267,38 @@ class Definition:
             ContextRejectedError: It does not fit; the class differs from the one that the job was started with.
         """
         try:
-            return self.context_adapter.validate_json(encoded)
+            return self.context_codec.read(encoded)
         except ValidationError as error:
             raise ContextRejectedError(str(InvalidContextError(self.kind, _problems(error)))) from None
 
+    def decode_result(self, encoded: bytes) -> Any:
+        """Return a result as the declared type."""
+        return self.result_codec.read(encoded)
+
     def encode_result(self, result: object, limit: int) -> bytes:
-        """Return a result as JSON.
+        """Return a result as JSON that reads back as the same value.
 
         Raises:
-            ResultRejectedError: It is not of the declared type, cannot be written or is too large; in plain words.
+            ResultRejectedError: It is not of the declared type, would not reach a waiter as it is or is too large; in plain
+                words, with the path.
         """
-        adapter = self.result_adapter
-        try:
-            encoded = adapter.dump_json(adapter.validate_python(result, strict=True))
-            adapter.validate_json(encoded)
-        except ValidationError as error:
-            problem = "; ".join(f"{path}: {message}" for path, message in _problems(error))
-            raise ResultRejectedError(self._mismatch(result, problem)) from None
-        except (PydanticSerializationError, UnicodeDecodeError, ValueError) as error:
-            raise ResultRejectedError(self._mismatch(result, f"it cannot be written as JSON: {error}")) from None
+        encoded = self.result_codec.plainly(result)
+        if encoded is None:
+            encoded = self._checked_result(result)
         if len(encoded) > limit:
             raise ResultRejectedError(str(PayloadTooLargeError(self.kind, "result", len(encoded), limit)))
         return encoded
+
+    def _checked_result(self, result: object) -> bytes:
+        try:
+            value = self.result_adapter.validate_python(result, strict=True)
+            _refuse_lost(result, value)
+            return self.result_codec.write(value)
+        except ValidationError as error:
+            problem = "; ".join(f"{path}: {message}" for path, message in _problems(error))
+            raise ResultRejectedError(self._mismatch(result, problem)) from None
+        except NotExactError as error:
+            raise ResultRejectedError(self._mismatch(result, readable(str(error)))) from None
 
     def _mismatch(self, result: object, problem: str) -> str:
         declared = _name(self.result_type)
@@ -235,15 +336,39 @@ def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return metadata as plain JSON values.
 
     Raises:
-        InvalidContextError: A key is not text, or holds ``$`` in front, a ``.`` or NUL; or a value is not JSON.
+        InvalidContextError: A key cannot be one, or a value cannot be kept; see `koan_ray.domain.metadata`.
     """
-    for key in metadata:
-        if not is_metadata_key(key):
-            raise InvalidContextError("", [(repr(key), METADATA_KEYS)], "metadata")
     try:
-        return typing.cast("dict[str, Any]", json.loads(to_json(metadata, inf_nan_mode="strings")))
-    except (PydanticSerializationError, ValueError) as error:
-        raise InvalidContextError("", [("(a value)", f"cannot be written as JSON: {error}")], "metadata") from None
+        return plain_metadata(metadata)
+    except MetadataError as error:
+        raise InvalidContextError("", [(error.path, error.problem)], "metadata") from None
+
+
+def _refuse_lost(given: Any, value: Any, path: tuple[str, ...] = ()) -> None:
+    """Refuse a value that validation has made less of: pydantic drops what a TypedDict does not declare, and equal keys.
+
+    Raises:
+        NotExactError: With the path of the first such place.
+    """
+    if given is value:
+        return
+    kind = type(given)
+    if kind is int and type(value) is float and given != value:
+        raise NotExactError(".".join(path), f"is {given}, which no float is; declare int")
+    if kind is not type(value) or kind not in _CONTAINERS:
+        return
+    if len(given) > len(value):
+        lost = [repr(key)[:60] for key in given if key not in value][:3]
+        what = f"{', '.join(lost)} is not declared there" if lost else "some of its elements become equal by validation"
+        raise NotExactError(".".join(path), f"would arrive with {len(value):,} of {len(given):,} elements; {what}")
+    if kind is dict:
+        for name, inner in given.items():
+            if name in value:
+                _refuse_lost(inner, value[name], (*path, str(name)))
+    elif kind in (list, tuple) and len(given) == len(value):
+        for place, (one, other) in enumerate(zip(given, value, strict=True)):
+            if one is not other:
+                _refuse_lost(one, other, (*path, str(place)))
 
 
 def _problems(error: ValidationError) -> list[tuple[str, str]]:
@@ -257,31 +382,64 @@ def _name(declared: Any) -> str:
 def _kind(job_type: type[Any]) -> str:
     kind = job_type.__dict__.get("kind", job_type.__name__)
     if not isinstance(kind, str) or not kind or len(kind) > 200 or not kind.isprintable():
-        msg = f"job class {job_type.__qualname__}: kind must be printable text of 1 to 200 characters, got {kind!r}"
+        msg = f"job class {job_type.__qualname__}: kind must be printable text of 1 to 200 characters, got {quoted(kind)}"
+        raise JobDefinitionError(msg)
+    if kind in (".", ".."):
+        msg = f"job class {job_type.__qualname__}: kind {kind!r} cannot stand in an address; give it another"
         raise JobDefinitionError(msg)
     return kind
 
 
-def _types(job_type: type[Any]) -> tuple[Any, Any]:
-    """Return context and result type as bound by the class or the nearest generic base."""
-    bound: dict[Any, Any] = {}
-    for cls in job_type.__mro__:
-        for base in cls.__dict__.get("__orig_bases__", ()):
-            origin = get_origin(base)
-            if origin is None or not hasattr(origin, "__parameters__"):
-                continue
-            for parameter, argument in zip(origin.__parameters__, get_args(base), strict=False):
-                bound.setdefault((origin, parameter), bound.get((cls, argument), argument))
-    root: Any = next(cls for cls in job_type.__mro__ if cls.__dict__.get("_koan_root", False))
-    found = [bound.get((root, parameter), Any) for parameter in root.__parameters__]
-    context, result = (Any if isinstance(item, TypeVar) else item for item in found[:2])
+_ITS_OWN = frozenset({  # what a job class says of itself, and the methods that it has for the engine to call
+    "kind", "retry", "timeout", "resources", "isolation", "concurrency", "when_parent_ends", "claim", "execute", "items",
+    "get_items", "process_item", "build_result",
+})  # fmt: skip
+
+
+def _roots(job_type: type[Any]) -> tuple[type[Any], ...]:
+    """Return `Job`, and `FiniteJob` where it is one, by their marks: they stand beside."""
+    return tuple(cls for cls in job_type.__mro__ if "_koan_root" in cls.__dict__ or "_koan_items" in cls.__dict__)
+
+
+def _refuse_shadowing(job_type: type[Any]) -> None:
+    if "_koan_items" not in job_type.__dict__:  # FiniteJob itself may
+        declared.refuse_shadowing(job_type, _roots(job_type), _ITS_OWN)
+
+
+def _names_in_bases(job_type: type[Any]) -> Names | None:
+    bases = job_type.__dict__.get("__orig_bases__", ())
+    return Names(job_type) if any(declared.has_names(item) for base in bases for item in get_args(base)) else None
+
+
+def _types(job_type: type[Any], own: Definition) -> tuple[Any, Any]:
+    """Return context and result type as given by the class or its bases."""
+
+    def names_of(cls: type[Any]) -> Names | None:
+        definition = own if cls is job_type else cls.__dict__.get("definition")
+        return definition.names if definition is not None else None
+
+    context, result = declared.arguments(job_type, _roots(job_type)[-1], names_of)[:2]
     return context, result
+
+
+def _source_digest(job_type: type[Any]) -> str | None:
+    """Return the digest of the file of a class's module as it is now, when the class is defined; None if there is none.
+
+    Later the file may hold another version than the one that was loaded.
+    """
+    file = getattr(sys.modules.get(job_type.__module__), "__file__", None)
+    if file is None or job_type.__module__ == "__main__" or "<locals>" in job_type.__qualname__:
+        return None
+    try:
+        return hashlib.blake2b(Path(file).read_bytes(), digest_size=12).hexdigest()
+    except OSError:
+        return None
 
 
 def _instance(job_type: type[Any], name: str, expected: type[T]) -> T:
     value = getattr(job_type, name)
     if not isinstance(value, expected):
-        msg = f"job class {job_type.__qualname__}: {name} must be a {expected.__name__}, got {value!r}"
+        msg = f"job class {job_type.__qualname__}: {name} must be a {expected.__name__}, got {quoted(value)}"
         raise JobDefinitionError(msg)
     return value
 
@@ -292,7 +450,7 @@ def _member(job_type: type[Any], name: str, expected: Any) -> Any:
         return expected(value)
     except ValueError:
         allowed = ", ".join(f"{expected.__name__}.{member.name}" for member in expected)
-        msg = f"job class {job_type.__qualname__}: {name} must be one of {allowed}, got {value!r}"
+        msg = f"job class {job_type.__qualname__}: {name} must be one of {allowed}, got {quoted(value)}"
         raise JobDefinitionError(msg) from None
 
 
@@ -301,7 +459,7 @@ def _timeout(job_type: type[Any]) -> float | None:
     if value is None:
         return None
     try:
-        timeout_s = seconds(value, name=f"job class {job_type.__qualname__}: timeout")
+        timeout_s = bound(value, name=f"job class {job_type.__qualname__}: timeout")
     except ConfigurationError as error:
         raise JobDefinitionError(str(error)) from None
     if timeout_s == 0:
@@ -313,7 +471,7 @@ def _timeout(job_type: type[Any]) -> float | None:
 def _concurrency(job_type: type[Any]) -> int:
     value = job_type.concurrency
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10_000:
-        msg = f"job class {job_type.__qualname__}: concurrency must be 1 to 10,000, got {value!r}"
+        msg = f"job class {job_type.__qualname__}: concurrency must be 1 to 10,000, got {quoted(value)}"
         raise JobDefinitionError(msg)
     return value
 

@@ -72,17 +72,33 @@ class UnknownKindError(KoanRayError):
 
 
 class JobNotFoundError(KoanRayError):
-    """No job has this id, or none of the kind asked for, as far as the engine knows."""
+    """No job has this id, or none of the kind asked for, as far as the engine knows.
 
-    def __init__(self, job_id: str, kind: str | None = None, actual: str | None = None) -> None:
-        super().__init__(job_id, kind, actual)
-        self.job_id, self.kind, self.actual = job_id, kind, actual
+    Args:
+        job_id: What was asked for.
+        kind: Of which kind it should have been; None for any.
+        actual: The kind that it is of.
+        looked_in: Where it was looked for; empty for what is no id, None where that is not known.
+    """
+
+    def __init__(
+        self, job_id: str, kind: str | None = None, actual: str | None = None, looked_in: tuple[str, ...] | None = None
+    ) -> None:
+        super().__init__(job_id, kind, actual, looked_in)
+        self.job_id, self.kind, self.actual, self.looked_in = job_id, kind, actual, looked_in
 
     def __str__(self) -> str:
         if self.kind is not None:
             return f"job {self.job_id}: is of kind {self.actual!r}, not {self.kind!r}; use Jobs.get() or the right class."
+        if self.looked_in == ():
+            return (
+                f"job {self.job_id!r:.100}: not found. An id is a UUID in lower case, such as "
+                f"0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10; this is none, so it was looked for nowhere. Jobs.query(name=…) and "
+                f"`koan-ray jobs list` find jobs by other things."
+            )
+        where = f" in {', '.join(self.looked_in)}" if self.looked_in else ""
         return (
-            f"job {self.job_id}: not found. It never existed here, was removed, or has expired "
+            f"job {self.job_id}: not found{where}. It never existed here, was removed, or has expired "
             f"(memory.completed_retention, memory.faulted_retention)."
         )
 
@@ -90,8 +106,22 @@ class JobNotFoundError(KoanRayError):
 # --- what `job.wait()` raises ----------------------------------------------------------------------------------------
 
 
+class RemoteTraceback(Exception):  # noqa: N818 - the name that concurrent.futures and multiprocessing have for it
+    """The stack trace of an error in another process, as text: the cause of the error that it is reported by.
+
+    So that whatever prints an error that nobody has caught (terminals, notebooks, pytest) prints where it came from as well.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text.rstrip()}\n"""'
+
+
 class JobFailedError(KoanRayError):
-    """The job ended as Failed."""
+    """The job ended as Failed. Its cause is the body's stack trace, if there is one; ``str()`` is one line."""
 
     def __init__(
         self, job_id: str, kind: str, failure: str, error_type: str, error_message: str, attempts: int, stack_trace: str
@@ -100,6 +130,8 @@ class JobFailedError(KoanRayError):
         self.job_id, self.kind, self.failure = job_id, kind, failure
         self.error_type, self.error_message = error_type, error_message
         self.attempts, self.stack_trace = attempts, stack_trace
+        if stack_trace:  # here and not where it is raised: pickling calls this again, and loses causes
+            self.__cause__ = RemoteTraceback(stack_trace)
 
     def __str__(self) -> str:
         times = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
@@ -247,12 +279,32 @@ class RecordCorruptError(StoreError):
         )
 
 
+class RecordRefusedError(StoreError):
+    """A store cannot hold these records as they are, whenever it is asked; those beside them are not concerned."""
+
+    def __init__(self, problems: dict[str, str]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        shown = "; ".join(f"job {job_id}: {problem}" for job_id, problem in list(self.problems.items())[:5])
+        more = f"; and {len(self.problems) - 5:,} more" if len(self.problems) > 5 else ""
+        return f"cannot be stored: {shown}{more}. Nothing of it was written; correct the value that is named and repeat it."
+
+
 class RuntimeUnavailableError(KoanRayError):
     """Ray, or the part of it that was needed, cannot be reached."""
 
 
 class CoordinatorUnavailableError(RuntimeUnavailableError):
     """The coordinator did not answer; whether the request was carried out is unknown. Requests may be repeated."""
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------------
+
+
+class JobWaitsWarning(UserWarning):
+    """What was submitted cannot run at present, and waits: its text says for what. Given once for each kind of job."""
 
 
 # --- control flow that a job may raise; not errors -------------------------------------------------------------------

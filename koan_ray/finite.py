@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 from koan_ray import ambient
-from koan_ray.domain.durations import Duration, seconds
+from koan_ray.domain.durations import Duration, bound
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.errors import ConfigurationError
 from koan_ray.jobs import Job
@@ -42,7 +42,8 @@ class ItemResult:
     def success(value: Any = None) -> ItemResult:
         """The item is processed. A ``value`` other than None becomes one of `FiniteSummary.values`.
 
-        Values are kept as JSON: a model or a dataclass comes back as a dict, a tuple as a list.
+        Values of builtin types come back as they were: numbers, texts, bytes, tuples, sets, dicts, instants, decimals. A
+        model or a dataclass comes back as a dict of its fields, anything else as JSON has it: a path as its text.
         """
         return _SUCCESS if value is None else Success(value)
 
@@ -136,7 +137,7 @@ class ItemOptions:
             msg = f"ItemOptions.retry: expected a RetryPolicy, got {retry!r}"
             raise ConfigurationError(msg)
         self._check_max_failed()
-        every_s = seconds(self.checkpoint_every, name="ItemOptions.checkpoint_every")
+        every_s = bound(self.checkpoint_every, name="ItemOptions.checkpoint_every")
         if every_s < 0.05:
             msg = f"ItemOptions.checkpoint_every: expected at least 0.05 s, got {every_s:g} s"
             raise ConfigurationError(msg)
@@ -227,7 +228,7 @@ class FiniteJob(Job[C, R], Generic[C, R, I]):
     def context(self) -> C:
         """What the job was started with, as the declared type; read once, as every item may ask for it."""
         if self._context_read is None:
-            self._context_read = (super().context,)
+            object.__setattr__(self, "_context_read", (super().context,))  # as `Job._in_hand` sets the view
         return cast("C", self._context_read[0])
 
     def get_items(self, context: C) -> Any:

@@ -7,21 +7,23 @@ import inspect
 import json
 import sys
 import types
-import typing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, cast, overload
 
 from koan_ray import ambient
+from koan_ray.declared import evaluated
 from koan_ray.definition import Definition, Resources
-from koan_ray.domain.durations import Duration, instant, seconds
+from koan_ray.domain import words
+from koan_ray.domain.durations import Duration, instant, patience
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy
 from koan_ray.errors import ConfigurationError, JobDefinitionError
+from koan_ray.exact import revived
 from koan_ray.listing import JobPage, JobStream
 from koan_ray.progress import ProgressStream, Subscription, subscribe
 from koan_ray.registry import register
-from koan_ray.run import JobManyBuilder, JobRunBuilder, RunSettings, checked_correlation
+from koan_ray.run import JobManyBuilder, JobRunBuilder, RunSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -63,6 +65,27 @@ class JobExecution:
     def duration(self) -> timedelta | None:
         """How long it took; None while it runs."""
         return None if self.completed_at is None else self.completed_at - self.started_at
+
+
+@dataclass(frozen=True, slots=True)
+class JobDetails:
+    """What the engine keeps of a job besides what its attributes say.
+
+    ``reason`` says why it waits, has failed or was cancelled; of one that cannot run at present, what it waits for.
+    ``crashes`` are attempts whose process vanished. ``due_at`` is when a waiting job is due. ``source`` is None for a job
+    in the engine's memory. ``actor`` and ``node`` are where it runs, or ran last as far as that is kept.
+    """
+
+    attempts: int
+    crashes: int
+    reason: str | None
+    due_at: datetime | None
+    retry_of: str | None
+    retried_by: str | None
+    source: str | None
+    partition: str
+    actor: str | None
+    node: str | None
 
 
 class Job(Generic[C, R]):
@@ -121,7 +144,7 @@ class Job(Generic[C, R]):
         """
         cls._require_body()
         encoded = cls.definition.encode_context(context)
-        return JobRunBuilder(cls, RunSettings(correlation_id=checked_correlation(correlation_id, "start")), encoded)
+        return JobRunBuilder(cls, RunSettings(correlation_id=words.correlation_id(correlation_id, "start")), encoded)
 
     @classmethod
     def start_many(cls, contexts: Iterable[Any], correlation_id: str | None = None) -> JobManyBuilder[Self]:
@@ -131,7 +154,7 @@ class Job(Generic[C, R]):
         is refused fails the whole call, and the jobs accepted before it are cancelled.
         """
         cls._require_body()
-        return JobManyBuilder(cls, RunSettings(correlation_id=checked_correlation(correlation_id, "start_many")), contexts)
+        return JobManyBuilder(cls, RunSettings(correlation_id=words.correlation_id(correlation_id, "start_many")), contexts)
 
     @classmethod
     def _require_body(cls) -> None:
@@ -173,8 +196,11 @@ class Job(Generic[C, R]):
 
     @classmethod
     def _in_hand(cls, view: JobView) -> Self:
-        job = object.__new__(cls)
-        job._view = view
+        try:
+            job = object.__new__(cls)
+        except TypeError:
+            job = cls.__new__(cls)  # a builtin among its bases makes its instances itself; one that is abstract raises again
+        object.__setattr__(job, "_view", view)  # a frozen dataclass, or a `__setattr__` of its own, has no say in this
         if cls is Job:  # its class is not defined in this process
             job.kind = view.kind  # type: ignore[misc]
         return job
@@ -205,8 +231,8 @@ class Job(Generic[C, R]):
     def context(self) -> C:
         """What the job was started with, as the declared type."""
         if "definition" not in vars(type(self)):
-            return cast("C", json.loads(self._view.context))
-        return cast("C", self.definition.context_adapter.validate_json(self._view.context))
+            return cast("C", revived(json.loads(self._view.context)))
+        return cast("C", self.definition.context_codec.read(self._view.context))
 
     @property
     def result(self) -> R | None:
@@ -215,8 +241,8 @@ class Job(Generic[C, R]):
         if encoded is None:
             return None
         if "definition" not in vars(type(self)):
-            return cast("R", json.loads(encoded))
-        return cast("R", self.definition.result_adapter.validate_json(encoded))
+            return cast("R", revived(json.loads(encoded)))
+        return cast("R", self.definition.decode_result(encoded))
 
     @property
     def name(self) -> str | None:
@@ -322,8 +348,7 @@ class Job(Generic[C, R]):
             JobNotFoundError: It was removed or has expired.
             TimeoutError: It has not ended in time.
         """
-        limit = None if timeout is None else seconds(timeout, name="timeout")
-        return cast("Pending[R]", ambient.engine().wait(self, limit))
+        return cast("Pending[R]", ambient.engine().wait(self, patience(timeout, name="timeout")))
 
     def refresh(self) -> Pending[Self]:
         """Update this object to what the engine knows now, and return it."""
@@ -338,6 +363,10 @@ class Job(Generic[C, R]):
         removal = ambient.engine().remove(self.id)
         removal.add_done_callback(lambda: setattr(self, "_is_removed", removal.succeeded))
         return removal
+
+    def details(self) -> Pending[JobDetails]:
+        """Return what the engine keeps of this job besides its attributes: attempts, why it waits, where it is."""
+        return ambient.engine().details(self.id)
 
     def executions(self) -> Pending[list[JobExecution]]:
         """Return the tries of this job, oldest first."""
@@ -457,12 +486,7 @@ def _job_class(function: Callable[..., Any], attributes: dict[str, Any], around:
         signature = inspect.signature(function)
         msg = f"@koan.job {name}{signature}: expected {name}(context, progress, cancellation), the last two optional"
         raise JobDefinitionError(msg)
-    try:
-        hints = typing.get_type_hints(function, localns=around, include_extras=True)
-    except NameError as error:
-        msg = f"@koan.job {name}: an annotation names {error.name!r}, which is not defined where the function is"
-        raise JobDefinitionError(msg) from None
-    context_type = hints.get(contexts[0].name, Any) if contexts else None
+    context_type = _annotation(function, contexts[0].name, around) if contexts else None
     body = dict(attributes)
     body.update(
         execute=_as_method(function, takes_context=bool(contexts), by_name=tuple(by_name)),
@@ -471,8 +495,21 @@ def _job_class(function: Callable[..., Any], attributes: dict[str, Any], around:
         __doc__=function.__doc__,
         function=staticmethod(function),
     )
-    base = Job[context_type, hints.get("return", Any)]  # type: ignore[valid-type,misc]
+    base = Job[context_type, _annotation(function, "return", around)]  # type: ignore[valid-type,misc]
     return cast("type[Job[Any, Any]]", types.new_class(name, (base,), {}, lambda namespace: namespace.update(body)))
+
+
+def _annotation(function: Callable[..., Any], name: str, around: Mapping[str, Any]) -> Any:
+    """Return the type that a function declares for a parameter, or for ``return``; as written, if it is not defined yet.
+
+    Only this one annotation is looked at: what others name may be there for type checkers alone.
+    """
+    inner: Any = inspect.unwrap(function)
+    written = inner.__annotations__.get(name, Any)
+    try:
+        return evaluated(written, inner.__globals__, around)
+    except NameError:
+        return written
 
 
 def _as_method(function: Callable[..., Any], *, takes_context: bool, by_name: tuple[str, ...]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from koan_ray import ambient
-from koan_ray.domain.durations import seconds
+from koan_ray.domain.durations import patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -28,11 +28,12 @@ class Pending(Generic[T]):
     not stop the operation.
     """
 
-    __slots__ = ("_callbacks", "_done", "_error", "_event", "_lock", "_value", "_yields_place")
+    __slots__ = ("_callbacks", "_done", "_error", "_event", "_forks", "_lock", "_value", "_yields_place")
 
     def __init__(self, *, yields_place: bool = False) -> None:
         self._lock = threading.Lock()
         self._done = False
+        self._forks = ambient.forks  # another number later: this is a forked copy of the process that will know the outcome
         self._value: object = None
         self._error: BaseException | None = None
         self._event: threading.Event | None = None
@@ -43,12 +44,12 @@ class Pending(Generic[T]):
     @property
     def done(self) -> bool:
         """The outcome is known."""
-        return self._done
+        return self._done or self._is_left_behind()
 
     @property
     def succeeded(self) -> bool:
         """The outcome is known and is a value."""
-        return self._done and self._error is None
+        return self.done and self._error is None
 
     def get(self, timeout: Duration | None = None) -> T:
         """Block until the outcome is known and return or raise it.
@@ -58,9 +59,10 @@ class Pending(Generic[T]):
 
         Raises:
             TimeoutError: It is not known in time; the operation goes on.
+            RuntimeUnavailableError: It was asked for before this process was forked from another, which gets the outcome.
         """
-        if not self._done:
-            limit = None if timeout is None else seconds(timeout, name="timeout")
+        if not self._done and not self._is_left_behind():
+            limit = patience(timeout, name="timeout")
             parking = ambient.attempt.get() if self._yields_place else None
             if parking is None:
                 self._block(limit)
@@ -73,7 +75,7 @@ class Pending(Generic[T]):
         return self._outcome()
 
     def __await__(self) -> Generator[object, None, T]:
-        if not self._done:
+        if not self._done and not self._is_left_behind():
             parking = ambient.attempt.get() if self._yields_place else None
             if parking is None:
                 yield from self._suspend().__await__()
@@ -95,6 +97,7 @@ class Pending(Generic[T]):
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` when the outcome is known, in the thread that resolves it, or now."""
+        self._is_left_behind()
         with self._lock:
             if not self._done:
                 if self._callbacks is None:
@@ -115,6 +118,16 @@ class Pending(Generic[T]):
 
         self.add_done_callback(finish)
         return mapped
+
+    def _is_left_behind(self) -> bool:
+        """Tell whether this process is a copy of the one that asked; then that is the outcome, for none will come."""
+        if self._forks == ambient.forks:
+            return False
+        if not self._done:
+            self._forks = ambient.forks
+            self._lock, self._event, self._callbacks = threading.Lock(), None, None  # whoever holds or waits is not here
+            self._finish(None, ambient.left_behind())
+        return True
 
     def _finish(self, value: object, error: BaseException | None) -> bool:
         with self._lock:

@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any, cast
 
 from koan_ray.domain.durations import instant
+from koan_ray.exact import masked
 
 if TYPE_CHECKING:
     from koan_ray.domain.records import JobView
@@ -52,8 +53,8 @@ def job_object(job: Job[Any, Any], *, whole: bool = False) -> dict[str, Any]:
         "last_modified": _iso_at(view.last_modified or view.created_at),
     }
     if whole:
-        found["context"] = json.loads(view.context)
-        found["result"] = json.loads(view.result) if view.result is not None else None
+        found["context"] = masked(json.loads(view.context))
+        found["result"] = masked(json.loads(view.result)) if view.result is not None else None
         found["error"] = view.error._asdict() if view.error else None
     return found
 

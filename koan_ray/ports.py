@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from koan_ray.domain.feasibility import Node
     from koan_ray.domain.lease import Lease
     from koan_ray.domain.query import Page, Query
     from koan_ray.domain.status import JobStatus
@@ -144,6 +145,14 @@ class JobStore(Protocol):
 
         Raises:
             StoreUnavailableError: It is unknown which changes were written; repeat the call, then read back what is refused.
+            RecordRefusedError: No document can hold the records that it names, whatever their guards; the others may be
+                written or not. Repeat the call without these.
+        """
+
+    def objection(self, record: JobRecord | ExecutionRecord) -> str | None:
+        """Return why this record can never be written, found without asking anybody; None where nothing is in the way.
+
+        Asked after ``apply`` has raised something that is no `StoreError`, to find the record that was its cause.
         """
 
     async def file_executions(self, changes: Sequence[Change]) -> None:
@@ -477,6 +486,12 @@ class Launcher(Protocol):
 
     def is_crowded(self) -> bool:
         """Tell whether others wait for resources of the cluster, which idle actors could make free."""
+
+    def nodes(self) -> Sequence[Node] | None:
+        """Return what the nodes of the cluster have, as of a moment ago; None if that is not known, or nothing is reserved.
+
+        Not what is free: an actor that fits none of them waits for a node that joins.
+        """
 
     def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
         """Begin to start an actor; ``actor_ready`` or ``actor_dead`` follows.

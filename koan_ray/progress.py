@@ -6,19 +6,21 @@ import asyncio
 import functools
 import inspect
 import logging
+import os
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, overload
 
+from koan_ray import ambient
 from koan_ray.domain.durations import instant
-from koan_ray.domain.progress import estimate_completion
+from koan_ray.domain.progress import NUMBERS, SECOND, WORDS, Said, estimate_completion, parse_report, plain_report
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import ConfigurationError
+from koan_ray.ports import LoopClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
 
     from koan_ray.cancellation import CancellationToken
     from koan_ray.domain.records import Progress
+    from koan_ray.ports import Clock
 
 # Begins to deliver updates, last the final one or what is in the way of learning it; returns what ends it sooner.
 _Watch = Callable[[Callable[[Any], None]], Callable[[], None]]
 _log = logging.getLogger("koan_ray.progress")
+_CLOCK = LoopClock()
 _HANDLER_THREADS = 8
 _STREAM_BUFFER = 256  # updates a slow reader of a stream may fall behind; then the oldest is dropped
 
@@ -42,13 +46,17 @@ class JobProgress:
     every ten milliseconds; those between are not seen by anybody, the last one always is.
     """
 
-    __slots__ = ("_announce", "_began_at", "_is_new", "_latest", "_token")
+    __slots__ = ("_announce", "_began", "_clock", "_is_new", "_latest", "_token")
 
-    def __init__(self, announce: Callable[[], None], token: CancellationToken, *, began_at: float | None = None) -> None:
+    def __init__(
+        self, announce: Callable[[], None], token: CancellationToken, *, clock: Clock | None = None,
+        began: float | None = None,
+    ) -> None:  # fmt: skip
         self._announce = announce
         self._token = token
-        self._began_at = time.time() if began_at is None else began_at
-        self._latest: tuple[float, object, str | None] | None = None
+        self._clock: Clock = _CLOCK if clock is None else clock
+        self._began = self._clock.monotonic() if began is None else began
+        self._latest: Said | None = None
         self._is_new = False
 
     @overload
@@ -65,23 +73,36 @@ class JobProgress:
     ) -> None:
         """Say how far the job is: ``report(0.5, "half")`` or ``report(3, 10, "third of ten")``.
 
+        Never raises: a report is for eyes, and fails no job. What is no number leaves the job where it was, and a message
+        that is no text is shown as what it says of itself.
+
         Args:
             percentage: 0 to 1; a value outside is moved to the nearer end.
             current: The step reached, of ``total``.
-            total: How many steps there are.
-            message: What is going on, for people.
+            total: How many steps there are; not a finite number: nobody knows.
+            message: What is going on, for people; at most 2,000 characters of it.
         """
         first = percentage if current is None else current
-        try:
-            self._latest = (first + 0.0, total, message)  # type: ignore[operator]  # refuses what is not a number
-        except TypeError:
-            msg = f"progress.report: expected a number first (0 to 1, or the step reached), got {first!r:.80}"
-            raise TypeError(msg) from None
+        if type(first) in NUMBERS and type(total) in SECOND and type(message) in WORDS:
+            self._latest = (first, total, message)
+        else:
+            self._latest = self._plain(first, total, message)
         if not self._is_new:
             self._is_new = True
             self._announce()
 
-    def _take(self, latest: tuple[float, object, str | None]) -> None:
+    def _plain(self, first: object, total: object, message: object) -> Said:
+        """Return a report of odd types as plain values, read now: later its objects may have changed, or raise."""
+        far, steps, words = plain_report(first, total, message)
+        if far is not None:
+            return far, steps, words
+        _warn_once(type(first).__name__)
+        before, before_total, _ = self._latest or (None, None, None)
+        if isinstance(steps, str):
+            steps, words = None, steps
+        return before, before_total if steps is None and not isinstance(before_total, str) else steps, words
+
+    def _take(self, latest: Said) -> None:
         """Take over what was reported in another process."""
         self._latest = latest
         if not self._is_new:
@@ -93,15 +114,19 @@ class JobProgress:
         """When the job will be done if it goes on at its average speed so far; None before the first report."""
         if self._latest is None:
             return None
-        from koan_ray.domain.progress import parse_report
-
         percentage = parse_report(*self._latest).percentage
-        return instant(estimate_completion(percentage, began_at=self._began_at, now=time.time()))
+        now, age_s = self._clock.now(), self._clock.monotonic() - self._began
+        return instant(estimate_completion(percentage, began_at=now - age_s, now=now))
 
     @property
     def cancellation_requested(self) -> bool:
         """Whether the body shall stop."""
         return self._token.requested
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(name: str) -> None:
+    _log.warning("progress_unreadable: report() was given a %s first; expected a number, 0 to 1 or the step reached", name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +159,15 @@ class Subscription:
     """
 
     def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
+        self._stop, self._forks = stop, ambient.forks
         self.closed = False
 
     def close(self) -> None:
         """Call the handler no more."""
         if not self.closed:
             self.closed = True
-            self._stop()
+            if self._forks == ambient.forks:  # in a forked copy nothing calls it
+                self._stop()
 
     def __enter__(self) -> Self:
         return self
@@ -248,6 +274,9 @@ def _handlers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_HANDLER_THREADS, thread_name_prefix="koan-progress")
 
 
+os.register_at_fork(after_in_child=_handlers.cache_clear)  # its threads are not in the copy
+
+
 class ProgressStream:
     """A job's progress as an async iterator that ends with the job; ``for update in stream.blocking()`` in scripts.
 
@@ -293,9 +322,11 @@ class ProgressStream:
                 updates.get_nowait()
             updates.put(update)
 
-        stop = self._watch(deliver)
+        stop, forks = self._watch(deliver), ambient.forks
         try:
             while True:
+                if forks != ambient.forks:
+                    raise ambient.left_behind()
                 update = updates.get()
                 if isinstance(update, BaseException):
                     raise update
@@ -303,4 +334,5 @@ class ProgressStream:
                 if update.status.is_final:
                     return
         finally:
-            stop()
+            if forks == ambient.forks:
+                stop()

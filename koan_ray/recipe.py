@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from koan_ray.domain.durations import Duration, seconds
+from koan_ray.domain import words
+from koan_ray.domain.durations import Duration, bound
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.errors import ConfigurationError
-from koan_ray.run import JobManyBuilder, JobRunBuilder, RunSettings, checked_correlation, persistence
+from koan_ray.run import JobManyBuilder, JobRunBuilder, RunSettings, persistence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,7 +37,7 @@ class RecipeBuilder:
 
     def audit(self, enabled: bool = True) -> RecipeBuilder:
         """Keep a document of each execution."""
-        return RecipeBuilder(replace(self._settings, audit=enabled))
+        return RecipeBuilder(replace(self._settings, audit=bool(enabled)))
 
     def with_defaults(self, *, metadata: Mapping[str, Any] | None = None) -> RecipeBuilder:
         """Give metadata that every run starts with."""
@@ -48,7 +49,7 @@ class RecipeBuilder:
         if given is not None and not isinstance(given, RetryPolicy):
             msg = f"use_policy: retry must be a RetryPolicy, got {given!r}"
             raise ConfigurationError(msg)
-        timeout_s = None if timeout is None else seconds(timeout, name="use_policy: timeout")
+        timeout_s = None if timeout is None else bound(timeout, name="use_policy: timeout")
         if timeout_s == 0:
             msg = "use_policy: timeout must be longer than 0 s; leave it out for the class's own"
             raise ConfigurationError(msg)
@@ -81,9 +82,9 @@ class JobRecipe(Generic[J]):
     def start(self, context: Any = None, correlation_id: str | None = None) -> JobRunBuilder[J]:
         """Return a builder for one job that begins with the recipe's settings."""
         builder = self.job_type.start(context)
-        return builder._like(replace(self._settings, correlation_id=checked_correlation(correlation_id, "start")))  # noqa: SLF001 - one package
+        return builder._like(replace(self._settings, correlation_id=words.correlation_id(correlation_id, "start")))  # noqa: SLF001 - one package
 
     def start_many(self, contexts: Iterable[Any], correlation_id: str | None = None) -> JobManyBuilder[J]:
         """Return a builder for many jobs that begins with the recipe's settings."""
         builder = self.job_type.start_many(contexts)
-        return builder._like(replace(self._settings, correlation_id=checked_correlation(correlation_id, "start_many")))  # noqa: SLF001 - one package
+        return builder._like(replace(self._settings, correlation_id=words.correlation_id(correlation_id, "start_many")))  # noqa: SLF001 - one package

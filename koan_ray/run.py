@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
 from koan_ray import ambient
 from koan_ray.definition import encode_metadata
+from koan_ray.domain import words
 from koan_ray.domain.durations import Duration, seconds
+from koan_ray.domain.partitions import check_partition
+from koan_ray.domain.texts import quoted
 from koan_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from koan_ray.pending import Pending
 
 J = TypeVar("J", bound="Job[Any, Any]")
-_MAX_NAME = 500
 
 
 class Persistence(NamedTuple):
@@ -30,11 +32,13 @@ class Persistence(NamedTuple):
 
 
 def persistence(source: object, partition: object) -> Persistence:
-    """Return what ``.persist()`` was given; `ConfigurationError` for what is no text."""
+    """Return what ``.persist()`` was given; `ConfigurationError` for what is no text, and no name of a partition."""
     for name, value in (("source", source), ("partition", partition)):
         if value is not None and not isinstance(value, str):
-            msg = f"persist({name}={value!r:.80}): expected the name of a {name} as text"
+            msg = f"persist({name}={quoted(value)}): expected the name of a {name} as text"
             raise ConfigurationError(msg)
+    if isinstance(partition, str):
+        check_partition(partition)
     return Persistence(cast("str | None", source), cast("str | None", partition))
 
 
@@ -67,14 +71,6 @@ class RunSettings:
         return replace(self, metadata={**self.metadata, **encode_metadata(metadata)})
 
 
-def checked_correlation(value: object, name: str) -> str | None:
-    """Return a correlation id as given; `ConfigurationError` if it is no text."""
-    if value is not None and not isinstance(value, str):
-        msg = f"{name}: expected a correlation id as text, got {value!r:.80}"
-        raise ConfigurationError(msg)
-    return value
-
-
 class _Builder(Generic[J]):
     __slots__ = ("_job_type", "_settings")
 
@@ -96,7 +92,7 @@ class _Builder(Generic[J]):
 
     def audit(self, enabled: bool = True) -> Self:
         """Keep a document of each execution; ignored while the job is kept in memory."""
-        return self._with(audit=enabled)
+        return self._with(audit=bool(enabled))
 
     def with_metadata(self, mapping: Mapping[str, Any] | None = None, /, **items: Any) -> Self:
         """Merge into the job's metadata.
@@ -106,21 +102,17 @@ class _Builder(Generic[J]):
         """
         given: object = mapping
         if given is not None and not isinstance(given, Mapping):
-            msg = f"with_metadata: expected a mapping of names to values, got {given!r:.80}"
+            msg = f"with_metadata: expected a mapping of names to values, got {quoted(given)}"
             raise ConfigurationError(msg)
         return self._like(self._settings.merged({**(mapping or {}), **items}))
 
     def with_correlation(self, correlation_id: str) -> Self:
         """Use this instead of the current trace id."""
-        return self._with(correlation_id=checked_correlation(correlation_id, "with_correlation"))
+        return self._with(correlation_id=words.correlation_id(correlation_id, "with_correlation"))
 
     def named(self, name: str, description: str | None = None) -> Self:
         """Give the job a name, and say what it is for, for people."""
-        given: object = name
-        if not isinstance(given, str) or len(given) > _MAX_NAME:
-            msg = f"named: expected text of at most {_MAX_NAME} characters, got {given!r:.80}"
-            raise ConfigurationError(msg)
-        return self._with(name=name, description=description)
+        return self._with(name=words.job_name(name), description=words.description(description))
 
     def delayed(self, duration: Duration) -> Self:
         """Let it begin no sooner than ``duration`` (`timedelta` or seconds) after it was accepted."""
@@ -130,9 +122,9 @@ class _Builder(Generic[J]):
         """Put it below ``job`` in the tree; ``key`` as in `Job.start_child`."""
         view = getattr(job, "_view", None)
         if view is None:
-            msg = f"child_of: expected a job in hand, got {job!r:.80}; get one with Jobs.get(id)"
+            msg = f"child_of: expected a job in hand, got {quoted(job)}; get one with Jobs.get(id)"
             raise ConfigurationError(msg)
-        return self._with(parent=Parent(view.id, view.depth, view.correlation_id, key))
+        return self._with(parent=Parent(view.id, view.depth, view.correlation_id, words.child_key(key)))
 
 
 class JobRunBuilder(_Builder[J]):

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 
 from koan_ray.domain.records import DocumentPage
 from koan_ray.errors import ConfigurationError
+from koan_ray.exact import loose
 
 if TYPE_CHECKING:
     import os
@@ -46,10 +47,13 @@ class Values:
         return f"<{self._n:,} values>"
 
     def write_json_lines(self, path: str | os.PathLike[str]) -> int:
-        """Write the values to a file, one JSON value a line; returns how many. The file is there whole or not at all."""
+        """Write the values to a file, one JSON value a line; returns how many. The file is there whole or not at all.
+
+        A float that is no finite number is a text there: ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``.
+        """
         with _whole(path) as unfinished, unfinished.open("wb") as file:
             for value in self:
-                file.write(to_json(value) + b"\n")
+                file.write(loose.line(value) + b"\n")
         return self._n
 
     def write_parquet(self, path: str | os.PathLike[str]) -> int:
@@ -144,7 +148,7 @@ def _pyarrow(what: str) -> Any:
 def _tables(values: Iterable[Any], what: str) -> Iterator[Any]:
     """Yield values as Arrow tables of one schema, that of the first."""
     pa, schema = _pyarrow(what), None
-    for rows in _batches(values, _ROWS, _BLOCK_BYTES, lambda value: len(to_json(value))):
+    for rows in _batches(map(loose.flat, values), _ROWS, _BLOCK_BYTES, lambda value: len(to_json(value))):
         names = _columns(rows, schema.names if schema is not None else None, what)
         try:
             table = pa.table({name: [row.get(name) for row in rows] for name in names}, schema=schema)
@@ -170,7 +174,7 @@ def _misfit(what: str, why: str) -> ConfigurationError:
 
 
 def _pages(values: Iterable[Any]) -> Iterator[list[bytes]]:
-    return _batches(map(to_json, values), _DOCUMENTS, _PAGE_BYTES, len)
+    return _batches((to_json(loose.flat(value)) for value in values), _DOCUMENTS, _PAGE_BYTES, len)
 
 
 def _batches(values: Iterable[T], most: int, most_bytes: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:

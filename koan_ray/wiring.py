@@ -48,6 +48,8 @@ def engine_settings(settings: Settings) -> EngineSettings:
         archives=archival.enabled,
         archive_interval_s=archival.check_interval.total_seconds(),
         archival_policies=archival.resolved(),
+        log_level=settings.logging.level,
+        log_format=settings.logging.format,
     )
 
 
@@ -58,6 +60,7 @@ def coordinator(settings: EngineSettings, launcher: Launcher, clock: Clock) -> C
         faulted_retention_s=settings.faulted_retention_s,
         max_finished=settings.max_finished,
         max_part_bytes=settings.max_part_bytes,
+        monotonic=clock.monotonic,
     )
     log = logs.get_logger()
     return Coordinator(
@@ -214,9 +217,14 @@ def _beside(work: Coroutine[Any, Any, None]) -> Callable[[], None]:
     was_ended = threading.Event()
 
     def turn() -> None:
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             loop.run_until_complete(beating)
-        loop.close()
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:  # noqa: BLE001 - the tenure notices that nothing beats; the log says why
+            logs.get_logger().error("engine_failed", where="heart", problem=f"{type(error).__name__}: {error}")
+        finally:
+            loop.close()
 
     threading.Thread(target=turn, name="koan-heart", daemon=True).start()
 
@@ -232,7 +240,7 @@ def _beside(work: Coroutine[Any, Any, None]) -> Callable[[], None]:
 
 def broker(settings: EngineSettings, clock: Clock) -> Broker:
     """Return a progress broker; nothing is started."""
-    return Broker(settings, clock, _epoch())
+    return Broker(settings, clock, _epoch(), cast("Log", logs.get_logger()))
 
 
 def _epoch() -> str:

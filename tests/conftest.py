@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    """Import each module of tests as if it were the only one: several have a class of one name, and so of one kind."""
+    before = dict(registry._by_kind)
+    if isinstance(collector, pytest.Module):
+        for kind, job_type in before.items():
+            if job_type.__module__.rpartition(".")[2].startswith("test_"):
+                del registry._by_kind[kind]
+    report = yield
+    registry._by_kind.update(before | registry._by_kind)
+    return report
 
 
 def eventually(condition: Callable[[], object], *, within: float = 30.0) -> object:
@@ -69,9 +83,32 @@ def kinds_of_test(kinds_of_module):
     _restore(before)
 
 
+@pytest.fixture(autouse=True)
+def handlers_of_signals():
+    """Give the run its Ctrl-C back: a command that was ended by one keeps it, because its process ends."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def logging_of_our_own():
+    """Forget how a command that was run in this process has set up its logging."""
+    logger = logging.getLogger("koan_ray")
+    before = list(logger.handlers), logger.level
+    yield
+    logger.handlers[:], level = before
+    if logger.level != level:
+        logger.setLevel(level)
+
+
 def _restore(before: dict[str, type[koan.Job]]) -> None:
     registry._by_kind.clear()
     registry._by_kind.update(before)
+    registry._refuses = True
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from koan_ray.cli import signals, streams
 from koan_ray.cli.dashboard import dashboard
-from koan_ray.cli.exits import HELP, Group
+from koan_ray.cli.exits import HELP, INTERRUPTED, Group
 from koan_ray.cli.jobs import jobs
 from koan_ray.cli.safe import as_json as _json
 from koan_ray.cli.safe import counted, safe
@@ -31,7 +32,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """Run the command line."""
-    app()
+    streams.prepare()
+    try:
+        app()
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else 0
+        signals.leave(code, interrupted=code == INTERRUPTED)
+        raise
+    finally:
+        streams.finish()
 
 
 def _version(wanted: bool) -> None:
@@ -152,8 +161,10 @@ def status(address: Address = "auto", namespace: Namespace = "koan", as_json: As
 
     Example: koan-ray status --address auto
     """
+    from koan_ray.cli.reach import begin_logging
     from koan_ray.runtime.ray.admin import status as ask
 
+    begin_logging()
     found = ask(address, namespace)
     if as_json:
         typer.echo(_json(found, indent=2))
@@ -166,12 +177,15 @@ def _print_status(found: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from koan_ray.cli.present import obstacles
     from koan_ray.domain.archival import SETTLED
 
     console = Console()
     # The engine counts the chunks of batches there, too, which nobody submitted.
     ended = ", ".join(f"{count:,} {name}" for name, count in found["jobs"].items() if name in SETTLED) or "none"
     console.print(f"queued {found['queued']:,}, waiting {found['waiting']:,}, running {found['running']:,}; ended: {ended}")
+    for text in obstacles(found):
+        console.print(Text(text, style="yellow"))
     if not found["actors"]:
         console.print("no job actors; they start when a job is due, and end when idle")
         return
@@ -194,8 +208,10 @@ def archive_run(
 
     Example: koan-ray archive run --dry-run
     """
+    from koan_ray.cli.reach import begin_logging
     from koan_ray.runtime.ray.admin import archive as ask
 
+    begin_logging()
     counts = ask(address, namespace, dry_run=dry_run)
     if as_json:
         typer.echo(_json(counts, indent=2))
@@ -214,8 +230,10 @@ def archive_restore(
 
     Example: koan-ray archive restore 0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10
     """
+    from koan_ray.cli.reach import begin_logging
     from koan_ray.runtime.ray.admin import restore
 
+    begin_logging()
     found = restore(address, namespace, job_id)
     typer.echo(f"{safe(found.kind)} {found.id} ({found.status}) is out of the archive")
 
@@ -231,6 +249,8 @@ def down(address: Address = "auto", namespace: Namespace = "koan") -> None:
 
     Example: koan-ray down --namespace koan
     """
+    from koan_ray.cli.reach import begin_logging
     from koan_ray.runtime.ray.admin import end
 
+    begin_logging()
     typer.echo(f"ended the engine in namespace {namespace!r} with {counted(end(address, namespace), 'job actor')}")

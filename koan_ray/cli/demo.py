@@ -20,6 +20,7 @@ from rich.text import Text
 import koan_ray as koan
 from koan_ray.cli.census import Announce, Census, CensusContext, Counts, default_roots, total
 from koan_ray.cli.documents import Documents, address_of_dev, documents, no_interrupts, why_not_open
+from koan_ray.cli.reach import begin_logging
 from koan_ray.cli.safe import safe
 from koan_ray.config import load_settings
 from koan_ray.domain.ids import new_id
@@ -79,6 +80,7 @@ def _run(console: Console, stack: contextlib.ExitStack, runtime: str, context: C
 def _start(console: Console, stack: contextlib.ExitStack, runtime: str, *, memory: bool) -> str | None:
     """Start or join an engine; return the source that keeps documents there, or None after telling why there is none."""
     settings = load_settings()
+    begin_logging(settings, "koan-ray demo")
     if runtime == "ray":
         logging.getLogger("ray").setLevel(logging.WARNING)  # its notices would be drawn into our bars
         if (address := os.environ.get("RAY_ADDRESS") or address_of_dev()) is not None:

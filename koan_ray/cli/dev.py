@@ -6,18 +6,19 @@ import contextlib
 import logging
 import os
 import re
-import signal
 import socket
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 import koan_ray as koan
 from koan_ray.cli.documents import AUTH_VARIABLE, ENV_FILE, URL_VARIABLE, documents, why_not_open, write_env
+from koan_ray.cli.reach import begin_logging
+from koan_ray.cli.signals import Stop
 from koan_ray.config import load_settings
 from koan_ray.errors import ConfigurationError, KoanRayError
 
@@ -37,7 +38,8 @@ def run(address: str | None, *, modules: Sequence[str] = (), port: int | None = 
     console = Console(highlight=False, soft_wrap=True, markup=False)
     logging.getLogger("ray").setLevel(logging.WARNING)
     settings = load_settings()
-    stopping = _Stop()
+    begin_logging(settings, "koan-ray dev")
+    stopping = Stop()
     began = time.monotonic()
     with stopping.on_signals(), documents(settings) as where:
         console.print("Starting Ray and the engine (a few seconds) …")
@@ -46,7 +48,7 @@ def run(address: str | None, *, modules: Sequence[str] = (), port: int | None = 
                 console.print(f"koan-ray: {problem}", style="red")
                 return 1
             with _page(engine, settings, modules, port, stopping) as page:
-                if not stopping.asked.is_set():
+                if not stopping.is_asked:
                     _explain(console, where, settings, page, time.monotonic() - began)
                 _watch(console, where, stopping)
                 console.print("\nStopping (a few seconds) …")
@@ -54,34 +56,9 @@ def run(address: str | None, *, modules: Sequence[str] = (), port: int | None = 
     return 0
 
 
-class _Stop:
-    """The first signal asks us to stop; more of them change nothing."""
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-
-    @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.take_signals()
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def take_signals(self) -> None:
-        """Install our handlers; again after Ray, which installs its own."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, _number: int, _frame: Any) -> None:
-        self.asked.set()
-
-
 @contextlib.contextmanager
 def _engine(
-    address: str | None, settings: Settings, where: Documents, stopping: _Stop
+    address: str | None, settings: Settings, where: Documents, stopping: Stop
 ) -> Iterator[tuple[koan.Engine, str | None]]:
     """Start or join an engine; hand it out with what is wrong with it. One that was started here ends with us."""
     from koan_ray.runtime.ray import admin
@@ -110,7 +87,7 @@ def _end(engine: koan.Engine, namespace: str | None) -> None:
 
 @contextlib.contextmanager
 def _page(
-    engine: koan.Engine, settings: Settings, modules: Sequence[str], port: int | None, stopping: _Stop
+    engine: koan.Engine, settings: Settings, modules: Sequence[str], port: int | None, stopping: Stop
 ) -> Iterator[str]:
     """Serve API and dashboard on a thread; hand out where, or why not."""
     try:
@@ -127,7 +104,7 @@ def _page(
     thread = threading.Thread(target=server.run, name="koan-page", daemon=True)
     thread.start()
     try:
-        while not (server.started or stopping.asked.wait(_LOOKS_EVERY_S / 10)):
+        while not (server.started or stopping.wait(_LOOKS_EVERY_S / 10)):
             if not thread.is_alive():
                 msg = f"web.port: nothing can listen at {web.host}:{web.port}; choose another with --port"
                 raise ConfigurationError(msg)
@@ -193,10 +170,10 @@ def _ray_dashboard(url: str | None) -> str:
     return url + (f"  ({'; '.join(notes)})" if notes else "")
 
 
-def _watch(console: Console, where: Documents, stopping: _Stop) -> None:
+def _watch(console: Console, where: Documents, stopping: Stop) -> None:
     """Wait for a signal, and tell when the document server was started again."""
     pid = where.server.pid if where.server is not None else None
-    while not stopping.asked.wait(_LOOKS_EVERY_S):
+    while not stopping.wait(_LOOKS_EVERY_S):
         if where.server is not None and where.server.pid != pid:
             pid = where.server.pid
             console.print("The document server was gone and has been started again.", style="yellow")

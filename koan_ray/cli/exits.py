@@ -12,11 +12,14 @@ FAILED: Final = 1  # the job failed or was cancelled, or something was found to 
 USAGE: Final = 2  # an option, a filter, a setting or a context cannot be used; nothing was changed
 NOT_FOUND: Final = 3  # there is no such job
 UNAVAILABLE: Final = 4  # no engine, or a store that does not answer
+UNWRITABLE: Final = 5  # what was to be printed cannot be written, for example to a full disk
 INTERRUPTED: Final = 130  # Ctrl-C
+NO_READER: Final = 141  # the other end of the pipe was closed; as for a program that SIGPIPE has ended
 
 HELP: Final = (
     "Exit codes: 0 done · 1 a job failed or was cancelled, or problems were found · 2 an argument, filter, setting or "
-    "context cannot be used · 3 no such job · 4 no engine, or a store does not answer · 130 Ctrl-C."
+    "context cannot be used · 3 no such job · 4 no engine, or a store does not answer · 5 the output cannot be "
+    "written · 130 Ctrl-C · 141 the reader of a pipe has left."
 )
 
 

@@ -17,6 +17,7 @@ from koan_ray.cli import bars, exits, present
 from koan_ray.cli.options import Where
 from koan_ray.cli.reach import TIMEOUT_S, reach
 from koan_ray.cli.safe import safe, safe_lines, shown
+from koan_ray.cli.signals import interrupting
 from koan_ray.client import Jobs
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import JobNotFoundError, KoanRayError
@@ -57,7 +58,7 @@ def follow(jobs: list[Job[Any, Any]], *, machine: bool, silent: bool = False) ->
     ended: dict[str, JobStatus] = {}
     waiting: dict[str, JobProgressUpdate] = {}  # jobs that had not begun when we last heard of them
     try:
-        with teller, _updates(jobs) as updates:
+        with interrupting(), teller, _updates(jobs) as updates:  # not sooner: Ray installs a handler of its own
             while len(ended) < len(jobs):
                 update = _next(updates, waiting)
                 if isinstance(update, BaseException):
@@ -144,7 +145,7 @@ def how_it_ended(job: Job[Any, Any]) -> None:
 def watch_queue(where: Where, *, machine: bool) -> int:
     """Show what runs and waits until Ctrl-C, which is the way to end it and so no failure."""
     console = present.console()
-    with reach(where), contextlib.suppress(KeyboardInterrupt):
+    with reach(where), interrupting(), contextlib.suppress(KeyboardInterrupt):
         if console.is_terminal and not machine:
             with Live(console=console, screen=True, refresh_per_second=_REFRESH_PER_SECOND) as live:
                 while True:

@@ -15,9 +15,10 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from koan_ray.cli.safe import as_json, safe, safe_lines, shown
+from koan_ray.cli.safe import as_json, counted, safe, safe_lines, shown
 from koan_ray.domain.durations import instant
 from koan_ray.domain.status import JobStatus
+from koan_ray.exact import masked
 from koan_ray.plain import view_of
 
 if TYPE_CHECKING:
@@ -119,6 +120,27 @@ def note(view: JobView) -> Text:
     if view.status in (JobStatus.QUEUED, JobStatus.CANCELLED) and view.reason:
         return shown(view.reason, "dim")
     return shown(view.name or "")
+
+
+def obstacles(status: dict[str, Any]) -> list[str]:
+    """Return a line for everything in an engine's status that is not as it should be.
+
+    What its jobs wait for that is not there, and what of the engine itself has failed.
+    """
+    stuck = [
+        f"{each['queued']:,} queued with {each['spec']} cannot run: {each['reason']}"
+        for each in status.get("cannot_run", ())
+    ]
+    stuck += [
+        f"{n:,} stored of the kind {kind!r} cannot run: no process of this engine has introduced the class"
+        for kind, n in status.get("unroutable", {}).items()
+    ]
+    stuck += [f"the engine's {where} has failed, and begins again" for where in status.get("interrupted", ())]
+    stuck += [
+        f"the engine has survived {counted(each['n'], 'error')} in {where!r}; the last: {each['last']}"
+        for where, each in status.get("failures", {}).items()
+    ]
+    return [safe(text) for text in stuck]
 
 
 def share(view: JobView) -> str:
@@ -263,7 +285,7 @@ def _scalar(value: Any) -> str:
 
 def json_text(encoded: bytes, *, full: bool) -> RenderableType:
     """Return JSON for people; shortened, unless ``full``."""
-    lines = as_json(json.loads(encoded), indent=2).split("\n")
+    lines = as_json(masked(json.loads(encoded)), indent=2).split("\n")
     if not full and len(lines) > _MOST_JSON_LINES:
         lines = [*lines[:_MOST_JSON_LINES], f"… {len(lines) - _MOST_JSON_LINES} more lines; --full shows them"]
     return Syntax("\n".join(lines), "json", theme="ansi_dark", background_color="default", word_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ def reach(where: Where, *, only_reads: bool = False) -> Iterator[str | None]:
         yield None
         return
     settings = load_settings()
+    begin_logging(settings)
     with contextlib.ExitStack() as stack:
         if where.documents:
             _open_documents(stack, settings)
@@ -51,6 +53,15 @@ def reach(where: Where, *, only_reads: bool = False) -> Iterator[str | None]:
             yield f"no engine was found ({_brief(error)}); this is read from the documents"
             return
         yield None
+
+
+def begin_logging(settings: Settings | None = None, who: str = "koan-ray") -> None:
+    """Have this command write koan_ray's log to standard error, as the settings say; once, whatever is called in it."""
+    from koan_ray.config import load_settings
+    from koan_ray.telemetry import logs
+
+    found = (settings or load_settings()).logging
+    logs.configure(found.level, found.format, who)
 
 
 def _join(stack: contextlib.ExitStack, where: Where, settings: Settings) -> None:
@@ -94,6 +105,12 @@ def _brief(error: RuntimeUnavailableError) -> str:
     return str(error).partition(";")[0].partition(". ")[0][:200]
 
 
+def look_here() -> None:
+    """Let modules of the current directory be imported, as ``python -m`` does."""
+    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - as a script would have it
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+
+
 def import_modules(named: tuple[str, ...] | list[str]) -> None:
     """Import the modules that define job classes: those named, and those of the settings; from this directory as well.
 
@@ -101,12 +118,10 @@ def import_modules(named: tuple[str, ...] | list[str]) -> None:
         ConfigurationError: One cannot be imported; the message says why.
     """
     import importlib
-    import sys
 
     from koan_ray.config import load_settings
 
-    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - as a script would have it
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    look_here()
     for name in dict.fromkeys((*load_settings().jobs.modules, *named)):
         try:
             importlib.import_module(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import koan_ray as koan
+from koan_ray.cli.reach import begin_logging, look_here
+from koan_ray.cli.signals import Stop
 from koan_ray.config import load_settings
 
 if TYPE_CHECKING:
@@ -31,20 +32,24 @@ def run(
     """Serve until a signal and return the exit code."""
     from koan_ray.web.serving import Door, server
 
+    look_here()
     console = Console(highlight=False, soft_wrap=True, markup=False)
     asked: dict[str, Any] = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     if modules:
         asked["modules"] = tuple(modules)
     settings = load_settings(None, {"web": asked} if asked else None)
+    begin_logging(settings, "koan-ray serve")
     door = Door(settings, token_file, makes_token=makes_token)  # before the engine: a refusal should not take seconds
     # An engine on a cluster is joined as it is: whoever started it has said how it runs.
     with koan.init(runtime="local", settings=settings) if local else koan.init(address) as engine:
         serving = server(engine, settings, door)
+
+        def end() -> None:
+            serving.should_exit = True
+
         threading.Thread(target=_tell, args=(serving, settings, door, console), name="koan-tell", daemon=True).start()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # uvicorn takes them while it runs, and raises them again at its end: that is no news then.
-            signal.signal(number, lambda _number, _frame: None)
-        serving.run()
+        with Stop(end).on_signals():
+            serving.run()
         return 0 if serving.started else 1
 
 

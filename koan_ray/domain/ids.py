@@ -6,6 +6,8 @@ import uuid
 
 from uuid_utils import uuid7
 
+from koan_ray.errors import ConfigurationError, JobNotFoundError
+
 # Fixed, so that a child id is the same function of parent and key in every process and version.
 _CHILDREN = uuid.UUID("6f6e616b-7279-5f61-9c68-696c6472656e")
 
@@ -42,7 +44,25 @@ def is_id(value: object) -> bool:
     if not isinstance(value, str) or len(value) != 36:
         return False
     try:
-        uuid.UUID(value)
+        return str(uuid.UUID(value)) == value.lower()
     except ValueError:
         return False
-    return True
+
+
+def checked_id(value: object) -> str:
+    """Return the id of a job: a UUID as text in lower case, as all ids are stored.
+
+    Raises:
+        JobNotFoundError: It is another text, so that no job can have it.
+        ConfigurationError: It is no text.
+    """
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if not isinstance(value, str):
+        # By name: jobs stand above the domain.
+        hint = "; of a job in hand that is job.id" if hasattr(type(value), "definition") else ""
+        msg = f"job id: expected the id of a job (a UUID as text), got {type(value).__name__} {value!r:.100}{hint}"
+        raise ConfigurationError(msg)
+    if not is_id(value) or value != value.lower():
+        raise JobNotFoundError(value, looked_in=())
+    return value

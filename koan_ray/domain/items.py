@@ -144,6 +144,15 @@ class DeadItem(NamedTuple):
     attempts: int
 
 
+class Suspicion(NamedTuple):
+    """Processes have vanished with these items inside."""
+
+    start: int
+    end: int  # one more than the last
+    losses: int
+    alone: int  # of them, those in which there was nothing else
+
+
 class Chunk:
     """Items on their way to an actor together."""
 
@@ -152,8 +161,17 @@ class Chunk:
     def __init__(self, indexes: Sequence[int], items: list[Any], *, losses: int = 0, alone: int = 0) -> None:
         self.indexes, self.items = indexes, items
         self.losses = losses  # processes that vanished with these items inside
-        self.alone = alone  # of them, those in which there was no other item
+        self.alone = alone  # of them, those in which there was nothing else
         self.number = 0
+
+    @property
+    def crashes(self) -> int:
+        """What the engine must know of the losses: 0 none, 1 be alone in your process, 2 in one that is new.
+
+        New, because what an item leaves behind may end the process in which another is alone: a process is evidence enough
+        to end an item only if nothing but this item has ever been in it.
+        """
+        return 1 + self.alone if self.losses else 0
 
     def __len__(self) -> int:
         return len(self.items)
@@ -260,6 +278,9 @@ class Batch:
         self._n_fresh = 0
         self._suspects: deque[Chunk] = deque()
         self._waiting: list[tuple[float, int, Any]] = []  # due, index, item: a heap
+        self._lost: dict[int, tuple[int, int]] = {}  # losses, and of them alone, of items that wait
+        self._suspicions: list[Suspicion] = []  # of an earlier execution, of items that the source has yet to give
+        self.n_losses = 0  # processes that have vanished with a chunk
         self.out: dict[int, Chunk] = {}
         self._n_taken = 0
 
@@ -311,7 +332,27 @@ class Batch:
         end = start + len(items)
         self.seen = max(self.seen, end)
         for first, last in self.done.gaps(start, end):
-            self._add_fresh(Chunk(range(first, last), items[first - start : last - start]))
+            for begin, stop, losses, alone in self._known_of(first, last):
+                chunk = Chunk(range(begin, stop), items[begin - start : stop - start], losses=losses, alone=alone)
+                if losses:
+                    self._suspects.append(chunk)
+                else:
+                    self._add_fresh(chunk)
+
+    def _known_of(self, first: int, last: int) -> Iterator[Suspicion]:
+        """Yield the ranges of [first, last), each with its losses, which are forgotten here: the chunks have them."""
+        while self._suspicions and self._suspicions[0].start < last:
+            known = heapq.heappop(self._suspicions)
+            if known.end > last:
+                heapq.heappush(self._suspicions, known._replace(start=last))
+            start, end = max(known.start, first), min(known.end, last)
+            if start < end:
+                if first < start:
+                    yield Suspicion(first, start, 0, 0)
+                yield known._replace(start=start, end=end)
+                first = end
+        if first < last:
+            yield Suspicion(first, last, 0, 0)
 
     def _add_fresh(self, chunk: Chunk) -> None:
         last = self._fresh[-1] if self._fresh else None
@@ -327,7 +368,7 @@ class Batch:
     def take(self, size: int, now: float) -> Chunk | None:
         """Return the next chunk, of at most ``size`` items; None when nothing may run now.
 
-        Suspects go first and as they were cut, then items whose wait is over, then fresh ones.
+        Suspects go first and as they were cut, then items whose wait is over, each suspect for itself, then fresh ones.
         """
         chunk = self._suspects.popleft() if self._suspects else self._take_due(size, now) or self._take_fresh(size)
         if chunk is not None:
@@ -339,6 +380,12 @@ class Batch:
     def _take_due(self, size: int, now: float) -> Chunk | None:
         due: list[tuple[float, int, Any]] = []
         while self._waiting and self._waiting[0][0] <= now and len(due) < size:
+            if self._waiting[0][1] in self._lost:
+                if due:
+                    break
+                _, index, item = heapq.heappop(self._waiting)
+                losses, alone = self._lost.pop(index)
+                return Chunk([index], [item], losses=losses, alone=alone)
             due.append(heapq.heappop(self._waiting))
         return Chunk([index for _, index, _ in due], [item for _, _, item in due]) if due else None
 
@@ -422,6 +469,8 @@ class Batch:
             self.attempts[index] = attempts
             due = now + policy.delay_s(attempts, self._random)
             heapq.heappush(self._waiting, (due, index, chunk.items[failure.place]))
+            if chunk.losses:
+                self._lost[index] = chunk.losses, chunk.alone
         else:
             self._bury(index, failure.shown, failure.error, attempts)
 
@@ -443,13 +492,18 @@ class Batch:
         """The process of a chunk vanished: look for the item that is to blame in smaller chunks, or bury it.
 
         An item is held to be the cause when ``max_losses`` processes have vanished with it, the last two with nothing else
-        inside: neighbours of a poison item, and items that were hit by chance, go on.
+        inside: neighbours of a poison item, and items that were hit by chance, go on. What was lost before travels alone
+        (`Chunk.crashes`), so how many poison items there are makes no difference to another item: to be ended as dead
+        without being the cause, it must be hit twice more while it is alone, the second time in a process in which nothing
+        else has ever been, so by chance.
         """
         chunk = self.out.pop(number, None)
         if chunk is None:
             return None
+        self.n_losses += 1
+        was_alone = len(chunk) == 1 and chunk.losses > 0
         chunk.losses += 1
-        if len(chunk) == 1:
+        if was_alone:
             chunk.alone += 1
             if chunk.losses >= self._max_losses and chunk.alone >= min(_ALONE, self._max_losses):
                 index = chunk.indexes[0]
@@ -458,6 +512,21 @@ class Batch:
                 return chunk
         self._cut(chunk)
         return chunk
+
+    def suspicions(self) -> list[Suspicion]:
+        """Return the losses of items that have not ended, in the order of the items, for an execution that comes after."""
+        found = list(self._suspicions)
+        found += [Suspicion(index, index + 1, *lost) for index, lost in self._lost.items()]
+        for chunk in (*self._suspects, *self.out.values()):
+            if chunk.losses and isinstance(chunk.indexes, range):
+                found.append(Suspicion(chunk.indexes.start, chunk.indexes.stop, chunk.losses, chunk.alone))
+            elif chunk.losses:
+                found += [Suspicion(index, index + 1, chunk.losses, chunk.alone) for index in chunk.indexes]
+        return sorted(found)
+
+    def remember(self, suspicions: Iterable[Sequence[int]]) -> None:
+        """Let items be as suspect as an earlier execution has left them; before any are offered."""
+        self._suspicions = sorted(Suspicion(*each) for each in suspicions)
 
     def _cut(self, chunk: Chunk) -> None:
         size = math.ceil(len(chunk) / _PIECES)

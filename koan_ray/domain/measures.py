@@ -55,6 +55,7 @@ INSTRUMENTS: Final = (
     Instrument("claims_returned", "counter", "Jobs that an actor gave back without having begun them."),
     Instrument("actors_started", "counter", "Job actors started."),
     Instrument("actors_lost", "counter", "Job actors that vanished with work in them."),
+    Instrument("unexpected_failures", "counter", "Errors of the engine itself that it has survived, by place.", ("op",)),
     Instrument("progress_dropped", "counter", "States of progress that a newer one has replaced unseen."),
     Instrument("readers_evicted", "counter", "Watchers that were forgotten because they did not call."),
     Instrument("auth_denied", "counter", "Requests to an API whose caller was unknown or not allowed.", ("route",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from koan_ray.domain.texts import quoted
 from koan_ray.errors import ConfigurationError
 
 NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
@@ -22,6 +23,6 @@ def check_partition(name: str) -> str:
         ConfigurationError: It is not 1 to 64 of a-z, 0-9, ``_`` and ``-``, and not empty, which is the default's.
     """
     if not is_partition(name):
-        msg = f"partition: expected 1 to 64 of a-z, 0-9, '_' and '-', got {name!r}"
+        msg = f"partition: expected 1 to 64 of a-z, 0-9, '_' and '-', got {quoted(name)}"
         raise ConfigurationError(msg)
     return name

@@ -10,15 +10,20 @@ import base64
 import binascii
 import difflib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from koan_ray.domain.durations import number
+from koan_ray.domain.metadata import MetadataError, is_same, plain_metadata
 from koan_ray.domain.status import JobStatus
+from koan_ray.domain.texts import quoted, readable, said
 from koan_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from koan_ray.domain.records import JobRecord
 
@@ -31,12 +36,11 @@ FILTERS: Final = (
 
 
 ALL_PARTITIONS: Final = "*"
-METADATA_KEYS: Final = "keys are non-empty text without '.' or NUL, not beginning with '$'"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MOST_MS: Final = 10**15  # of a cursor: some thirty thousand years
 
 
-def is_metadata_key(key: object) -> bool:
-    """Tell whether metadata can have this key, in every store."""
-    return isinstance(key, str) and bool(key) and not key.startswith("$") and "." not in key and "\0" not in key
+Place = tuple[int, str]  # in an order: the instant in whole milliseconds, 0 for none, and the id
 
 
 class Page(NamedTuple):
@@ -57,6 +61,7 @@ class Query:
     statuses: frozenset[JobStatus] | None = None
     correlation_id: str | None = None
     parent_job_id: str | None = None
+    retry_of: str | None = None  # asked by the engine itself, and no filter of users
     name: str | None = None
     text: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -68,7 +73,7 @@ class Query:
     order_by: str = "created_at"
     descending: bool = True
     limit: int = 100
-    after: tuple[float, str] | None = None
+    after: Place | None = None
     source: str | None = None
     partition: str | None = None
 
@@ -79,6 +84,7 @@ class Query:
             (self.statuses is None or job.status in self.statuses)
             and (self.kinds is None or job.terms.kind in self.kinds)
             and (self.parent_job_id is None or about.parent_job_id == self.parent_job_id)
+            and (self.retry_of is None or about.retry_of == self.retry_of)
             and (self.correlation_id is None or about.correlation_id == self.correlation_id)
             and (self.name is None or about.name == self.name)
             and (self.has_items is None or job.has_items is self.has_items)
@@ -95,35 +101,57 @@ class Query:
         fields = (about.name, about.description, job.terms.kind, job.error.message if job.error else None)
         return any(sought in value.casefold() for value in fields if value)
 
-    def sort_key(self, job: JobRecord) -> tuple[float, str]:
-        """Return what a record is ordered by: the instant, then the id; jobs without the instant count as oldest."""
-        return getattr(job, self.order_by) or 0.0, job.id
+    def sort_key(self, job: JobRecord) -> Place:
+        """Return what a record is ordered by: the instant, then the id; jobs without the instant count as oldest.
+
+        The instant in whole milliseconds, which is what documents keep. With anything finer, a page over memory and
+        documents would end at a place that one of them does not have, and skip or repeat what lies around it.
+        """
+        return milliseconds(getattr(job, self.order_by) or 0.0), job.id
 
     def is_after_cursor(self, job: JobRecord) -> bool:
         """Tell whether a record comes after the place where the previous page ended."""
-        if self.after is None:
-            return True
-        return self.sort_key(job) < self.after if self.descending else self.sort_key(job) > self.after
+        return self.after is None or self._is_beyond(self.sort_key(job), self.after)
+
+    def _is_beyond(self, one: Place, other: Place) -> bool:
+        return one < other if self.descending else one > other
 
     def cursor_after(self, job: JobRecord) -> str:
         """Return the cursor of the page that begins behind ``job``."""
-        at, job_id = self.sort_key(job)
-        raw = json.dumps([("-" if self.descending else "") + self.order_by, at, job_id])
+        return self._cursor_at(self.sort_key(job))
+
+    def _cursor_at(self, place: Place) -> str:
+        raw = json.dumps([self._order, *place])
         return base64.urlsafe_b64encode(raw.encode()).decode().rstrip("=")
 
+    @property
+    def _order(self) -> str:
+        return ("-" if self.descending else "") + self.order_by
 
-def merged(query: Query, pages: Sequence[Page]) -> Page:
-    """Return one page, in the order of the query, from a page of each place that was asked.
+    def merged(self, pages: Sequence[Page]) -> Page:
+        """Return one page, in the order of the query, from a page of each place that was asked.
 
-    A job that is on its way from one place to another may be in both; it is returned once.
-    """
-    jobs = list({job.id: job for page in pages for job in page.jobs}.values())
-    if len(pages) == 1:
-        return pages[0]._replace(jobs=jobs)
-    jobs.sort(key=query.sort_key, reverse=query.descending)
-    more = len(jobs) > query.limit or any(page.cursor is not None for page in pages)
-    jobs = jobs[: query.limit]
-    return Page(jobs, query.cursor_after(jobs[-1]) if more and jobs else None)
+        A job that is on its way from one place to another may be in both; it is returned once. What a place has not read
+        yet may belong before what another one returned, so the page ends where the first of them has stopped reading. It
+        may therefore be shorter than the limit, and empty; only a page without a cursor is the last.
+        """
+        jobs = list({job.id: job for page in pages for job in page.jobs}.values())
+        if len(pages) == 1:
+            return pages[0]._replace(jobs=jobs)
+        jobs.sort(key=self.sort_key, reverse=self.descending)
+        stops = [_parse_cursor(page.cursor, self._order) for page in pages if page.cursor is not None]
+        stop = (max if self.descending else min)(stops) if stops else None
+        if stop is not None:
+            jobs = [job for job in jobs if not self._is_beyond(self.sort_key(job), stop)]
+        if len(jobs) > self.limit:
+            jobs = jobs[: self.limit]
+            return Page(jobs, self.cursor_after(jobs[-1]))
+        return Page(jobs, None if stop is None else self._cursor_at(stop))
+
+
+def milliseconds(at: float) -> int:
+    """Return an instant in epoch seconds as the nearest whole millisecond, the finest that a document keeps."""
+    return round(at * 1000)
 
 
 def parse_query(filters: Mapping[str, Any]) -> Query:
@@ -132,100 +160,130 @@ def parse_query(filters: Mapping[str, Any]) -> Query:
     Raises:
         ConfigurationError: A filter is unknown or has an unusable value; the message names it and what is allowed.
     """
-    for name in filters:
-        if name not in FILTERS:
-            near = difflib.get_close_matches(name, FILTERS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(FILTERS)}"
-            msg = f"unknown filter {name!r}; {hint}"
-            raise ConfigurationError(msg)
-    given = {name: value for name, value in filters.items() if value is not None}
-    order = given.get("order_by", "-created_at")
-    if not isinstance(order, str) or order.removeprefix("-") not in ORDERS:
-        msg = f"order_by: expected one of {', '.join(ORDERS)}, with '-' in front for newest first, got {order!r}"
-        raise ConfigurationError(msg)
-    limit = given.get("limit", 100)
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_LIMIT:
-        msg = f"limit: expected a whole number from 1 to {MAX_LIMIT}, got {limit!r}; use Jobs.stream() for more"
-        raise ConfigurationError(msg)
-    metadata = given.get("metadata", {})
-    if not isinstance(metadata, dict):
-        msg = f"metadata: expected a dict of values to match, got {metadata!r}"
-        raise ConfigurationError(msg)
-    for key in metadata:
-        if not is_metadata_key(key):
-            msg = f"metadata: {key!r} can be no key: {METADATA_KEYS}"
-            raise ConfigurationError(msg)
+    given = plain_filters(filters)
+    order = given.pop("order_by", "-created_at")
+    cursor = given.pop("cursor", None)
+    kinds, statuses = given.pop("kind", None), given.pop("status", None)
     return Query(
-        kinds=_texts("kind", given.get("kind")),
-        statuses=_statuses(given.get("status")),
-        metadata=metadata,
+        kinds=None if kinds is None else frozenset(kinds),
+        statuses=None if statuses is None else frozenset(map(JobStatus, statuses)),
         order_by=order.removeprefix("-"),
         descending=order.startswith("-"),
-        limit=limit,
-        after=_parse_cursor(given["cursor"], order) if "cursor" in given else None,
-        has_items=_flag("has_items", given.get("has_items")),
-        **{name: _text(name, given.get(name)) for name in ("correlation_id", "parent_job_id", "name", "text")},  # type: ignore[arg-type]
-        **{name: _text(name, given.get(name)) for name in ("source", "partition")},  # type: ignore[arg-type]
-        **{name: _instant(name, given.get(name)) for name in FILTERS if name.endswith(("_after", "_before"))},  # type: ignore[arg-type]
+        after=_parse_cursor(cursor, order) if cursor is not None else None,
+        **given,
     )
 
 
-def _text(name: str, value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        msg = f"{name}: expected text, got {value!r}"
+def plain_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return filters as plain values, which mean the same in every process; those that are None are left out.
+
+    Values are made plain as a submit makes them: texts readable, metadata JSON, instants epoch seconds.
+
+    Raises:
+        ConfigurationError: A filter is unknown or has an unusable value.
+    """
+    for name in filters:
+        if name not in FILTERS:
+            near = difflib.get_close_matches(said(name), FILTERS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(FILTERS)}"
+            msg = f"unknown filter {quoted(name)}; {hint}"
+            raise ConfigurationError(msg)
+    return {name: _READ[name](name, value) for name, value in filters.items() if value is not None}
+
+
+def _order(_name: str, value: object) -> str:
+    if not isinstance(value, str) or value.removeprefix("-") not in ORDERS:
+        msg = f"order_by: expected one of {', '.join(ORDERS)}, with '-' in front for newest first, got {quoted(value)}"
         raise ConfigurationError(msg)
-    return value
+    return str.__str__(value)
 
 
-def _flag(name: str, value: object) -> bool | None:
-    if value is not None and not isinstance(value, bool):
-        msg = f"{name}: expected True or False, got {value!r}"
+def _limit(_name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_LIMIT:
+        msg = f"limit: expected a whole number from 1 to {MAX_LIMIT}, got {quoted(value)}; use Jobs.stream() for more"
         raise ConfigurationError(msg)
-    return value
+    return int(value)
 
 
-def _texts(name: str, value: object) -> frozenset[str] | None:
-    if value is None:
-        return None
-    values = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
-    return frozenset(_text(name, getattr(item, "kind", item)) or "" for item in values)
-
-
-def _statuses(value: object) -> frozenset[JobStatus] | None:
-    if value is None:
-        return None
-    values = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+def _metadata(_name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        msg = f"metadata: expected a dict of values to match, got {quoted(value)}"
+        raise ConfigurationError(msg)
     try:
-        return frozenset(JobStatus(str(item).lower()) for item in values)
-    except ValueError:
-        msg = f"status: expected one or several of {', '.join(JobStatus)}, got {value!r}"
+        return plain_metadata(value)
+    except MetadataError as error:
+        msg = f"metadata: {error.path}: {error.problem}; a job cannot have it either"
         raise ConfigurationError(msg) from None
 
 
-def _instant(name: str, value: object) -> float | None:
-    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        return value
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        msg = f"{name}: expected text, got {quoted(value)}"
+        raise ConfigurationError(msg)
+    return readable(value)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        msg = f"{name}: expected True or False, got {quoted(value)}"
+        raise ConfigurationError(msg)
+    return value
+
+
+def _kinds(name: str, value: object) -> list[str]:
+    return sorted({_text(name, getattr(item, "kind", item)) for item in _several(value)})
+
+
+def _statuses(_name: str, value: object) -> list[str]:
+    try:
+        return sorted({JobStatus(said(item).lower()).value for item in _several(value)})
+    except ValueError:
+        msg = f"status: expected one or several of {', '.join(JobStatus)}, got {quoted(value)}"
+        raise ConfigurationError(msg) from None
+
+
+def _several(value: object) -> Iterable[object]:
+    return value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+
+
+def _instant(name: str, value: object) -> float:
+    if (at := number(value)) is not None and not math.isnan(at):
+        return at  # infinity is before or after everything
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            msg = f"{name}: expected an ISO 8601 instant, got {value!r}"
+            msg = f"{name}: expected an ISO 8601 instant, got {quoted(value)}"
             raise ConfigurationError(msg) from None
     if not isinstance(value, datetime) or value.tzinfo is None:
-        msg = f"{name}: expected a datetime with a time zone, got {value!r}; use datetime.now(timezone.utc)"
+        msg = f"{name}: expected a datetime with a time zone, got {quoted(value)}; use datetime.now(timezone.utc)"
         raise ConfigurationError(msg)
-    return value.astimezone(UTC).timestamp()
+    return (value - _EPOCH).total_seconds()
 
 
-def _parse_cursor(cursor: object, order: str) -> tuple[float, str]:
+def _cursor(_name: str, value: object) -> str:
+    return said(value)
+
+
+_READ: Final[Mapping[str, Callable[[str, object], Any]]] = {
+    "kind": _kinds, "status": _statuses, "metadata": _metadata, "order_by": _order, "limit": _limit, "cursor": _cursor,
+    "has_items": _flag,
+    **dict.fromkeys(("correlation_id", "parent_job_id", "name", "text", "source", "partition"), _text),
+    **dict.fromkeys(("created_after", "created_before", "completed_after", "completed_before"), _instant),
+}  # fmt: skip
+
+
+def _parse_cursor(cursor: str, order: str) -> Place:
     try:
-        raw = base64.urlsafe_b64decode(str(cursor) + "=" * (-len(str(cursor)) % 4))
-        made_for, at, job_id = json.loads(raw)
-        if made_for != order or not isinstance(job_id, str):
+        raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        made_for, at_ms, job_id = json.loads(raw)
+        if made_for != order or not isinstance(job_id, str) or not isinstance(at_ms, int) or isinstance(at_ms, bool):
             raise ValueError
-        return float(at), job_id
-    except (binascii.Error, ValueError, TypeError):
-        msg = f"cursor: {cursor!r} does not belong to a query ordered by {order!r}; pass a page's cursor unchanged"
+        if abs(at_ms) > _MOST_MS:
+            raise ValueError
+        return at_ms, job_id
+    except (binascii.Error, ValueError, TypeError, OverflowError, RecursionError):
+        msg = f"cursor: {quoted(cursor)} does not belong to a query ordered by {order!r}; pass a page's cursor unchanged"
         raise ConfigurationError(msg) from None
 
 
@@ -236,4 +294,4 @@ def _between(at: float | None, after: float | None, before: float | None) -> boo
 
 
 def _contains(metadata: Mapping[str, Any], sought: Mapping[str, Any]) -> bool:
-    return all(name in metadata and metadata[name] == value for name, value in sought.items())
+    return all(name in metadata and is_same(metadata[name], value) for name, value in sought.items())

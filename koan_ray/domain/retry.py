@@ -7,12 +7,16 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from koan_ray.domain.durations import Duration, seconds
+from koan_ray.domain.durations import Duration, bound, seconds
 from koan_ray.domain.status import FailureKind, Reason
+from koan_ray.domain.texts import quoted
 from koan_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+MAX_ATTEMPTS = 2**63 - 1  # sys.maxsize, for "as often as it takes"; no document holds a larger number
 
 
 class RetryStrategy(StrEnum):
@@ -52,25 +56,30 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         attempts: object = self.max_attempts
-        if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1:
-            msg = f"retry.max_attempts: expected a whole number of at least 1, got {self.max_attempts!r}; use 1 for no retry"
+        if not isinstance(attempts, int) or isinstance(attempts, bool) or not 1 <= attempts <= MAX_ATTEMPTS:
+            msg = (
+                f"retry.max_attempts: expected a whole number from 1 to {MAX_ATTEMPTS:,}, got {quoted(attempts)}; "
+                f"use 1 for no retry"
+            )
             raise ConfigurationError(msg)
         try:
             strategy = RetryStrategy(self.strategy)
         except ValueError:
-            msg = f"retry.strategy: expected one of {', '.join(RetryStrategy)}, got {self.strategy!r}"
+            msg = f"retry.strategy: expected one of {', '.join(RetryStrategy)}, got {quoted(self.strategy)}"
             raise ConfigurationError(msg) from None
         initial_s = seconds(self.initial_delay, name="retry.initial_delay")
-        max_s = seconds(self.max_delay, name="retry.max_delay")
+        max_s = bound(self.max_delay, name="retry.max_delay")
         if max_s < initial_s:
             msg = f"retry.max_delay: expected a duration >= retry.initial_delay ({initial_s:g}s), got {max_s:g}s"
             raise ConfigurationError(msg)
         if not _is_within(1.0, self.backoff_multiplier, 1e6):
-            msg = f"retry.backoff_multiplier: expected 1 to 1,000,000, got {self.backoff_multiplier!r}"
+            msg = f"retry.backoff_multiplier: expected 1 to 1,000,000, got {quoted(self.backoff_multiplier)}"
             raise ConfigurationError(msg)
         if not _is_within(0.0, self.jitter, 1.0):
-            msg = f"retry.jitter: expected a share between 0 and 1, got {self.jitter!r}"
+            msg = f"retry.jitter: expected a share between 0 and 1, got {quoted(self.jitter)}"
             raise ConfigurationError(msg)
+        object.__setattr__(self, "max_attempts", int(attempts))
+        object.__setattr__(self, "backoff_multiplier", float(self.backoff_multiplier))
         object.__setattr__(self, "strategy", strategy)
         object.__setattr__(self, "initial_delay", timedelta(seconds=initial_s))
         object.__setattr__(self, "max_delay", timedelta(seconds=max_s))

@@ -49,6 +49,7 @@ class Reason(StrEnum):
     INTERRUPTED = "interrupted"  # stopped by the engine for another's sake, no attempt used
     RETURNED = "returned"  # dispatched, given back before its body was called; not shown to users
     UNKNOWN_KIND = "unknown_kind"  # the class could not be loaded where the job was to run
+    UNWRITABLE = "unwritable"  # it ended, and no document can hold what it ended with
     DELAY = "delay"  # not yet due
 
 
@@ -63,6 +64,7 @@ class FailureKind(StrEnum):
     RESULT_REJECTED = "result_rejected"
     CONTEXT_REJECTED = "context_rejected"
     UNKNOWN_KIND = "unknown_kind"
+    UNWRITABLE = "unwritable"  # no document can hold what the job has produced
 
 
 class Isolation(StrEnum):

@@ -27,6 +27,11 @@ def is_readable(text: str) -> bool:
     return text.isprintable() or _UNREADABLE.search(text) is None
 
 
+def is_unicode(text: str) -> bool:
+    """Tell whether text can be encoded: it holds no lone surrogates."""
+    return text.isascii() or _SURROGATES.search(text) is None
+
+
 def readable(text: str, most: int | None = None) -> str:
     r"""Return text that can be stored, encoded as UTF-8 and shown; cut to ``most`` characters, the last of them an ellipsis.
 
@@ -34,9 +39,9 @@ def readable(text: str, most: int | None = None) -> str:
     escapes. An instance of a subclass of `str` becomes plain text. The same again changes nothing.
     """
     text = str.__str__(text)
+    if most is not None and len(text) > 4 * most + 4096:  # what is cut away anyway is not read
+        text = text[: 4 * most + 4096]
     if not text.isprintable() and _UNREADABLE.search(text) is not None:
-        if most is not None and len(text) > 4 * most + 4096:  # what is cut away anyway is not read
-            text = text[: 4 * most + 4096]
         text = _ESCAPES.sub("", text.replace("\r\n", "\n"))
         text = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r", "\n"))
         text = _SURROGATES.sub(_escaped, text)
@@ -60,6 +65,17 @@ def said(value: object, most: int | None = None) -> str:
         return readable(
             f"(text of {type(value).__name__} cannot be read: its __str__ raised {type(problem).__name__})", most
         )
+
+
+def quoted(value: object, most: int = 80) -> str:
+    """Return how a value is written in Python, for the message that refuses it; never raises, whatever its repr does.
+
+    A whole number of thousands of digits, which Python refuses to write, is one of the values that get here.
+    """
+    try:
+        return readable(repr(value), most)
+    except BaseException as problem:  # noqa: BLE001 - as above
+        return f"a {readable(type(value).__name__)} (its repr raised {type(problem).__name__})"
 
 
 def _escaped(found: re.Match[str]) -> str:

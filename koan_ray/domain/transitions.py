@@ -9,6 +9,9 @@
 
 The functions return the job's next record; the coordinator's writer stores it under compare-and-set on ``rev``.
 A cancel request found by a failure, retry, reschedule or loss turns the move into `cancelled`; a success stays a success.
+
+Of one job ``created_at``, ``queued_at``, ``started_at`` and ``completed_at`` never go back, whatever clock wrote them: an
+instant by a clock that was set back since counts as the one before it.
 """
 
 from __future__ import annotations
@@ -38,12 +41,17 @@ def _change(job: JobRecord, to: JobStatus, at: float, **changes: Any) -> JobReco
     return job.evolve(status=to, last_modified=at, **changes)
 
 
+def _end(job: JobRecord, at: float) -> float:
+    """Return when a job has ended: not before it began, was accepted, or was made."""
+    return max(at, job.started_at or job.queued_at or job.created_at)
+
+
 def queued(job: JobRecord, *, at: float, due_at: float | None = None) -> JobRecord:
     """T1, T2: the job is accepted and waits; until ``due_at`` when it was delayed."""
     if job.status is not JobStatus.CREATED:
         raise IllegalTransitionError(job.id, job.status, JobStatus.QUEUED)
     reason = Reason.DELAY if due_at is not None else None
-    return _change(job, JobStatus.QUEUED, at, queued_at=at, due_at=due_at, reason=reason)
+    return _change(job, JobStatus.QUEUED, at, queued_at=max(at, job.created_at), due_at=due_at, reason=reason)
 
 
 def dispatched(job: JobRecord, execution_id: str, *, at: float) -> JobRecord:
@@ -55,7 +63,8 @@ def dispatched(job: JobRecord, execution_id: str, *, at: float) -> JobRecord:
     nxt.execution_id = nxt.last_execution_id = execution_id
     nxt.attempts = job.attempts + 1
     nxt.ordinal = job.ordinal + 1
-    nxt.started_at = job.started_at or at
+    if job.started_at is None:
+        nxt.started_at = at if job.queued_at is None or at >= job.queued_at else job.queued_at
     nxt.due_at = None
     nxt.reason = None
     nxt.last_modified = at
@@ -73,7 +82,7 @@ def completed(job: JobRecord, result: bytes, *, at: float, progress: Progress | 
     nxt.error = None
     nxt.reason = None
     nxt.progress = progress or job.progress
-    nxt.completed_at = at
+    nxt.completed_at = at if job.started_at is None or at >= job.started_at else job.started_at
     nxt.last_modified = at
     return nxt
 
@@ -82,7 +91,9 @@ def failed(job: JobRecord, kind: FailureKind, error: ErrorInfo, *, at: float) ->
     """T6, T11, T13: no attempt is left, or another cannot help."""
     if job.cancel_requested_at is not None:
         return cancelled(job, at=at, error=error)
-    return _change(job, JobStatus.FAILED, at, reason=kind, error=error, execution_id=None, completed_at=at, due_at=None)
+    return _change(
+        job, JobStatus.FAILED, at, reason=kind, error=error, execution_id=None, completed_at=_end(job, at), due_at=None
+    )  # fmt: skip
 
 
 def retry_later(job: JobRecord, error: ErrorInfo, *, at: float, due_at: float) -> JobRecord:
@@ -127,7 +138,8 @@ def cancelled(job: JobRecord, *, at: float, reason: str | None = None, error: Er
     requested = job.cancel_requested_at if job.cancel_requested_at is not None else at
     why = job.reason if job.cancel_requested_at is not None else reason
     return _change(
-        job, JobStatus.CANCELLED, at, execution_id=None, completed_at=at, due_at=None, cancel_requested_at=requested,
+        job, JobStatus.CANCELLED, at, execution_id=None, completed_at=_end(job, at), due_at=None,
+        cancel_requested_at=requested,
         reason=why, error=error or job.error,
     )  # fmt: skip
 

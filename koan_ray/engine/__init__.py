@@ -47,7 +47,8 @@ and sends the items in *chunks* to job actors. A chunk is a job that nobody sees
 again, and forgotten once its end was told. What becomes of an item is decided in one place, `koan_ray.domain.items`, by
 the lead; what has become of it is a checkpoint of the lead's job (`checkpoints`): ranges of indexes, not a document each.
 
-* *The actor of a chunk* dies: its items are looked at in smaller chunks until the one that is to blame is alone.
+* *The actor of a chunk* dies: its items are looked at in smaller chunks until the one that is to blame is alone, in a
+  process in which nothing else is, and in the end never was. They carry their losses, also into the lead's next execution.
 * *The lead* dies: its chunks are cancelled, and the next one goes on from the last checkpoint.
 * *The coordinator* dies: the lead is adopted, its chunks are lost and sent again. A job in memory is gone with it.
 

@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from koan_ray.domain.archival import age_key, due, fingerprint, is_archive, same_part
 from koan_ray.domain.query import Query
 from koan_ray.domain.records import STREAMS, Residence
+from koan_ray.engine.tasks import Failures
 from koan_ray.engine.writer import pause
 from koan_ray.errors import ConflictError, JobNotFoundError, RecordCorruptError, StoreUnavailableError
 from koan_ray.killpoints import killpoint
@@ -53,7 +55,7 @@ class _Outcome(StrEnum):
     MOVED = "moved"
     GONE = "gone"  # nothing was there any more
     CHANGED = "changed"  # the guard of the delete did not hold; the source stays
-    MISMATCHED = "mismatched"  # the copy could not be read back equal; the source stays
+    MISMATCHED = "mismatched"  # it could not be written and read back equal; the source stays
 
 
 class _Place(NamedTuple):
@@ -86,12 +88,14 @@ class Archivist:
         is_live: Tells of a job whether the end of it may not be written yet.
         clock: Time and timers.
         log: Where batches and problems are told.
+        failures: Where what nobody expected is noted.
     """
 
     def __init__(
         self, policies: Sequence[ArchivalPolicy], sources: Callable[[], Mapping[str, Shards]], home: Callable[[], Residence],
-        is_live: Callable[[str], bool], clock: Clock, log: Log,
+        is_live: Callable[[str], bool], clock: Clock, log: Log, failures: Failures | None = None,
     ) -> None:  # fmt: skip
+        self._failures = failures or Failures(log)
         self._policies, self._sources, self._home, self._is_live = tuple(policies), sources, home, is_live
         self._clock, self._log = clock, log
         self._passing = asyncio.Lock()
@@ -155,6 +159,9 @@ class Archivist:
         except ConflictError as error:
             found["interrupted"] += 1
             self._log.error("archival_refused", policy=policy.name, source=shards.source, problem=str(error))
+        except Exception as error:  # noqa: BLE001 - the other policies and sources have their turn
+            found["interrupted"] += 1
+            self._failures.note(f"archival of {shards.source}", error)
 
     async def _finish_moves(self, shards: Shards) -> None:
         """Delete what a batch has left that was interrupted between a job and its executions."""
@@ -211,7 +218,7 @@ class Archivist:
         await self._insist(lambda: source.shards.store.note_moves(source.partition, job_ids))
         try:
             for job in jobs:
-                batch[await self._carry(job, source, target, _archived)] += 1
+                batch[await self._carry_or_leave(job, source, target)] += 1
         finally:
             took_s = self._clock.monotonic() - began_at
             self._observe(took_s)
@@ -228,6 +235,17 @@ class Archivist:
         self._took_s += took_s
 
     # --- one job -----------------------------------------------------------------------------------------------------
+
+    async def _carry_or_leave(self, job: JobRecord, source: _Place, target: _Place) -> _Outcome:
+        """Move a job; one that cannot be moved for a reason that nobody expected stays, and its neighbours go."""
+        try:
+            return await self._carry(job, source, target, _archived)
+        except (_StoodDownError, StoreUnavailableError, ConflictError):
+            raise
+        except Exception as error:  # noqa: BLE001 - of this job, as far as anybody knows
+            self._failures.note(f"archival of {source.shards.source}", error)
+            self._log.error("archive_mismatched", job_id=job.id, source=str(source), target=str(target), problem=repr(error))
+            return _Outcome.MISMATCHED
 
     async def _carry(
         self, job: JobRecord, source: _Place, target: _Place, dress: Callable[[JobRecord, _Place, _Place], JobRecord]
@@ -384,14 +402,15 @@ class _Newest:
 
     async def _bound(self, kind: str, status: JobStatus) -> tuple[float, str]:
         left, last, more = self._policy.keep, (0.0, ""), True
+        query = Query(
+            kinds=frozenset({kind}), statuses=frozenset({status}), order_by="completed_at", partition=self._policy.partition
+        )
         while left > 0 and more:
-            query = Query(
-                kinds=frozenset({kind}), statuses=frozenset({status}), order_by="completed_at", limit=min(left, _PAGE),
-                after=last if last[1] else None, partition=self._policy.partition,
-            )  # fmt: skip
+            query = replace(query, limit=min(left, _PAGE))
             page = await self._shards.store.query(query)
             if page.jobs:
                 last = age_key(page.jobs[-1])
+                query = replace(query, after=query.sort_key(page.jobs[-1]))
             left, more = left - len(page.jobs), page.cursor is not None
         return (0.0, "") if left > 0 else last  # fewer than that: all of them stay
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import resource
 import threading
 import traceback
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from koan_ray import ambient
 from koan_ray.cancellation import CancellationToken
 from koan_ray.definition import ContextRejectedError, ResultRejectedError
-from koan_ray.domain.durations import instant, seconds
+from koan_ray.domain.durations import bound, instant, seconds
 from koan_ray.domain.progress import estimate_completion, parse_report
 from koan_ray.domain.records import (
     MAX_ERROR_MESSAGE,
@@ -32,6 +33,8 @@ from koan_ray.domain.records import (
 )
 from koan_ray.domain.retry import Advice
 from koan_ray.domain.status import ExecutionStatus, JobStatus, Reason
+from koan_ray.domain.texts import readable, readable_end, said
+from koan_ray.domain.words import MAX_NAME
 from koan_ray.errors import ConfigurationError, NonRetryable, Reschedule
 from koan_ray.jobs import Job, JobExecution
 from koan_ray.killpoints import killpoint
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from koan_ray.ports import Clock, Order
 
 _MAX_RETRY_DELAY_S = 366 * 86400.0
+_log = logging.getLogger("koan_ray.attempt")
 
 
 class Host(Protocol):
@@ -79,7 +83,7 @@ class Attempt:
         self._began = host.clock.monotonic()
         self._cpu = thread_time()
         self.token = CancellationToken()
-        self.progress = JobProgress(self._announce, self.token, began_at=self.began_at)
+        self.progress = JobProgress(self._announce, self.token, clock=host.clock, began=self._began)
         self.stopped_by: str | None = None
         self.is_in_body = False
         self._n_reports = 0
@@ -219,7 +223,7 @@ class Attempt:
         self._n_reports += 1
         self._taken = Progress(
             sequence_base(self.order.ordinal) + self._n_reports, reported.percentage, reported.message, reported.current,
-            reported.total, estimate_completion(reported.percentage, began_at=self.began_at, now=now), now,
+            reported.total, estimate_completion(reported.percentage, began_at=now - self.age_s, now=now), now,
         )  # fmt: skip
         return self._taken
 
@@ -276,16 +280,18 @@ class Attempt:
         try:
             encoded = self.job_type.definition.encode_result(result, self._host.inline_limit)
         except ResultRejectedError as error:
-            return self._report("result_rejected", error=ErrorInfo("ResultRejectedError", str(error)[:MAX_ERROR_MESSAGE]))
+            return self._report("result_rejected", error=ErrorInfo("ResultRejectedError", said(error, MAX_ERROR_MESSAGE)))
         return self._report("succeeded", result=encoded)
 
     def _raised(self, job: Job[Any, Any], error: BaseException) -> Report:
         if isinstance(error, ContextRejectedError):
-            info = ErrorInfo("InvalidContextError", str(error)[:MAX_ERROR_MESSAGE])
+            info = ErrorInfo("InvalidContextError", said(error, MAX_ERROR_MESSAGE))
             return self._report("context_rejected", error=info)
         if isinstance(error, NonRetryable):
             inner = error.error
-            info = describe(inner) if isinstance(inner, BaseException) else ErrorInfo("NonRetryable", str(inner))
+            if isinstance(inner, BaseException):
+                return self._report("non_retryable", error=describe(inner))
+            info = ErrorInfo("NonRetryable", said(inner, MAX_ERROR_MESSAGE))
             return self._report("non_retryable", error=info)
         if isinstance(error, Reschedule):
             try:
@@ -317,6 +323,7 @@ class Attempt:
             advice = self._ask(job, error, info, outcome)
         except Exception as problem:  # noqa: BLE001 - the policy is user code as well
             found = describe(problem)
+            _log.warning("retry_policy_failed: job %s", self.order.job_id, exc_info=True)
             self.stopped_by = self.stopped_by or f"retry policy raised {found.type}"
             added = f" (and its own retry policy raised {found.type}: {found.message[:400]})"
             advice, info = Advice(), info._replace(message=info.message[: MAX_ERROR_MESSAGE - len(added)] + added)
@@ -343,7 +350,7 @@ class Attempt:
             again = bool(policy.should_retry(last))
         if again is not False and hasattr(policy, "get_retry_delay"):
             wait = policy.get_retry_delay(last)
-            delay = None if wait is None else min(seconds(wait, name="get_retry_delay"), _MAX_RETRY_DELAY_S)
+            delay = None if wait is None else min(bound(wait, name="get_retry_delay"), _MAX_RETRY_DELAY_S)
         return Advice(again, delay)
 
     def _report(
@@ -365,16 +372,16 @@ class Attempt:
 
 
 def describe(error: BaseException) -> ErrorInfo:
-    """Return an error as data: class name, message, and the end of its stack trace without our own frames."""
-    try:
-        message = str(error)
-    except Exception as problem:  # noqa: BLE001 - a user's __str__
-        message = f"(its __str__ raised {type(problem).__name__})"
+    """Return an error as data: class name, message, and the end of its stack trace without our own frames.
+
+    All of it readable, so that any store holds it and any page shows it; never raises, whatever the error's own code does.
+    """
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
     try:
         trace = "".join(traceback.format_exception(type(error), error, frames))
-    except Exception as problem:  # noqa: BLE001 - formatting calls user code too
+    except BaseException as problem:  # noqa: BLE001 - formatting calls user code too
         trace = f"(the stack trace could not be formatted: {type(problem).__name__})"
-    return ErrorInfo(type(error).__name__, message[:MAX_ERROR_MESSAGE], trace[-MAX_STACK_TRACE:])
+    name = readable(type(error).__name__, MAX_NAME)
+    return ErrorInfo(name, said(error, MAX_ERROR_MESSAGE), readable_end(trace, MAX_STACK_TRACE))

@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from koan_ray.domain.measures import Measures
 from koan_ray.engine.feed import Feed
 from koan_ray.engine.parking import Caller
+from koan_ray.engine.tasks import Failures
 from koan_ray.errors import LimitExceededError
+from koan_ray.ports import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from koan_ray.domain.measures import Key
     from koan_ray.domain.records import Progress
     from koan_ray.engine.feed import News
     from koan_ray.engine.settings import EngineSettings
-    from koan_ray.ports import Clock
+    from koan_ray.ports import Clock, Log
 
 _FORGET_AFTER_S = 60.0
 _FEED_LIMIT = 500  # jobs of one answer to those who watch all
@@ -49,8 +52,9 @@ class _Session(Caller):
 class Broker:
     """Latest progress by job, and who wants to know. All methods run on one event loop."""
 
-    def __init__(self, settings: EngineSettings, clock: Clock, epoch: str) -> None:
+    def __init__(self, settings: EngineSettings, clock: Clock, epoch: str, log: Log | None = None) -> None:
         self.epoch = epoch
+        self.failures = Failures(log if log is not None else Silence())
         self._clock = clock
         self._max_tracked, self._max_sessions = settings.max_tracked, settings.max_watchers
         self._latest: OrderedDict[str, Progress] = OrderedDict()
@@ -117,7 +121,9 @@ class Broker:
     async def measure(self) -> Measures:
         """Return the counters of this broker."""
         dropped, evicted = self.n_forgotten + self.n_replaced, self.n_evicted
-        return Measures({("progress_dropped", ()): dropped, ("readers_evicted", ()): evicted}, {}, {})
+        counters: dict[Key, float] = {("progress_dropped", ()): dropped, ("readers_evicted", ()): evicted}
+        counters |= {("unexpected_failures", (where,)): n for where, n in self.failures.counts.items()}
+        return Measures(counters, {}, {})
 
     def _session(self, session_id: str, n_more: int) -> _Session:
         now = self._clock.monotonic()

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from koan_ray.domain.archival import is_archive
 from koan_ray.domain.partitions import check_partition
-from koan_ray.domain.query import merged
 from koan_ray.domain.records import Residence
-from koan_ray.errors import ConfigurationError, StoreUnavailableError
+from koan_ray.errors import ConfigurationError, JobNotFoundError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -94,7 +93,7 @@ class Catalog:
                 f'[sources.{name}] url = "mongodb://localhost:27017/koan" in koan.toml, or run `koan-ray dev`.'
             )
             raise ConfigurationError(msg)
-        return Residence(name, asked.partition or self._default_partition, asked.audit)
+        return Residence(name, check_partition(asked.partition or self._default_partition), asked.audit)
 
     def home(self, residence: Residence) -> Residence:
         """Return where a new job lives that goes with an old one: as that did before it was archived."""
@@ -121,6 +120,11 @@ class Catalog:
             if found is not None:
                 return self.placed(found, shards.source)
         return found
+
+    def missing(self, job_id: str) -> JobNotFoundError:
+        """Return what to raise for a job that `get` has not found: where it was looked for is part of it."""
+        sources = (f"source {name!r}" for name in self.sources)
+        return JobNotFoundError(job_id, looked_in=("the engine's memory", *sources))
 
     async def known(self, job_ids: Sequence[str]) -> set[str]:
         """Return those of these jobs that a source has, in whatever partition.
@@ -171,7 +175,7 @@ class Catalog:
 
     async def query(self, query: Query) -> Page:
         """Return one page over all places that the query names, merged in its order."""
-        return merged(query, await asyncio.gather(*[self._page(query, *place) for place in self._asked(query)]))
+        return query.merged(await asyncio.gather(*[self._page(query, *place) for place in self._asked(query)]))
 
     async def count(self, query: Query) -> int:
         """Return how many jobs match in all places that the query names."""

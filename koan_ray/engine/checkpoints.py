@@ -23,6 +23,7 @@ from koan_ray.errors import (
     ConflictError,
     JobNotFoundError,
     RecordCorruptError,
+    RecordRefusedError,
     StoreError,
     StoreUnavailableError,
 )
@@ -132,6 +133,8 @@ class Checkpoints:
                 if parts:
                     store = self._catalog.store_of(residence)
                     await store.write_parts(residence.partition, fenced(job, parts, tenure.term if tenure else 0))
+            except RecordRefusedError:  # these parts can never be written, however often it is tried
+                raise
             except StoreError as error:
                 if tenure is not None:
                     tenure.note_problem(error, "parts_not_written")

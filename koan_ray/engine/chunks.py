@@ -16,10 +16,12 @@ import cloudpickle  # type: ignore[import-untyped]
 from pydantic_core import to_json
 
 from koan_ray.domain.items import FAILED, PROCESSED, PRODUCED, RETRY, SKIPPED, Failure, Outcomes
-from koan_ray.domain.records import MAX_PART, ErrorInfo
+from koan_ray.domain.records import MAX_ERROR_MESSAGE, MAX_PART, ErrorInfo
+from koan_ray.domain.texts import quoted, readable, said
 from koan_ray.engine.attempt import describe
 from koan_ray.engine.produce import in_arrays
 from koan_ray.errors import NonRetryable
+from koan_ray.exact import loose
 from koan_ray.finite import ItemResult, Success
 
 if TYPE_CHECKING:
@@ -68,11 +70,8 @@ def shown(item: object) -> bytes:
     """Return an item for people, as JSON; its ``repr`` where JSON cannot hold it, and cut where it is long."""
     try:
         encoded = to_json(item, inf_nan_mode="strings")
-    except Exception:  # noqa: BLE001 - anything may be an item
-        try:
-            encoded = to_json(repr(item)[:_MAX_SHOWN].encode(errors="replace").decode())
-        except Exception as problem:  # noqa: BLE001 - a user's __repr__
-            encoded = to_json(f"<{type(item).__name__}, whose repr raised {type(problem).__name__}>")
+    except BaseException:  # noqa: BLE001 - anything may be an item, and what writes it may be its own code
+        encoded = to_json(quoted(item, _MAX_SHOWN))
     if len(encoded) <= _MAX_SHOWN:
         return encoded
     return to_json(encoded[: _MAX_SHOWN - 3].decode(errors="ignore") + "…")
@@ -123,7 +122,7 @@ class _Desk:
         elif result.outcome == "skipped":
             self.codes[place] = SKIPPED
             if result.reason is not None:
-                self.reasons[str(result.reason)[:_MAX_REASON]] += 1
+                self.reasons[said(result.reason, _MAX_REASON)] += 1
         else:
             self.refuse(place, result.reason)
 
@@ -132,7 +131,9 @@ class _Desk:
         code = RETRY
         if isinstance(error, NonRetryable):
             error, code = error.error, FAILED
-        info = describe(error) if isinstance(error, BaseException) else ErrorInfo("ItemFailed", str(error)[:2000])
+        info = (
+            describe(error) if isinstance(error, BaseException) else ErrorInfo("ItemFailed", said(error, MAX_ERROR_MESSAGE))
+        )
         self._fail(place, info, code)
 
     def _keep(self, place: int, value: object) -> None:
@@ -140,13 +141,13 @@ class _Desk:
             self.codes[place] = PROCESSED
             return
         try:  # now, because the body may go on to change what it has returned
-            encoded = to_json([self.order.indexes[place], value] if self.job.items.ordered else value)
+            encoded = loose.encoded([self.order.indexes[place], value] if self.job.items.ordered else value)
         except Exception as problem:  # noqa: BLE001 - anything may be a value
             text = (
-                f"the value of the item, a {type(value).__name__}, cannot be written as JSON: {problem}; return plain "
-                f"values, models or dataclasses"
+                f"the value of the item, a {type(value).__name__}, cannot be written as JSON: {said(problem, 1000)}; return "
+                f"plain values, models or dataclasses"
             )
-            self._fail(place, ErrorInfo(type(problem).__name__, text[:2000]), FAILED)
+            self._fail(place, ErrorInfo(type(problem).__name__, readable(text, MAX_ERROR_MESSAGE)), FAILED)
             return
         if len(encoded) > _MAX_VALUE:
             text = (
@@ -164,6 +165,8 @@ class _Desk:
         """Write the numbers that were put aside, before a value that is none, so that all are in order."""
         if self.plain:
             encoded = to_json(self.plain)[1:-1]
+            if b"N" in encoded or b"I" in encoded:  # not a number, or infinity, for which JSON has no word
+                encoded = loose.encoded(self.plain)[1:-1]
             self.values.append((encoded, len(self.plain)))
             self.plain.clear()
             self.size += len(encoded)
@@ -225,12 +228,18 @@ def process_blocking(
     return desk.result(monotonic() - began)
 
 
+def _look_at(done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        done.exception()
+
+
 async def process(
     payload: bytes, job_type: type[FiniteJob[Any, Any, Any]], progress: JobProgress, token: CancellationToken
 ) -> bytes:
     """Process a chunk on this loop, ``ItemOptions.concurrency`` items at a time."""
     desk = _Desk(payload, job_type)
-    began = monotonic()
+    now = asyncio.get_running_loop().time
+    began = now()
     until = began + desk.order.limit_s if desk.order.limit_s is not None else float("inf")
     places = iter(range(len(desk.items)))
     indexes = desk.order.indexes
@@ -245,11 +254,12 @@ async def process(
                 desk.refuse(place, error)
             except BaseException as error:  # noqa: BLE001 - whatever a body raises becomes its outcome
                 desk.refuse(place, error)
-            if monotonic() >= until or token.requested or desk.size > _FULL:
+            if now() >= until or token.requested or desk.size > _FULL:
                 return
 
     width = min(desk.job.items.concurrency, len(desk.items))
     going = asyncio.gather(*[asyncio.ensure_future(go_on()) for _ in range(width)])
+    going.add_done_callback(_look_at)  # asyncio logs what nobody has looked at
     asked_to_stop = asyncio.ensure_future(token.wait())
     both: set[asyncio.Future[Any]] = {going, asked_to_stop}
     try:
@@ -262,4 +272,4 @@ async def process(
     finally:
         asked_to_stop.cancel()
         going.cancel()
-    return desk.result(monotonic() - began)
+    return desk.result(now() - began)

@@ -38,6 +38,7 @@ from koan_ray.domain.records import (
     view,
 )
 from koan_ray.domain.status import JobStatus
+from koan_ray.domain.words import cancel_reason
 from koan_ray.engine.archivist import Archivist
 from koan_ray.engine.catalog import Catalog
 from koan_ray.engine.checkpoints import Checkpoints
@@ -46,20 +47,22 @@ from koan_ray.engine.elsewhere import Elsewhere
 from koan_ray.engine.kinds import Kinds
 from koan_ray.engine.live import LiveJobs
 from koan_ray.engine.messages import Accepted, Ends, ExecutionView, Row, Submission, execution_view
+from koan_ray.engine.obstacles import Obstacles
+from koan_ray.engine.reading import details_of
+from koan_ray.engine.reasons import Reasons
 from koan_ray.engine.recovery import Recovery
 from koan_ray.engine.settling import Settling
 from koan_ray.engine.shards import Shards
 from koan_ray.engine.sinks import Sinks
 from koan_ray.engine.submitting import Submitting
 from koan_ray.engine.takeover import Takeover
-from koan_ray.engine.tasks import Tasks
+from koan_ray.engine.tasks import Failures, Tasks
 from koan_ray.engine.waiters import Waiters
 from koan_ray.engine.window import Window
 from koan_ray.engine.writer import Writer
 from koan_ray.errors import (
     ConflictError,
     CoordinatorUnavailableError,
-    JobNotFoundError,
     StoreUnavailableError,
 )
 from koan_ray.ports import Silence
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from koan_ray.engine.feed import News
+    from koan_ray.engine.messages import Details
     from koan_ray.engine.settings import EngineSettings
     from koan_ray.engine.tenure import Source, Tenure
     from koan_ray.ports import Clock, JobStore, Launcher, Log, Push, Random, TimerHandle
@@ -77,7 +81,6 @@ _SWEEP_S = 10.0
 _FIRST_ARCHIVAL_S = 60.0  # after a start, so that one which never lives for an interval archives too
 _SETTLE_SOURCES_S = 10.0  # a start waits so long for its sources before it dispatches what lives in memory
 _FEW_PARKED = 48  # above this, waits are answered sooner so that all sessions get their turn
-_MAX_REASON = 500
 
 
 class Coordinator:
@@ -102,12 +105,21 @@ class Coordinator:
         self.epoch = epoch
         self._settings, self._clock, self._sources, self._launcher = settings, clock, sources, launcher
         self._log: Log = log if log is not None else Silence()
-        self._tasks = Tasks()
+        self.failures = Failures(self._log)
+        self._tasks = Tasks(self.failures, clock)
         self._kinds = Kinds(launcher.keep_code if sources else lambda _terms, _code: None)
         self._waiters = Waiters(clock, max_sessions=settings.max_sessions, max_watched=settings.max_watched)
         self._jobs = LiveJobs(self._kinds, self._waiters, clock, self._log, tells_moves=tells_moves)
         self._live = self._jobs.by_id
-        self._memory_writer = Writer(store, clock, self._jobs.written, self._jobs.fenced, meters=self._jobs.meters)
+        self._memory_writer = Writer(
+            store,
+            clock,
+            self._jobs.written,
+            self._jobs.fenced,
+            self._jobs.unwritable,
+            meters=self._jobs.meters,
+            log=self._log,
+        )
         self._catalog = Catalog(
             store, self._memory_writer, {}, settings.default_source, settings.default_partition, settings.in_memory
         )
@@ -116,11 +128,15 @@ class Coordinator:
         self._settling = Settling(
             self._jobs, self._kinds, self._catalog, clock, random, self._tasks, max_crashes=settings.max_crashes
         )
-        self._dispatcher = Dispatcher(self._settling, launcher, clock, settings, epoch)
+        self._dispatcher = Dispatcher(
+            self._settling, launcher, clock, settings, epoch, Obstacles(launcher, self._log), self.failures
+        )
+        self._reasons = Reasons(self._jobs, self._kinds, self._dispatcher)
         self._jobs.attach(self._catalog, self._dispatcher)
         self._submitting = Submitting(
-            epoch, settings, self._jobs, self._kinds, self._catalog, self._waiters, self._dispatcher, clock
-        )
+            epoch, settings, self._jobs, self._kinds, self._catalog, self._waiters, self._dispatcher,
+            self._reasons, clock,
+        )  # fmt: skip
         self._elsewhere = Elsewhere(self._live, self._waiters, self._catalog, clock, self._tasks)
         self._recovery = Recovery(self._settling, launcher, self._dispatcher, clock, self._log)
         self._takeover = Takeover(
@@ -128,9 +144,9 @@ class Coordinator:
         )
         self._archivist = Archivist(
             settings.archival_policies, lambda: self._catalog.sources, lambda: self._catalog.default,
-            self._live.__contains__, clock, self._log,
+            self._live.__contains__, clock, self._log, self.failures,
         )  # fmt: skip
-        self._window = Window(self._live, lambda: self._catalog, self._kinds.names, clock, epoch)
+        self._window = Window(self._live, lambda: self._catalog, self._kinds.names, self._reasons, clock, epoch)
         self._jobs.feed = self._window.feed
         self._sweeper: TimerHandle | None = None
         self._archiver: TimerHandle | None = None
@@ -157,14 +173,16 @@ class Coordinator:
         Sources that are not ours yet, or do not answer, are waited for a while and then taken in when they come.
         """
         await self._recovery.survey()
-        if self._sources:
-            for terms, blob in await self._launcher.kept_code():
+        kept = await self._launcher.kept_code() if self._sources else []
+        if self._sources and not self._catalog.sources:  # not twice, where a start that has failed is made again
+            for terms, blob in kept:
                 self._kinds.learn([terms], {terms.code_id: blob})
             sources = {source.name: self._shards(source) for source in self._sources}
             self._catalog.sources = sources
             for tenure in self._tenures():
-                self._tasks.spawn(tenure.run())
-            settled = asyncio.gather(*[shards.settled() for shards in sources.values()])
+                self._tasks.keep(f"tenure {tenure.source} {tenure.shard}", tenure.run, tenure.is_over)
+        if self._sources:
+            settled = asyncio.gather(*[shards.settled() for shards in self._catalog.sources.values()])
             limit = self._clock.call_later(_SETTLE_SOURCES_S, lambda: _cancel(settled))
             with contextlib.suppress(asyncio.CancelledError):
                 await settled
@@ -181,7 +199,7 @@ class Coordinator:
         return Shards(
             source, n_shards=settings.shards, holder=source.holder or self.epoch,
             ttl_s=settings.lease_ttl_s, clock=self._clock, host=self._takeover, log=self._log,
-            meters=self._jobs.meters,
+            meters=self._jobs.meters, failures=self.failures,
         )  # fmt: skip
 
     def _tenures(self) -> list[Tenure]:
@@ -285,14 +303,14 @@ class Coordinator:
         if job is None:
             stored = await self._catalog.get(job_id)
             if stored is None:
-                raise JobNotFoundError(job_id)
+                raise self._catalog.missing(job_id)
             if stored.status.is_final:
                 return stored.status
             tenure = self._catalog.tenure_of(stored)
             if tenure is None or not tenure.may_act or not await tenure.has_all() or job_id not in self._live:
                 raise ConflictError(_is_elsewhere(job_id))
             return await self.cancel(job_id, reason)
-        self._jobs.cancel(job, reason[:_MAX_REASON] if reason else None)
+        self._jobs.cancel(job, cancel_reason(reason))
         await self._jobs.writer_of(job).flushed()
         now_is = self._live.get(job_id) or await self._catalog.get(job_id)
         return now_is.status if now_is is not None else JobStatus.CANCELLED
@@ -308,7 +326,7 @@ class Coordinator:
         """
         old = self._live.get(job_id) or await self._catalog.get(job_id)
         if old is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         if old.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
             msg = f"job {job_id}: is {old.status}; only a failed or cancelled job can be run again"
             raise ConflictError(msg)
@@ -327,7 +345,7 @@ class Coordinator:
         """
         old = self._live.get(job_id) or await self._catalog.get(job_id)
         if old is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         n_failed = old.checkpoint.failed if old.checkpoint is not None else 0
         if not old.status.is_final or not n_failed:
             is_so = (
@@ -412,13 +430,7 @@ class Coordinator:
     def _archive_on_time(self) -> None:
         self._archive_later(self._settings.archive_interval_s)
         if not self._archivist.is_passing:
-            self._tasks.spawn(self._archive_and_survive())
-
-    async def _archive_and_survive(self) -> None:
-        try:
-            await self._archivist.archive_once()
-        except Exception as error:  # noqa: BLE001 - told, and the next pass comes
-            self._log.error("archival_failed", problem=f"{type(error).__name__}: {error}")
+            self._tasks.spawn(self._archivist.archive_once(), "archival")
 
     # --- look ------------------------------------------------------------------------------------------------------
 
@@ -430,15 +442,30 @@ class Coordinator:
         """
         job = self._live.get(job_id) or await self._catalog.get(job_id)
         if job is None:
-            raise JobNotFoundError(job_id)
-        return view(job)
+            raise self._catalog.missing(job_id)
+        return view(self._reasons.shown(job))
+
+    async def details(self, job_id: str) -> Details:
+        """Return the bookkeeping of a job.
+
+        Raises:
+            JobNotFoundError: There is no such job.
+        """
+        await self._catalog.flushed()
+        job = self._live.get(job_id) or await self._catalog.get(job_id)
+        if job is None:
+            raise self._catalog.missing(job_id)
+        actor = self._dispatcher.place_of(job.execution_id) if job.execution_id is not None else None
+        if actor is not None:
+            return await details_of(self._reasons.shown(job), self._catalog, actor.name, actor.info)
+        return await details_of(self._reasons.shown(job), self._catalog)
 
     async def query(self, filters: Mapping[str, Any]) -> tuple[list[JobView], str | None]:
         """Return one page of jobs and the cursor of the next."""
         query = parse_query(filters)
         await self._catalog.flushed()
         page = await self._catalog.query(query)
-        return [view(self._live.get(job.id, job)) for job in page.jobs], page.cursor
+        return [view(self._reasons.shown(self._live.get(job.id, job))) for job in page.jobs], page.cursor
 
     async def count(self, filters: Mapping[str, Any]) -> int:
         """Return how many jobs match, whatever limit and cursor say."""
@@ -455,7 +482,7 @@ class Coordinator:
         await self._catalog.flushed()
         job = self._live.get(job_id) or await self._catalog.get(job_id)
         if job is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         records = await self._catalog.executions(job)
         return [execution_view(record) for record in told(records)]
 
@@ -471,6 +498,8 @@ class Coordinator:
             "archival": {"enabled": self._settings.archives, **self._archivist.snapshot()},
             "checkpoints": dict(self._checkpoints.counters),
             "unroutable": self._kinds.unroutable(),
+            "failures": self.failures.snapshot(),
+            "interrupted": list(self._tasks.interrupted()),
             **self._dispatcher.snapshot(),
         }
 
@@ -482,6 +511,7 @@ class Coordinator:
                         ("actors_lost", mine["actors_lost"]),
                         ("fenced_reports", self.counters["fenced"] + mine["reports_refused"])):  # fmt: skip
             found.counters[name, ()] = n
+        found.counters.update({("unexpected_failures", (where,)): n for where, n in self.failures.counts.items()})
         gauges = found.gauges
         gauges.update(self._dispatcher.levels())
         live = self._kinds.live()
@@ -526,8 +556,8 @@ class Coordinator:
         self._sweeper = self._clock.call_later(_SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
-        self._tasks.spawn(self.sweep_once())
         self._sweep_later()
+        self._tasks.spawn(self.sweep_once(), "sweep")
 
     async def sweep_once(self) -> int:
         """Forget what has outlived its retention, and sessions that are gone."""

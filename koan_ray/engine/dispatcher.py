@@ -5,15 +5,30 @@ those. Everything runs on one loop; no method suspends.
 
 Batches: an actor is handed as many short jobs as fit `batch_target_s` of work by a moving average for each kind, one
 until that is known. It answers within `overrun_s`, giving back what it has not begun, so that nobody waits behind a long
-job while another actor idles. A job whose process vanished before is always sent alone, so that only it can be to blame
-the next time.
+job while another actor idles. A job whose process vanished before is always sent alone.
+
+Suspects: whether a job is the cause of its process's end can be seen only where nothing else was in that process. A chunk of
+items whose process vanished, and a job that is given up if its process vanishes once more, go to an actor in which nothing
+else is and which nothing joins before they have ended; in the end to one in which nothing has run before, because what a
+body leaves behind may end a process, too. They wait beside their lane until there is such an actor, and where there are as
+many actors as may be, one takes nothing more until it is empty.
 
 Death: one place decides that an actor dies (`_kill_overdue`, `_end_idle`), and every execution in it is settled when the
 launcher has said that it is dead, never before:
 
 * the execution that had to be stopped: timed out or cancelled, killed;
 * the bodies that were active when the process vanished by itself: lost, a crash counted;
-* bodies that were parked, or that only shared the process with one we killed: interrupted, nothing counted.
+* chunks of items in such a process, also one that waited for its turn: it may have begun without our knowing;
+* other bodies that were parked, or that only shared the process with one we killed: interrupted, nothing counted.
+
+Time: a job that waits begins when its due instant has come by the wall clock, or when it has waited for as long as it was
+to wait, whichever is first; see `DueTimes`. The wall is looked at once a second, so that a clock that was set forward is
+noticed. Of a job that an earlier coordinator has left, the document says since when and until when it was to wait: no wait
+takes longer after a restart than it was to take in all. Everything else here is measured by the monotonic clock.
+
+Survival: what raises here although nobody expected it is noted (`Failures`) and costs the pass, the report or the execution
+in which it happened, and no other. Timers are set again whatever becomes of what they call. An end that cannot be settled
+counts as the loss of its process, so that its job goes on or is given up.
 """
 
 from __future__ import annotations
@@ -27,13 +42,16 @@ from typing import TYPE_CHECKING, Protocol
 from koan_ray.domain.ids import new_id
 from koan_ray.domain.lane import DueTimes, Lane
 from koan_ray.domain.status import Isolation
+from koan_ray.domain.texts import said
 from koan_ray.engine.claims import Claimed, Claims, group_of
+from koan_ray.engine.obstacles import Obstacles
 from koan_ray.engine.pool import Active, Actor, ActorState, Batch, Pool
+from koan_ray.engine.tasks import Failures
 from koan_ray.killpoints import killpoint
-from koan_ray.ports import OrderBatch, Report
+from koan_ray.ports import OrderBatch, Report, Silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from koan_ray.domain.measures import Key
     from koan_ray.domain.records import ActorSpec, ExecutionRecord, JobRecord, Progress, Terms
@@ -47,6 +65,8 @@ _HOUSEKEEPING_S = 1.0
 _CROWDED_TTL_S = 1.0  # an idle actor makes room after this when others wait for the resources that it holds
 _CHILD_PROCESS_SLACK_S = 3.0  # the actor kills its own child; we step in only when it does not
 _HURRY_SLACK_S = 0.010  # on its way to the actor and back
+_SLOW_START_S = 3.0  # an actor that takes longer to start is a reason to be told
+_MAX_CAUSE = 500  # characters
 _DELAYED_S = 5.0  # an actor that takes longer to start does not keep others from starting
 _MAX_LEADING = 4  # actors that lead jobs over items, where the engine has no more actors than that; each leads several
 _STARVING_S = 1.0  # a lane without an actor takes one from a busy spec after this
@@ -107,7 +127,12 @@ class Jobs(Protocol):
 class Dispatcher:
     """Lanes, actors and deadlines of one coordinator."""
 
-    def __init__(self, jobs: Jobs, launcher: Launcher, clock: Clock, settings: EngineSettings, epoch: str) -> None:
+    def __init__(
+        self, jobs: Jobs, launcher: Launcher, clock: Clock, settings: EngineSettings, epoch: str,
+        obstacles: Obstacles | None = None, failures: Failures | None = None,
+    ) -> None:  # fmt: skip
+        self._failures = failures or Failures(Silence())
+        self.obstacles = obstacles or Obstacles(launcher, Silence())
         self._jobs, self._launcher, self._clock, self._settings = jobs, launcher, clock, settings
         self._epoch = epoch
         self._lanes: dict[ActorSpec, Lane] = {}
@@ -171,15 +196,19 @@ class Dispatcher:
         if not self._pump_is_due:
             self.pump_soon()
 
-    def enqueue_at(self, job_id: str, due_at: float) -> None:
-        """A job will be due."""
-        self._due.push(due_at, job_id)
-        self._arm_due_timer()
+    def enqueue_at(self, job_id: str, due_at: float, since: float) -> None:
+        """A job will be due at ``due_at``; it has waited since ``since``. Both by the wall clock, as its record says."""
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        # By today's clock it may have to wait for longer than it was to wait: then the clock was set back since.
+        wait_s = max(0.0, min(due_at - now, due_at - since))
+        self._due.push(due_at, job_id, ends_at=monotonic + wait_s)
+        if monotonic + wait_s < self._due_timer_at:
+            self._arm_due_timer()
 
     def dequeued(self, spec: ActorSpec, *, was_waiting: bool) -> None:
         """A job left the queue without being dispatched (it was cancelled)."""
         if was_waiting:
-            self._due.dropped(lambda due_at, job_id: self._jobs.due_at(job_id) == due_at)
+            self._due.dropped(self._waits_until)
         elif (lane := self._lanes.get(spec)) is not None:
             lane.dropped(self._is_waiting)
 
@@ -214,8 +243,31 @@ class Dispatcher:
                 }
                 for actor in self._pool
             ],
+            "cannot_run": [
+                {"spec": spec.label, "reason": reason, "queued": len(lane)}
+                for spec, lane in self._lanes.items()
+                if len(lane) and (reason := self.why_waits(spec)) is not None
+            ],
             "counters": dict(self.counters),
         }  # fmt: skip
+
+    def why_waits(self, spec: ActorSpec) -> str | None:
+        """Return in words why jobs of this spec that are due do not run; None where they only wait for their turn."""
+        if (obstacle := self.obstacles.of(spec)) is not None:
+            return obstacle
+        actors = list(self._pool.of(spec))
+        if any(actor.state is not ActorState.STARTING for actor in actors):
+            return None
+        starting_s = self._clock.monotonic() - min((actor.started_at for actor in actors), default=math.inf)
+        if starting_s < _SLOW_START_S:
+            return None
+        env = "; its runtime_env may still be set up" if spec.runtime_env is not None else ""
+        return f"its job actor has been starting for {starting_s:.0f} s: the cluster has no room for {spec.label} yet{env}"
+
+    def place_of(self, execution_id: str) -> Actor | None:
+        """Return the actor that an execution is in."""
+        active = self._active.get(execution_id)
+        return active.actor if active is not None else None
 
     def levels(self) -> dict[Key, float]:
         """Return the gauges of queues and actors. Cost: by lanes, actors and running jobs."""
@@ -240,7 +292,8 @@ class Dispatcher:
         """Make an actor of an earlier coordinator ours, with the bodies that run in it, and settle the ends it holds."""
         now = self._clock.monotonic()
         actor = Actor(found.name, found.spec, at=now, lent=False)
-        actor.state, actor.info = ActorState.READY, found.info
+        actor.state, actor.info, actor.is_used = ActorState.READY, found.info, True
+        actor.has_suspect = any(job.crashes and (job.terms.spec.lead or self._is_suspect(job)) for _, _, job in running)
         self._pool.add(actor)
         self.counters["actors_adopted"] += 1
         for state, execution, job in running:
@@ -299,6 +352,7 @@ class Dispatcher:
         actor.quiet_since = actor.heard_at = self._clock.monotonic()
         actor.is_delayed = False
         self._start_failures.pop(actor.spec, None)
+        self.obstacles.started(actor.spec)
         self.pump_soon()
 
     def actor_dead(self, name: str, cause: str) -> None:
@@ -314,15 +368,17 @@ class Dispatcher:
             self.counters["actors_lost"] += 1
         for execution_id in inside:
             active = self._active.pop(execution_id, None)
-            if active is None:
-                continue
-            if active.kill_cause is not None:
-                self._jobs.killed(active, active.kill_cause)
-            elif active.parked or actor.is_killed:
-                self._jobs.interrupted(active)
-            else:
-                self._jobs.vanished(active, cause)
+            if active is not None:
+                self._failures.survive("death of an actor", self._end_with_actor, active, cause)
         self.pump_soon()
+
+    def _end_with_actor(self, active: Active, cause: str) -> None:
+        if active.kill_cause is not None:
+            self._jobs.killed(active, active.kill_cause)
+        elif active.actor.is_killed or (active.parked and not self._terms(active).part):
+            self._jobs.interrupted(active)
+        else:
+            self._jobs.vanished(active, cause)
 
     def batch_answered(self, name: str, batch: int, reply: BatchReply) -> None:
         """An actor has answered a batch: take note of what ended, goes on, or came back."""
@@ -346,7 +402,7 @@ class Dispatcher:
         for execution_id in reversed(reply.returned):
             if (active := self._active.pop(execution_id, None)) is not None:
                 self.counters["returned"] += 1
-                self._jobs.unbegun(active)
+                self._failures.survive("return of an order", self._jobs.unbegun, active)
         if sent.is_held:
             self._jobs.when_stored(reply.ended, lambda: actor.stored.append(batch))
         self._after_news(actor, reply.recycle)
@@ -367,7 +423,7 @@ class Dispatcher:
                 active.parked, active.has_told, active.is_next = False, True, False
         for execution_id, progress in push.progress:
             if (active := self._active.get(execution_id)) is not None:
-                self._jobs.progressed(active, progress)
+                self._failures.survive("progress", self._jobs.progressed, active, progress)
         for report in push.ended:
             self._ended(actor, report)
         self._after_news(actor, push.recycle)
@@ -383,13 +439,17 @@ class Dispatcher:
 
     def _pump(self) -> None:
         self._pump_is_due = False
-        if not self._is_open:
-            return
+        if self._is_open:
+            self._failures.survive("dispatch", self._pump_once)
+
+    def _pump_once(self) -> None:
         lanes = [lane for lane in self._lanes.values() if len(lane)]
         for lane in lanes:
             # Actors without parked bodies first: should the new body have to be killed, nobody else is hit.
             actors = sorted(self._pool.of(lane.spec), key=lambda a: (len(a.batches), len(a.running)))
             actors = self._yield_to_starving(lane, actors)
+            if lane.n_aside or any(actor.is_spared for actor in actors):
+                self._send_suspects(lane, actors)
             for actor in actors:
                 if not len(lane):
                     break
@@ -413,6 +473,8 @@ class Dispatcher:
         """Let a chunk of items wait in a full actor for its turn. It comes back when that does not come soon."""
         for job_id in lane.take(1):
             job, claim = self._jobs.queued(job_id), self._claims.of(job_id)
+            if job is not None and job.crashes and self._was_set_aside(lane, job):
+                continue
             if job is not None and job.terms.part:
                 self._send_alone(actor, job)
             elif job is not None:
@@ -433,7 +495,72 @@ class Dispatcher:
         self._n_batches += 1
         self.counters["dispatched"] += 1
         actor.batches[self._n_batches] = Batch([execution_id], introduced, is_short=False, is_held=False, sent_at=sent_at)
-        self._launcher.send(actor.name, self._n_batches, batch, label=job.terms.kind)
+        self._hand_over(actor, batch, label=job.terms.kind)
+
+    # --- what must be alone in its process ---------------------------------------------------------------------------
+
+    def _is_suspect(self, job: JobRecord) -> bool:
+        """Tell whether a job whose process has vanished must be alone in the next one. What leads items: `_may_be_with`."""
+        if job.terms.part:
+            return True
+        has_own = job.terms.spec.lead or job.terms.isolation is Isolation.PROCESS
+        return not has_own and job.crashes >= self._settings.max_crashes - 1
+
+    def _was_set_aside(self, lane: Lane, job: JobRecord) -> bool:
+        """Let a job wait beside its lane if it must be alone."""
+        if not self._is_suspect(job):
+            return False
+        terms = job.terms
+        is_new = terms.isolation is not Isolation.PROCESS and (not terms.part or job.crashes > 1)
+        lane.set_aside(job.id, is_new=is_new)
+        self.pump_soon()
+        return True
+
+    def _send_suspects(self, lane: Lane, actors: Sequence[Actor]) -> None:
+        """Give each job that must be alone an actor in which nothing is; see to it that there will be one for the others."""
+        now = self._clock.now()
+        empty = [actor for actor in actors if actor.state is ActorState.READY and actor.is_idle]
+        empty.sort(key=lambda actor: actor.is_used)
+        for wants_new in (True, False):  # first those that need one that is new, then one that is used is as good
+            while empty and lane.n_aside_of(is_new=wants_new) and not (wants_new and empty[0].is_used):
+                job = self._sendable(lane.take_aside(is_new=wants_new), now)
+                if job is not None:  # otherwise as in `_send_batch`
+                    self._send_suspect(empty.pop(0 if wants_new else -1), job)
+        if lane.n_aside:
+            self._empty_one(lane)
+        else:
+            for actor in actors:
+                actor.is_spared = False
+
+    def _send_suspect(self, actor: Actor, job: JobRecord) -> None:
+        sent_at, is_held = self._clock.monotonic(), job.particulars.residence.source is not None
+        batch, introduced = OrderBatch([], [], [], settled=tuple(actor.stored)), set[str]()
+        execution, order = self._begin(job, self._clock.now())
+        self._active[execution.id] = Active(actor, execution, job.terms.id, sent_at)
+        batch.orders.append(order)
+        if job.terms.id not in actor.known:
+            self._introduce(actor, job.terms, batch, introduced)
+        self._n_batches += 1
+        self.counters["dispatched"] += 1
+        actor.batches[self._n_batches] = Batch([execution.id], introduced, is_short=False, is_held=is_held, sent_at=sent_at)
+        actor.has_suspect, actor.is_spared, actor.stored = True, False, []
+        self._hand_over(actor, batch, label=job.terms.kind)
+
+    def _empty_one(self, lane: Lane) -> None:
+        """Keep an actor from taking more, so that it can be given to what must be alone, where none can be started."""
+        same = list(self._pool.of(lane.spec))
+        is_room = self._pool.n_counted_for(lane.spec) < self._limit() and not any(actor.is_delayed for actor in same)
+        if is_room or any(_is_coming(actor) for actor in same):
+            return
+        spared = next((actor for actor in same if actor.is_spared), None)
+        if spared is None:
+            open_ones = [actor for actor in same if actor.state is ActorState.READY and not actor.is_closed]
+            if not open_ones:
+                return
+            spared = min(open_ones, key=lambda actor: (actor.n_active + len(actor.batches), len(actor.running)))
+            spared.is_spared = True
+        if spared.is_idle:  # it has run something, and nothing waits but what must be first
+            self._retire(spared)
 
     def _send_batch(self, lane: Lane, actor: Actor, share: int) -> None:
         settings, now, sent_at = self._settings, self._clock.now(), self._clock.monotonic()
@@ -448,7 +575,7 @@ class Dispatcher:
         target_s, typical_s = settings.batch_target_s, self._typical_s
         for job_id in lane.take(most):
             job = self._sendable(job_id, now)
-            if job is None:
+            if job is None or (job.crashes and self._was_set_aside(lane, job)):
                 continue  # cancelled or removed meanwhile, or not to be sent before it is stored that it runs
             terms = job.terms
             expected_s = typical_s.get(terms.id, target_s)  # unknown counts as long
@@ -491,9 +618,22 @@ class Dispatcher:
         self._hand_over(actor, batch, label="" if is_brief else label)
 
     def _hand_over(self, actor: Actor, batch: OrderBatch, *, label: str) -> None:
+        actor.is_used = True
         killpoint("dispatch.decided")
-        self._launcher.send(actor.name, self._n_batches, batch, label=label)
+        try:
+            self._launcher.send(actor.name, self._n_batches, batch, label=label)
+        except Exception as error:  # noqa: BLE001 - what was to be sent goes back, and not to this actor
+            self._failures.note("send", error)
+            self._take_back(actor, self._n_batches)
         killpoint("dispatch.sent")
+
+    def _take_back(self, actor: Actor, number: int) -> None:
+        """Put the jobs of a batch back that could not be sent, and end the actor that it could not be sent to."""
+        self._brief.pop(number, None)
+        self._kill(actor)
+        for execution_id in reversed(actor.batches.pop(number).execution_ids):
+            if (active := self._active.pop(execution_id, None)) is not None:
+                self._failures.survive("return of an order", self._jobs.unbegun, active)
 
     # --- claims that are written ahead -------------------------------------------------------------------------------
 
@@ -576,13 +716,16 @@ class Dispatcher:
     def _hurry(self) -> None:
         """Ask after batches that should have been answered by now: a brief body turned out to be long."""
         limit_s = self._settings.overrun_s + _HURRY_SLACK_S
+        self._failures.survive("hurry", self._hurry_once, limit_s)
+        self._hurry_timer = self._clock.call_later(limit_s, self._hurry) if self._brief else None
+
+    def _hurry_once(self, limit_s: float) -> None:
         late_before = self._clock.monotonic() - limit_s
         for number, (sent_at, name) in list(self._brief.items()):
             if sent_at > late_before:
                 break  # they are in the order of their sending
             del self._brief[number]
             self._launcher.hurry(name, number)
-        self._hurry_timer = self._clock.call_later(limit_s, self._hurry) if self._brief else None
 
     def _introduce(self, actor: Actor, terms: Terms, batch: OrderBatch, introduced: set[str]) -> None:
         """Send terms along until a batch that had them was answered: the next batch may overtake this one."""
@@ -600,7 +743,7 @@ class Dispatcher:
             return
         if report.outcome == "returned":
             self.counters["returned"] += 1
-            self._jobs.unbegun(active)
+            self._failures.survive("return of an order", self._jobs.unbegun, active)
             return
         actor.jobs_done += 1
         actor.quiet_since = self._clock.monotonic()
@@ -610,7 +753,16 @@ class Dispatcher:
             self._typical_s[active.terms_id] = taken
         else:  # quick to believe in long bodies, slow to forget them
             self._typical_s[active.terms_id] = typical + (taken - typical) * (0.5 if taken > typical else 0.1)
-        self._jobs.ended(active, report)
+        try:
+            self._jobs.ended(active, report)
+        except Exception as error:  # noqa: BLE001 - of this report, and no reason to lose those behind it
+            self._unsettled(active, error)
+
+    def _unsettled(self, active: Active, error: Exception) -> None:
+        """Count an end that cannot be settled as the loss of its process."""
+        self._failures.note("settling", error)
+        cause = f"its end could not be settled: {type(error).__name__}: {said(error, _MAX_CAUSE)}"
+        self._failures.survive("settling", self._jobs.vanished, active, cause)
 
     def _after_news(self, actor: Actor, recycle: str | None) -> None:
         if recycle is not None or actor.spec.dedicated:
@@ -642,6 +794,11 @@ class Dispatcher:
         wanted = busy + retiring + math.ceil(len(lane) / lane.spec.concurrency)
         if lane.spec.lead and not any(actor.is_idle and actor.state is not ActorState.RETIRING for actor in same):
             wanted = len(same) + 1  # what is left in the lane wants an actor for itself, or finds the others full
+        if lane.n_aside:
+            wanted = max(
+                wanted,
+                lane.n_aside + sum(not _may_be_alone(actor, is_new=lane.n_aside_of(is_new=True) > 0) for actor in same),
+            )
         while len(same) < wanted:
             if lane.spec.lead:
                 if self._pool.n_leading() >= max(_MAX_LEADING, self._limit()) and not lane.deepest:
@@ -656,7 +813,12 @@ class Dispatcher:
             self._pool.add(actor)
             same.append(actor)
             self.counters["actors_started"] += 1
-            self._launcher.start(name, lane.spec, self, lent=lent)
+            try:
+                self._launcher.start(name, lane.spec, self, lent=lent)
+            except Exception as error:  # noqa: BLE001 - as if the actor had died while it started
+                self._failures.note("start of an actor", error)
+                self.actor_dead(name, f"{type(error).__name__}: {said(error, _MAX_CAUSE)}")
+                return
 
     def _make_room(self, spec: ActorSpec) -> None:
         """End an idle actor of another spec; its place is free when it is dead, and the pump runs again then."""
@@ -688,11 +850,13 @@ class Dispatcher:
         failures = self._start_failures[spec] = self._start_failures.get(spec, 0) + 1
         if failures > len(_START_RETRY_S):
             self._start_failures.pop(spec)
+            self.obstacles.given_up(spec)
             for claim in self._claims:
                 if claim.group.spec == spec and self._unclaim(claim.order.execution_id) is not None:
                     self._jobs.unbegun(claim.active)
             self._jobs.refuse_all(spec, cause)
             return
+        self.obstacles.failed_to_start(spec, cause)
         delay = _START_RETRY_S[failures - 1]
         self._not_before[spec] = self._clock.monotonic() + delay
         self._clock.call_later(delay, self.pump_soon)
@@ -715,20 +879,28 @@ class Dispatcher:
     # --- time ------------------------------------------------------------------------------------------------------
 
     def _arm_due_timer(self) -> None:
-        at = self._due.next_at()
-        if at is None or at >= self._due_timer_at:
-            return
+        """Look again when the first wait ends."""
         if self._due_timer is not None:
             self._due_timer.cancel()
-        self._due_timer_at = at
-        self._due_timer = self._clock.call_later(max(0.0, at - self._clock.now()), self._release_due)
+        self._due_timer, self._due_timer_at = None, math.inf
+        monotonic = self._clock.monotonic()
+        wait_s = self._due.next_in(self._clock.now(), monotonic)
+        if wait_s is not None:
+            self._due_timer_at = monotonic + wait_s
+            self._due_timer = self._clock.call_later(wait_s, self._release_due)
 
     def _release_due(self) -> None:
-        self._due_timer, self._due_timer_at = None, math.inf
-        for due_at, job_id in self._due.take_due(self._clock.now()):
-            if self._jobs.due_at(job_id) == due_at and (place := self._jobs.became_due(job_id)) is not None:
-                self.enqueue(job_id, *place)
+        self._failures.survive("due times", self._release_due_once)
         self._arm_due_timer()
+
+    def _release_due_once(self) -> None:
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        for job_id in self._due.take_due(now, monotonic, self._waits_until):
+            if (place := self._jobs.became_due(job_id)) is not None:
+                self.enqueue(job_id, *place)
+
+    def _waits_until(self, due_at: float, job_id: str) -> bool:
+        return self._jobs.due_at(job_id) == due_at
 
     def _add_deadline(self, at: float, execution_id: str, cause: str) -> None:
         heapq.heappush(self._deadlines, (at, execution_id, cause))
@@ -744,18 +916,31 @@ class Dispatcher:
             self._deadline_timer = self._clock.call_later(delay, self._kill_overdue)
 
     def _kill_overdue(self) -> None:
+        self._failures.survive("deadlines", self._kill_overdue_once)
+        self._arm_deadline_timer()
+
+    def _kill_overdue_once(self) -> None:
         now = self._clock.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
             _, execution_id, cause = heapq.heappop(self._deadlines)
             if (active := self._active.get(execution_id)) is not None and active.kill_cause is None:
                 active.kill_cause = active.stop_cause or cause
                 self._kill(active.actor)
-        self._arm_deadline_timer()
 
     def _keep_house(self) -> None:
         """Once a second: end what idles or is too old, kill what does not answer, notice a cluster that grew."""
+        self._housekeeping = self._clock.call_later(_HOUSEKEEPING_S, self._keep_house)
+        self._forgive_own_absence(self._clock.monotonic())
+        for room, keep in (
+            ("actors", self._look_after_actors), ("claims", self._recall_idle), ("lanes", self._drop_idle_lanes),
+        ):  # fmt: skip
+            self._failures.survive(f"housekeeping of {room}", keep)
+        self.look_for_obstacles(spec for spec, lane in self._lanes.items() if len(lane))
+        self._release_due()  # timers do not notice when the wall clock is set
+        self.pump_soon()
+
+    def _look_after_actors(self) -> None:
         now, settings = self._clock.monotonic(), self._settings
-        self._forgive_own_absence(now)
         self._capacity = self._launcher.capacity()
         idle_ttl_s = min(_CROWDED_TTL_S, settings.idle_ttl_s) if self._launcher.is_crowded() else settings.idle_ttl_s
         for actor in list(self._pool):
@@ -775,11 +960,14 @@ class Dispatcher:
                 waits_since = min(waits_since, actor.heard_at)
             if now - waits_since > settings.stuck_after_s and not actor.is_killed:
                 self._kill_stuck(actor, now)
+
+    def _recall_idle(self) -> None:
         for group in self._claims.idle_groups():  # what was brought back was cancelled before it could be claimed
             self._recall(group)
-        self._drop_idle_lanes()
-        self._housekeeping = self._clock.call_later(_HOUSEKEEPING_S, self._keep_house)
-        self.pump_soon()
+
+    def look_for_obstacles(self, specs: Iterable[ActorSpec]) -> None:
+        """Look whether jobs of these specs can run at all."""
+        self._failures.survive("obstacles", self.obstacles.look, specs)
 
     def _delayed(self, actor: Actor) -> None:
         """The cluster has no room, or no node, for an actor: let others start, and end it when nobody wants it any more."""
@@ -827,6 +1015,16 @@ class Dispatcher:
 
     def _terms(self, active: Active) -> Terms:
         return self._jobs.terms_for(active.terms_id)
+
+
+def _is_coming(actor: Actor) -> bool:
+    """Tell whether an actor is about to be there, or its place is about to be free for another."""
+    return actor.is_killed or (actor.state is ActorState.STARTING and not actor.is_delayed)
+
+
+def _may_be_alone(actor: Actor, *, is_new: bool) -> bool:
+    """Tell whether an actor can be given, now or when it has started, to what must be alone in it."""
+    return actor.state is not ActorState.RETIRING and actor.is_idle and not (is_new and actor.is_used)
 
 
 def _may_be_with(job: JobRecord, actor: Actor, execution_ids: list[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from koan_ray.domain.records import end_of
 from koan_ray.engine.writer import pause
-from koan_ray.errors import StoreUnavailableError
+from koan_ray.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,21 +43,25 @@ class Elsewhere:
 
     def watch(self, job_id: str) -> None:
         """Tell the waiters of this job when it has ended, wherever that is."""
-        if not self._watched:
-            self._tasks.spawn(self._look())
+        is_looking = bool(self._watched)
         self._watched.add(job_id)
+        if not is_looking:
+            self._tasks.keep("elsewhere", self._look, lambda: not self._watched)
 
     async def _look(self) -> None:
         await pause(self._clock, _EVERY_S)
         while self._watched:
             for job_id in list(self._watched):
-                if job_id in self._live or not self._waiters.is_watched(job_id):
-                    self._watched.discard(job_id)
-                    continue
-                with contextlib.suppress(StoreUnavailableError):
-                    stored = await self._catalog.get(job_id)
-                    if stored is not None and stored.status.is_final:
-                        self._watched.discard(job_id)
-                        self._waiters.ended(end_of(stored))
+                with contextlib.suppress(StoreError):  # one that cannot be read is looked at again, as one that is away
+                    await self._look_at(job_id)
             self._waiters.wake()
             await pause(self._clock, _EVERY_S)
+
+    async def _look_at(self, job_id: str) -> None:
+        if job_id in self._live or not self._waiters.is_watched(job_id):
+            self._watched.discard(job_id)
+            return
+        stored = await self._catalog.get(job_id)
+        if stored is not None and stored.status.is_final:
+            self._watched.discard(job_id)
+            self._waiters.ended(end_of(stored))

@@ -17,6 +17,7 @@ from koan_ray.domain.records import FAILED, MAX_CHECKPOINT, VALUES, Checkpoint, 
 from koan_ray.engine import produce
 from koan_ray.engine.itemsource import Mark
 from koan_ray.errors import LimitExceededError, RecordCorruptError, RuntimeUnavailableError, StoreUnavailableError
+from koan_ray.exact import loose, revived, tagged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -40,8 +41,9 @@ class Resumed:
         mark, cursor = state.get("mark"), state.get("cursor")
         self.done = Ranges(state.get("done", ()))
         self.attempts = {int(index): n for index, n in state.get("attempts", {}).items()}
+        self.suspects: list[list[int]] = state.get("suspects", [])
         self.mark = Mark(*mark) if mark and mark[0] else None
-        self.cursor: tuple[int, Any] | None = (cursor[0], cursor[1]) if cursor else None
+        self.cursor: tuple[int, Any] | None = (cursor[0], revived(cursor[1])) if cursor else None
         self.spent_s: float = state.get("spent_s", 0.0)
         self.reasons: dict[str, int] = state.get("reasons", {})
         self.n_values: int = state.get("n_values", 0)
@@ -55,6 +57,7 @@ class Resumed:
         batch.processed, batch.skipped, batch.failed = self.counts
         batch.forgiven = self.forgiven if self.job_id == job_id else batch.failed
         batch.attempts, batch.reasons = dict(self.attempts), dict(self.reasons)
+        batch.remember(self.suspects)
 
 
 class _Snapshot(NamedTuple):
@@ -101,7 +104,7 @@ class Record:
         self._unwritten: _Snapshot | None = None
         self._keeps_parts = True
         self._written_at = clock.monotonic()
-        self._written_ended = batch.ended
+        self._written_ended, self._written_losses = batch.ended, batch.n_losses
 
     def close(self) -> None:
         """Let go of what is here."""
@@ -134,12 +137,16 @@ class Record:
     # --- out -------------------------------------------------------------------------------------------------------
 
     def write_in_time(self) -> None:
-        """Begin a checkpoint when it is time for one and anything has ended since the last, or when much has gathered."""
+        """Begin a checkpoint when it is time for one and anything has ended since the last, or when much has gathered.
+
+        Also when a process has vanished: what kills a process may kill whatever leads the items, too, before it is time.
+        """
         if self._writing is not None or not self._keeps_parts:
             return
         is_time = self._clock.monotonic() - self._written_at >= self._every_s
         has_news = self._batch.ended > self._written_ended or self._unwritten is not None
-        if (is_time and has_news) or (self._pending_bytes >= _MUCH and self._unwritten is None):
+        is_urgent = self._pending_bytes >= _MUCH or self._batch.n_losses > self._written_losses
+        if (is_time and has_news) or (is_urgent and self._unwritten is None):
             self._begin()
 
     async def write(self) -> None:
@@ -209,7 +216,7 @@ class Record:
             *self._parts(VALUES, produce.in_arrays((body[1:-1], n) for body, n in values)),
             *self._parts(FAILED, produce.dead_as_array(dead, self._name)),
         ]
-        self._written_ended = batch.ended
+        self._written_ended, self._written_losses = batch.ended, batch.n_losses
         checkpoint = Checkpoint(
             self._sequence + 1, self._body(), self._total(), batch.processed, batch.skipped, batch.failed, self._clock.now()
         )
@@ -220,21 +227,24 @@ class Record:
             yield Part(self._order.job_id, stream, seq, body, n)
 
     def _body(self) -> bytes:
-        batch = self._batch
+        batch, standing = self._batch, self._standing()
+        if (cursor := standing.get("cursor")) is not None:
+            standing["cursor"] = [cursor[0], tagged(cursor[1])]
         state = {
             "v": 1,
             "done": [list(pair) for pair in batch.done],
             "attempts": {str(index): n for index, n in batch.attempts.items()},
+            "suspects": batch.suspicions(),
             "reasons": batch.reasons,
             "n_values": self.n_values,
             "failed_of": self._resumed.failed_of,
             "job": self._order.job_id,
             "forgiven": batch.forgiven,
-            **self._standing(),
+            **standing,
         }
         body = json.dumps(state, separators=(",", ":")).encode()
         if len(body) > MAX_CHECKPOINT:  # these can be spared; how many ranges there are is limited by `Batch.has_room`
-            body = json.dumps({**state, "reasons": {}, "attempts": {}}, separators=(",", ":")).encode()
+            body = json.dumps({**state, "reasons": {}, "attempts": {}, "suspects": []}, separators=(",", ":")).encode()
         return body
 
     # --- values, from the beginning ----------------------------------------------------------------------------------
@@ -258,24 +268,24 @@ class Record:
     def values(self, *, ordered: bool) -> Iterator[Any]:
         """Iterate over all values, page by page; blocks while a page is read."""
         if ordered:
-            yield from produce.in_order(self._arrays())
+            yield from map(revived, produce.in_order(json.loads(body) for body in self._arrays()))
         else:
-            for array in self._arrays():
-                yield from array
+            for body in self._arrays():
+                yield from loose.decoded(body)
 
-    def _arrays(self) -> Iterator[list[Any]]:
+    def _arrays(self) -> Iterator[bytes]:
         n_parts, after = self._n_parts[VALUES], -1
         for part in self._pages:
-            yield json.loads(part.body)
+            yield part.body
             after = part.seq
         while after + 1 < n_parts:
             page = self._session.parts(self._order.job_id, VALUES, after, _PAGE).get()
             if not page:
                 raise RecordCorruptError(self._order.job_id, "values", f"part {after + 1} of {n_parts} is missing")
             for part in page:
-                yield json.loads(part.body)
+                yield part.body
             after = page[-1].seq
         for place in range(len(self._spool)):
-            yield self._spool.read(place)
+            yield self._spool.body(place)
         for body, _ in self._values:
-            yield json.loads(body)
+            yield body

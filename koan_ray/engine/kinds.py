@@ -32,6 +32,7 @@ class Kinds:
         self._n_live: Counter[str] = Counter()  # jobs by terms; their terms and classes are kept
         self._code: OrderedDict[str, bytes] = OrderedDict()
         self._newest: dict[str, Terms] = {}  # by kind
+        self._parts: dict[str, Terms] = {}  # of the chunks of items, by kind
         self._unroutable: dict[str, set[str]] = {}  # ids of jobs by kind
 
     # --- classes -----------------------------------------------------------------------------------------------------
@@ -43,11 +44,13 @@ class Kinds:
             is_new = code_id not in self._code
             self._code[code_id] = blob
             for item in terms if is_new else ():
-                if item.code_id == code_id:
+                if item.code_id == code_id and not item.part:
                     self._keep(item, blob)
         for item in terms:
             self._terms.setdefault(item.id, item)
-            if item.code_id in self._code:
+            if item.part:
+                self._parts[item.kind] = item
+            elif item.code_id in self._code:
                 self._newest[item.kind] = item
                 routable += self._unroutable.pop(item.kind, ())
         if len(self._code) > _MAX_CODE or len(self._terms) > _MAX_CODE:
@@ -81,6 +84,14 @@ class Kinds:
         terms = identified(job.terms._replace(code_id=newest.code_id))
         terms = self._terms.setdefault(terms.id, terms)
         return job.evolve(terms=terms)
+
+    def is_unroutable(self, job: JobRecord) -> bool:
+        """Tell whether a job waits for its class."""
+        return bool(self._unroutable) and job.id in self._unroutable.get(job.terms.kind, ())
+
+    def part_of(self, lead: Terms) -> Terms | None:
+        """Return the terms of the chunks of jobs over items, as far as they are known."""
+        return self._parts.get(lead.kind)
 
     def begun(self, terms_id: str) -> None:
         """One more live job has these terms."""
@@ -118,7 +129,7 @@ class Kinds:
     def _forget_unused(self) -> None:
         """Drop terms and classes that no live job uses, oldest first; called long before a submission needs them."""
         used = {terms_id for terms_id, n in self._n_live.items() if n > 0}
-        newest = {terms.id for terms in self._newest.values()}
+        newest = {terms.id for known in (self._newest, self._parts) for terms in known.values()}
         for terms_id in [t for t in self._terms if t not in used and t not in newest][: _MAX_CODE // 2]:
             del self._terms[terms_id]
         used_code = {terms.code_id for terms in self._terms.values()}

@@ -30,12 +30,13 @@ from typing import TYPE_CHECKING, Any
 from koan_ray import ambient
 from koan_ray.domain.durations import seconds
 from koan_ray.domain.items import RETURNED, Batch, Limit, Ranges, Sizer
-from koan_ray.domain.records import ErrorInfo, Particulars
+from koan_ray.domain.records import MAX_ERROR_MESSAGE, ErrorInfo, Particulars
 from koan_ray.domain.status import FailureKind, JobStatus
+from koan_ray.domain.texts import readable, said
 from koan_ray.engine import chunks
 from koan_ray.engine.itemrecord import Record, Resumed
 from koan_ray.engine.itemsource import Source, only
-from koan_ray.errors import JobLostError, KoanRayError, NonRetryable, TooManyFailedItemsError
+from koan_ray.errors import JobLostError, KoanRayError, NonRetryable, RemoteTraceback, TooManyFailedItemsError
 from koan_ray.finite import FiniteSummary
 from koan_ray.values import Values
 
@@ -225,7 +226,10 @@ class Lead:
             example = f"{last.error} (item {self._name(last.place)})" if last is not None else "see failed_items()"
             limit = self._options.max_failed_items
             allowed = f"{limit:.1%}" if isinstance(limit, float) else f"{limit:,}"
-            raise NonRetryable(TooManyFailedItemsError(batch.failed, batch.ended, allowed, example))
+            problem = TooManyFailedItemsError(batch.failed, batch.ended, allowed, example)
+            if last is not None and last.error.stack_trace:
+                problem.__cause__ = RemoteTraceback(last.error.stack_trace)
+            raise NonRetryable(problem)
 
     @property
     def _last_dead(self) -> Any:
@@ -328,10 +332,10 @@ class Lead:
             except Exception as problem:  # noqa: BLE001 - as above
                 text = (
                     f"the item, a {type(chunk.items[place]).__name__}, cannot be sent to a job actor: "
-                    f"{type(problem).__name__}: {problem}; let get_items() give plain values and open resources in "
-                    f"process_item()"
+                    f"{type(problem).__name__}: {said(problem, 1000)}; let get_items() give plain values and open resources "
+                    f"in process_item()"
                 )
-                error = ErrorInfo("UnserializableItemError", text[:2000])
+                error = ErrorInfo("UnserializableItemError", readable(text, MAX_ERROR_MESSAGE))
                 self._batch.refuse(chunk.number, place, error, chunks.shown(chunk.items[place]))
 
     def _send(self, chunk: Chunk, packed: bytes) -> None:
@@ -346,7 +350,7 @@ class Lead:
             self._wake_up()
 
         lead, job_type = self._attempt.terms, type(self._job)
-        self._ids[number] = self._session.start_part(lead, job_type, self._about, chunks.write(order), told)
+        self._ids[number] = self._session.start_part(lead, job_type, self._about, chunks.write(order), told, chunk.crashes)
 
     def _take_told(self) -> None:
         while self._told:

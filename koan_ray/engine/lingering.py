@@ -44,7 +44,9 @@ class Lingering:
             self._clock.call_later(_LINGER_S, lambda: self._give_up(waiting))
 
     def _give_up(self, waiting: list[asyncio.Future[End | None]]) -> None:
-        for ended in waiting:
-            if not ended.done():
-                ended.set_result(None)
-        self._time()
+        try:
+            for ended in waiting:
+                if not ended.done():
+                    ended.set_result(None)
+        finally:  # whatever happened: without the timer, every answer that lingers would for ever
+            self._time()

@@ -8,14 +8,15 @@ begin when their submit is written, so that one whose submit was repeated after 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from koan_ray.domain import transitions
-from koan_ray.domain.records import ErrorInfo, ExecutionRecord, end_of
+from koan_ray.domain.records import MAX_ERROR_MESSAGE, ErrorInfo, ExecutionRecord, end_of
 from koan_ray.domain.status import ExecutionStatus, FailureKind, JobStatus, ParentPolicy, Reason
+from koan_ray.domain.texts import readable
 from koan_ray.engine.lingering import Lingering
 from koan_ray.engine.meters import Meters
-from koan_ray.errors import LimitExceededError
+from koan_ray.errors import LimitExceededError, RecordRefusedError
 from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from koan_ray.engine.kinds import Kinds
     from koan_ray.engine.waiters import Waiters
     from koan_ray.engine.writer import Writer
+    from koan_ray.errors import KoanRayError
     from koan_ray.ports import Clock, Log
 
 
@@ -52,7 +54,7 @@ class LiveJobs:
         self.counters: Counter[str] = Counter()
         self.meters = Meters()
         self.duplicates: dict[str, JobRecord] = {}  # refused inserts, by id, until their submit is answered
-        self.unstorable: dict[str, LimitExceededError] = {}  # inserts that no document can hold, as long as that
+        self.unstorable: dict[str, KoanRayError] = {}  # inserts that no document can hold, as long as that
         self.lingering = Lingering(clock)
         self._kinds, self._waiters, self._clock = kinds, waiters, clock
         self._warn = log
@@ -95,7 +97,7 @@ class LiveJobs:
                 return
             job = routed
         if job.due_at is not None:
-            self._dispatcher.enqueue_at(job.id, job.due_at)
+            self._dispatcher.enqueue_at(job.id, job.due_at, since=job.last_modified)
         else:
             self._dispatcher.enqueue(job.id, job.terms.spec, job.particulars.depth, first=first)
 
@@ -133,6 +135,12 @@ class LiveJobs:
                 "job_moved", job_id=after.id, kind=after.terms.kind, status=after.status.value, reason=after.reason,
                 attempt=after.attempts, execution_id=execution_id, rev=after.rev, term=after.term,
             )  # fmt: skip
+
+    def warn(self, event: str, job: JobRecord, execution: ExecutionRecord, **more: Any) -> None:
+        """Tell the log of something that went wrong with an execution, whether it is told of moves or not."""
+        self._warn.warning(
+            event, job_id=job.id, execution_id=execution.id, kind=job.terms.kind, attempt=execution.attempt, **more
+        )
 
     def tell_fenced(self, job_id: str, execution_id: str) -> None:
         """Count a report for an execution that is not current, and tell the log."""
@@ -209,11 +217,8 @@ class LiveJobs:
             else:
                 self.counters[job.status] += 1
                 self.meters.of(job.terms.kind).ends[job.status] += 1
-            parent_id = job.particulars.parent_job_id
-            if parent_id is not None and (siblings := self.children.get(parent_id)) is not None:
-                siblings.discard(job.id)
-                if not siblings:
-                    del self.children[parent_id]
+            if job.particulars.parent_job_id is not None:
+                self._leave_parent(job)
             if lingering.waiting and job.id in lingering.waiting:
                 lingering.ended(end_of(job))
             if waiters.is_watched(job.id):
@@ -233,33 +238,63 @@ class LiveJobs:
                 )
 
     def unstored(self, job: JobRecord, size: int, limit: int) -> None:
-        """No document can hold this state: refuse the submit, or fail the job for what it has added since."""
+        """No document can be as large as this state: refuse the submit, or fail the job for what it has added since."""
+        refusal = LimitExceededError("bytes of a job's document", size, limit, "nothing: shorten it")
+        problem = f"its document would have {size:,} bytes; the limit is {limit:,}. Keep large results elsewhere"
+        self._give_up(job, refusal, ErrorInfo("DocumentTooLarge", f"job {job.id}: {problem} and return where."))
+
+    def unwritable(self, job: JobRecord, problem: str) -> None:
+        """No document can hold this state, whatever its size: refuse the submit, or fail the job for what it has added."""
+        refusal = RecordRefusedError({job.id: problem})
+        what = f"job {job.id}: what it has produced cannot be stored: {problem}. Return and report plain values."
+        self._give_up(job, refusal, ErrorInfo("RecordRefusedError", readable(what, MAX_ERROR_MESSAGE)))
+
+    def _give_up(self, job: JobRecord, refusal: KoanRayError, error: ErrorInfo) -> None:
         now_is = self.by_id.get(job.id)
         if job.rev == 1:
-            self.unstorable[job.id] = LimitExceededError("bytes of a job's document", size, limit, "nothing: shorten it")
+            self.unstorable[job.id] = refusal
             if now_is is not None:
-                del self.by_id[job.id]
-                self._kinds.ended(now_is)
+                self._let_go(now_is)
         elif now_is is not None:
             now_is.rev = job.rev - 1  # as it is stored
             if now_is is job:
-                self._fail_unstored(job, f"its document would have {size:,} bytes; the limit is {limit:,}")
+                self._fail_unstored(job, error)
 
-    def _fail_unstored(self, job: JobRecord, problem: str) -> None:
-        """Fail a job that has outgrown its document, without what made it grow: result, progress, or error."""
+    def _fail_unstored(self, job: JobRecord, error: ErrorInfo) -> None:
+        """Fail a job that no document can hold, without what was added to it: result, progress, or error.
+
+        Where that is not enough, without its checkpoint; where nothing is, it ends here, and its document stays as it is.
+        """
         now, execution_id = self._clock.now(), job.execution_id or job.last_execution_id
         if job.execution_id is not None:
             self._dispatcher.forget(job.execution_id)
-        error = ErrorInfo("DocumentTooLarge", f"job {job.id}: {problem}. Keep large results elsewhere and return where.")
+        is_again = job.status is JobStatus.FAILED and job.reason == FailureKind.UNWRITABLE
+        if is_again and job.checkpoint is None:
+            self._warn.error("end_not_stored", job_id=job.id, kind=job.terms.kind, problem=error.message)
+            self.written([job])
+            return
         stored = job.evolve(
             status=JobStatus.RUNNING, result=None, progress=None, error=None, reason=None, completed_at=None, due_at=None,
-            cancel_requested_at=None,
+            cancel_requested_at=None, checkpoint=None if is_again else job.checkpoint,
         )  # fmt: skip
         closed = None
         if execution_id is not None:
             execution = ExecutionRecord(execution_id, job.id, job.attempts, job.started_at or job.created_at)
-            closed = execution.close(status=ExecutionStatus.FAILED, reason=Reason.RESULT_REJECTED, at=now, error=error)
-        self.move(transitions.failed(stored, FailureKind.RESULT_REJECTED, error, at=now), closed)
+            closed = execution.close(status=ExecutionStatus.FAILED, reason=Reason.UNWRITABLE, at=now, error=error)
+        self.move(transitions.failed(stored, FailureKind.UNWRITABLE, error, at=now), closed)
+
+    def _let_go(self, job: JobRecord) -> None:
+        """Forget a job that was never stored."""
+        del self.by_id[job.id]
+        self._kinds.ended(job)
+        self._leave_parent(job)
+
+    def _leave_parent(self, job: JobRecord) -> None:
+        parent_id = job.particulars.parent_job_id
+        if parent_id is not None and (siblings := self.children.get(parent_id)) is not None:
+            siblings.discard(job.id)
+            if not siblings:
+                del self.children[parent_id]
 
     def fenced(self, job: JobRecord) -> None:
         """Another writer has this job now: stop touching it, and let its waiters ask again."""
@@ -274,6 +309,5 @@ class LiveJobs:
     def refused(self, job: JobRecord) -> None:
         """The insert of a job found its id taken: a submit that was made before, or somebody else's job."""
         if self.by_id.get(job.id) is job:
-            del self.by_id[job.id]
-            self._kinds.ended(job)
+            self._let_go(job)
         self.duplicates[job.id] = job

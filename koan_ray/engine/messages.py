@@ -21,6 +21,7 @@ class Row(NamedTuple):
     created_at: float
     delay_s: float = 0.0
     checkpoint: Checkpoint | None = None  # of a retry that goes on where the old job stopped
+    crashes: int = 0  # of a chunk of items: see `koan_ray.domain.items.Chunk.crashes`
 
 
 class Submission(NamedTuple):
@@ -42,6 +43,7 @@ class Accepted(NamedTuple):
     needs: list[str]  # ids of terms; if not empty, nothing was accepted: send again and introduce these
     is_watched: bool = False  # the session will be told of the ends without asking
     ended: tuple[End, ...] = ()  # of a job that has ended already
+    waits: tuple[tuple[str, str], ...] = ()  # ids of terms whose jobs cannot run at present, and why
 
 
 class Ends(NamedTuple):
@@ -50,6 +52,21 @@ class Ends(NamedTuple):
     epoch: str
     ended: list[End]
     unknown: list[str]  # of the ids asked for in this call: no such job here
+
+
+class Details(NamedTuple):
+    """The bookkeeping of one job, in wire form; `koan_ray.JobDetails` presents it."""
+
+    attempts: int
+    crashes: int
+    reason: str | None
+    due_at: float | None
+    retry_of: str | None
+    retried_by: str | None
+    source: str | None
+    partition: str
+    actor: str | None
+    node: str | None
 
 
 class ExecutionView(NamedTuple):

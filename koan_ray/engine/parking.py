@@ -30,10 +30,12 @@ class Caller:
         """Wait until `wake`, or for ``park_s``."""
         self._parked = mine = asyncio.get_running_loop().create_future()
         timer = clock.call_later(park_s, lambda: _settle(mine))
-        await mine
-        timer.cancel()
-        if self._parked is mine:
-            self._parked = None
+        try:
+            await mine
+        finally:  # also of a call that is cancelled: a caller that seems to be parked is never forgotten
+            timer.cancel()
+            if self._parked is mine:
+                self._parked = None
 
     def wake(self) -> None:
         """Answer the call that is parked, if one is."""

@@ -75,8 +75,8 @@ class Actor:
     """One job actor."""
 
     __slots__ = (
-        "batches", "has_suspect", "heard_at", "info", "is_delayed", "is_killed", "jobs_done", "known", "lent", "name",
-        "quiet_since", "recycle", "running", "spec", "started_at", "state", "stored",
+        "batches", "has_suspect", "heard_at", "info", "is_delayed", "is_killed", "is_spared", "is_used", "jobs_done",
+        "known", "lent", "name", "quiet_since", "recycle", "running", "spec", "started_at", "state", "stored",
     )  # fmt: skip
 
     def __init__(self, name: str, spec: ActorSpec, *, at: float, lent: bool) -> None:
@@ -92,7 +92,9 @@ class Actor:
         self.known: set[str] = set()  # ids of terms and classes that it has for sure
         self.jobs_done = 0
         self.recycle: str | None = None
-        self.has_suspect = False  # what leads items and was in a process that vanished is kept from others of its kind
+        self.has_suspect = False  # what is in it was in a process that vanished: nothing joins it until it has ended
+        self.is_spared = False  # takes nothing more until it is empty: what must be alone in a process waits for one
+        self.is_used = False  # something has been sent to it
         self.is_killed = False
         self.is_delayed = False  # it takes so long to start that the cluster has probably no room for it
 
@@ -107,6 +109,11 @@ class Actor:
     def is_idle(self) -> bool:
         """Nothing in it, not even a parked body."""
         return not self.batches and not self.running
+
+    @property
+    def is_closed(self) -> bool:
+        """It takes nothing, whatever room it has, because of what must be alone in its process."""
+        return self.is_spared or (self.has_suspect and not self.is_idle)
 
     @property
     def is_parked_only(self) -> bool:
@@ -127,10 +134,9 @@ class Actor:
         """How many more bodies it can begin; more than the concurrency only counts for a batch of short jobs."""
         if self.state is not ActorState.READY or self.n_active >= self.spec.concurrency:
             return 0
-        if self.has_suspect:
-            if not self.is_idle:
-                return 0
-            self.has_suspect = False
+        if self.is_closed:
+            return 0
+        self.has_suspect = False
         if self.batches and not (len(self.batches) < MAX_IN_FLIGHT and all(b.is_short for b in self.batches.values())):
             return 0
         return self.spec.concurrency - self.n_active
@@ -140,6 +146,7 @@ class Actor:
         return (
             self.state is ActorState.READY
             and not (self.batches or self.has_parked or self.has_next or self.spec.lead or self.spec.dedicated)
+            and not self.is_closed
             and self.n_active == self.spec.concurrency
         )
 
@@ -182,11 +189,13 @@ class Pool:
         """Actors that count against ``max_actors`` when one of ``spec`` is wanted.
 
         An actor that can take nothing of this spec and in which every body waits for other jobs does not count: its CPU is
-        lent to the new one, so that a parent can wait for a child with other needs however small the pool is. Nor does one
-        that waits for the cluster: it holds nothing, and might wait for ever. Those that lead jobs over items never do.
+        lent to the new one, so that a parent can wait for a child with other needs, or for one that must be alone in its
+        process, however small the pool is. Nor does one that waits for the cluster: it holds nothing, and might wait for
+        ever. Those that lead jobs over items never do.
         """
         return sum(
-            (actor.spec == spec and actor.state is not ActorState.RETIRING) or not (actor.is_parked_only or actor.is_delayed)
+            (actor.spec == spec and not (actor.state is ActorState.RETIRING or actor.is_closed))
+            or not (actor.is_parked_only or actor.is_delayed)
             for actor in self._actors.values()
             if not actor.spec.lead
         )

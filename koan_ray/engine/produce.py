@@ -87,12 +87,16 @@ class Spool:
     def __len__(self) -> int:
         return len(self._places)
 
-    def read(self, place: int) -> list[Any]:
-        """Return an array as values."""
+    def body(self, place: int) -> bytes:
+        """Return an array as it came."""
         assert self._file is not None  # noqa: S101 - there is a place only when something was added
         start, size = self._places[place]
         self._file.seek(start)
-        values: list[Any] = from_json(self._file.read(size))
+        return self._file.read(size)
+
+    def read(self, place: int) -> list[Any]:
+        """Return an array as JSON values."""
+        values: list[Any] = from_json(self.body(place))
         return values
 
     def close(self) -> None:

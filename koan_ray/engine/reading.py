@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from koan_ray.domain.query import parse_query
+from koan_ray.domain.query import ALL_PARTITIONS, Query, parse_query
 from koan_ray.domain.records import told, view
 from koan_ray.engine.catalog import Catalog
-from koan_ray.engine.messages import execution_view
-from koan_ray.errors import JobNotFoundError, RuntimeUnavailableError
+from koan_ray.engine.messages import Details, execution_view
+from koan_ray.errors import RuntimeUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from koan_ray.domain.records import JobView
+    from koan_ray.domain.records import JobRecord, JobView
     from koan_ray.engine.messages import ExecutionView
-    from koan_ray.ports import DocumentStore, JobStore
+    from koan_ray.ports import ActorInfo, DocumentStore, JobStore
 
 
 class Shelf(NamedTuple):
@@ -54,8 +54,19 @@ class Reader:
         """
         job = await self._catalog.get(job_id)
         if job is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         return view(job)
+
+    async def details(self, job_id: str) -> Details:
+        """Return the bookkeeping of a job, as stored.
+
+        Raises:
+            JobNotFoundError: There is no such job.
+        """
+        job = await self._catalog.get(job_id)
+        if job is None:
+            raise self._catalog.missing(job_id)
+        return await details_of(job, self._catalog)
 
     async def query(self, filters: Mapping[str, Any]) -> tuple[list[JobView], str | None]:
         """Return one page of jobs and the cursor of the next."""
@@ -74,7 +85,7 @@ class Reader:
         """
         job = await self._catalog.get(job_id)
         if job is None:
-            raise JobNotFoundError(job_id)
+            raise self._catalog.missing(job_id)
         records = await self._catalog.executions(job)
         return [execution_view(record) for record in told(records)]
 
@@ -93,3 +104,25 @@ class Reader:
             f"`koan-ray dev`, or give the address of its cluster with --address."
         )
         raise RuntimeUnavailableError(msg)
+
+
+async def details_of(job: JobRecord, catalog: Catalog, actor: str | None = None, where: ActorInfo | None = None) -> Details:
+    """Return the bookkeeping of a job.
+
+    Args:
+        job: It.
+        catalog: Where it is kept, and those that may run it again.
+        actor: The actor that it runs in now; without one, that of its last execution, as far as that is kept.
+        where: Where this is.
+    """
+    if actor is None:
+        executions = told(await catalog.executions(job))
+        metrics = dict(executions[-1].metrics) if executions else {}
+        actor, where = metrics.get("actor"), metrics.get("where")
+    again = Query(retry_of=job.id, partition=ALL_PARTITIONS, limit=1)
+    retries = (await catalog.query(again)).jobs if job.status.is_final else []
+    residence = job.particulars.residence
+    return Details(
+        job.attempts, job.crashes, job.reason, job.due_at, job.particulars.retry_of, retries[0].id if retries else None,
+        residence.source, residence.partition, actor, where.node_id if where is not None else None,
+    )  # fmt: skip

@@ -109,7 +109,8 @@ class Recovery:
         for report in found.held:
             job = self._jobs.current(report.job_id, report.execution_id)
             if job is not None:
-                execution = executions.get(report.execution_id) or self._rebuilt(job, age_s=report.duration_s)
+                rebuilt = ExecutionRecord(report.execution_id, job.id, job.attempts, report.began_at)
+                execution = executions.get(report.execution_id) or rebuilt
                 held.append((report, execution, job))
         self._log.info("actor_adopted", actor=found.name, n_running=len(known), n_held=len(held), n_refused=len(strangers))
         self._dispatcher.adopt(found, known, held)

@@ -10,18 +10,22 @@ a time (`timeouts`), and following progress (`watching`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import to_json
 
 from koan_ray.domain.durations import instant
-from koan_ray.domain.ids import child_id, is_id, new_id
+from koan_ray.domain.ids import checked_id, child_id, new_id
+from koan_ray.domain.query import parse_query, plain_filters
 from koan_ray.domain.records import FAILED, JobView, Particulars, Residence, Terms
 from koan_ray.domain.status import ExecutionStatus, JobStatus
+from koan_ray.domain.words import cancel_reason
 from koan_ray.engine.messages import Submission
 from koan_ray.engine.startmany import ROWS, ManyFeed
 from koan_ray.engine.timeouts import Timeouts
@@ -31,12 +35,13 @@ from koan_ray.errors import (
     ConfigurationError,
     JobLostError,
     JobNotFoundError,
+    JobWaitsWarning,
     PayloadTooLargeError,
     RuntimeUnavailableError,
     StoreUnavailableError,
 )
 from koan_ray.finite import DeadItem
-from koan_ray.jobs import Job, JobExecution
+from koan_ray.jobs import Job, JobDetails, JobExecution
 from koan_ray.listing import JobPage
 from koan_ray.pending import Pending
 from koan_ray.registry import everything, find, on_register
@@ -47,7 +52,7 @@ if TYPE_CHECKING:
 
     from koan_ray.definition import Definition
     from koan_ray.domain.records import Checkpoint, DocumentPage, End, Part, Progress
-    from koan_ray.engine.messages import Accepted, Ends, ExecutionView
+    from koan_ray.engine.messages import Accepted, Details, Ends, ExecutionView
     from koan_ray.engine.waits import Chunk
     from koan_ray.ports import Transport
     from koan_ray.progress import JobProgressUpdate
@@ -105,7 +110,9 @@ class Session:
         self._terms: dict[tuple[Any, ...], Terms] = {}
         self._code: dict[str, bytes] = {}
         self._by_id: dict[str, Terms] = {}
+        self._parts_of: dict[str, Terms] = {}  # of jobs over items, by id of their terms
         self._sent: set[str] = set()  # ids of terms that the coordinator has
+        self._warned: set[tuple[str, str]] = set()  # ids of terms, and what they cannot run for
         self._waits: dict[str, list[Wait]] = {}
         self._to_watch: list[str] = []
         self._n_waits = 0
@@ -146,6 +153,17 @@ class Session:
         self._watching.close()
         self._timeouts.close()
 
+    def disown(self, error: BaseException) -> None:
+        """In a forked copy of the process that has this session: refuse all that comes, with ``error``.
+
+        Takes no lock, which a thread that is not here may hold, and answers nobody: those who wait are there.
+        """
+        self._closed = error
+        on_register(None)
+        self._lock = threading.Lock()
+        self._timeouts = Timeouts()
+        self._watching = Watching(self)
+
     # --- submit ----------------------------------------------------------------------------------------------------
 
     def submit(self, job_type: type[Job[Any, Any]], context: Any, settings: RunSettings) -> Pending[Any]:
@@ -171,9 +189,12 @@ class Session:
 
     def start_part(
         self, lead: Terms, job_type: type[Job[Any, Any]], about: Particulars, payload: bytes,
-        told: Callable[[End | BaseException], None],
+        told: Callable[[End | BaseException], None], crashes: int = 0,
     ) -> str:  # fmt: skip
-        """Have a chunk of a job's items done by another actor, and ``told`` called once with its end; returns its id."""
+        """Have a chunk of a job's items done by another actor, and ``told`` called once with its end; returns its id.
+
+        With ``crashes``, it is alone in its process, from 2 on in one in which nothing has run before.
+        """
         terms = self._part_terms(lead, job_type)
         job_id = new_id()
         with self._lock:
@@ -192,7 +213,7 @@ class Session:
             if call is not None:
                 self._send_wait(call)
 
-        row = (job_id, 0, 0, payload, time.time(), 0.0)
+        row = (job_id, 0, 0, payload, time.time(), 0.0, None, crashes)
         self._send(Submission([terms.id], [about], [row], [], {}), accepted, self.id)
         return job_id
 
@@ -235,7 +256,8 @@ class Session:
             found.extend(DeadItem(**row) for part in page for row in json.loads(part.body))
             self._call(pending, "parts", (job_id, FAILED, page[-1].seq, _PAGE), got)
 
-        self._call(pending, "parts", (_checked(job_id), FAILED, -1, _PAGE), got)
+        if (known := _checked(job_id, pending)) is not None:
+            self._call(pending, "parts", (known, FAILED, -1, _PAGE), got)
         return pending
 
     def export_failed_items(self, job_id: str, path: Any) -> Pending[int]:
@@ -261,7 +283,7 @@ class Session:
 
     def retry_failed_items(self, job_id: str) -> Pending[Any]:
         """Run the dead items of a job over items as a new job."""
-        return self._ask("retry_failed_items", (_checked(job_id), new_id()), lambda view: self._present(view, None))
+        return self._ask_of(job_id, "retry_failed_items", (new_id(),), lambda view: self._present(view, None))
 
     def _next_submits(self) -> list[_Submit]:
         if not self._submits or self._n_submits >= _MAX_SUBMITS:
@@ -324,12 +346,26 @@ class Session:
             if answer is not None:
                 self._sent.update(new)
                 self.epoch = answer.epoch
+                if answer.waits:
+                    self._warn(answer.waits)
             done(answer, error)
 
         self._transport.coordinator("submit", (submission, watcher), answered)
 
+    def _warn(self, waits: Iterable[tuple[str, str]]) -> None:
+        """Warn of jobs that cannot run at present, once for each kind and reason."""
+        for terms_id, why in waits:
+            terms = self._by_id.get(terms_id)
+            if terms is None or terms.part or (terms_id, why) in self._warned:
+                continue
+            self._warned.add((terms_id, why))
+            with contextlib.suppress(Exception):  # a filter may make errors of warnings, and this is no place for one
+                warnings.warn(f"job {terms.kind!r}: {why}", JobWaitsWarning, stacklevel=2)
+
     def _with_terms(self, submission: Submission, terms_ids: list[str]) -> Submission:
-        introduced = [self._by_id[terms_id] for terms_id in terms_ids]
+        # Of a job over items, also what its chunks need: it is known at once then whether they can run.
+        parts = [self._parts_of[terms_id] for terms_id in terms_ids if terms_id in self._parts_of]
+        introduced = [*parts, *(self._by_id[terms_id] for terms_id in terms_ids)]
         return submission._replace(
             introduced=introduced, code={terms.code_id: self._code[terms.code_id] for terms in introduced}
         )
@@ -409,6 +445,8 @@ class Session:
             self._code[code_id] = blob
             known = self._terms[key] = definition.terms(code_id, retry=settings.retry, timeout_s=settings.timeout_s)
             self._by_id[known.id] = known
+            if known.spec.lead:
+                self._parts_of[known.id] = definition.part_terms(known)
         return known
 
     def _about(self, job_type: type[Job[Any, Any]], settings: RunSettings) -> Particulars:
@@ -442,8 +480,9 @@ class Session:
             raise PayloadTooLargeError(job_type.kind, "context", len(context), self._inline_limit)
 
     def _view(self, terms: Terms, about: Particulars, row: tuple[Any, ...], accepted: Accepted) -> JobView:
+        created_at = min(row[4], accepted.queued_at)  # as the coordinator does, whose clock it is that counts
         return JobView(
-            row[0], terms.kind, "queued", row[3], row[4], about.name, about.description, about.metadata,
+            row[0], terms.kind, "queued", row[3], created_at, about.name, about.description, about.metadata,
             about.correlation_id, about.parent_job_id, about.depth, accepted.queued_at, None, None, accepted.queued_at,
             epoch=accepted.epoch,
         )  # fmt: skip
@@ -608,15 +647,23 @@ class Session:
 
     def cancel(self, job_id: str, reason: str | None) -> Pending[Any]:
         """Cancel a job; resolves to its status now."""
-        return self._ask("cancel", (_checked(job_id), reason), JobStatus)
+        return self._ask_of(job_id, "cancel", (cancel_reason(reason),), JobStatus)
 
     def remove(self, job_id: str) -> Pending[None]:
         """Delete a job that has ended."""
-        return self._ask("remove", (_checked(job_id),), lambda nothing: nothing)
+        return self._ask_of(job_id, "remove", (), lambda nothing: nothing)
 
     def executions(self, job_id: str) -> Pending[list[JobExecution]]:
         """Return a job's executions, oldest first."""
-        return self._ask("executions", (_checked(job_id),), lambda found: [_present(one) for one in found])
+        return self._ask_of(job_id, "executions", (), lambda found: [_present(one) for one in found])
+
+    def details(self, job_id: str) -> Pending[JobDetails]:
+        """Return what the engine keeps of a job besides what its users see."""
+
+        def present(found: Details) -> JobDetails:
+            return JobDetails(**{**found._asdict(), "due_at": instant(found.due_at)})
+
+        return self._ask_of(job_id, "details", (), present)
 
     def get(self, job_id: str, job_type: type[Job[Any, Any]] | None = None) -> Pending[Any]:
         """Return a job; of ``job_type`` if given."""
@@ -626,7 +673,7 @@ class Session:
                 raise JobNotFoundError(job_id, job_type.kind, view.kind)
             return self._present(view, job_type)
 
-        return self._ask("get", (_checked(job_id),), present)
+        return self._ask_of(job_id, "get", (), present)
 
     def query(self, filters: Mapping[str, Any], job_type: type[Job[Any, Any]] | None = None) -> Pending[Any]:
         """Return a page of jobs."""
@@ -634,7 +681,7 @@ class Session:
         def present(page: tuple[list[JobView], str | None]) -> JobPage[Any]:
             return JobPage([self._present(view, job_type) for view in page[0]], page[1])
 
-        return self._ask("query", (_limited_to(job_type, filters),), present)
+        return self._ask_for("query", _limited_to(job_type, filters), present)
 
     def children(self, job_id: str, job_type: type[Job[Any, Any]] | None) -> Pending[Any]:
         """Return all children of a job, oldest first."""
@@ -665,11 +712,22 @@ class Session:
 
     def count(self, filters: Mapping[str, Any]) -> Pending[int]:
         """Return how many jobs match."""
-        return self._ask("count", (dict(filters),), int)
+        return self._ask_for("count", filters, int)
+
+    def _ask_for(self, method: str, filters: Mapping[str, Any], present: Callable[[Any], Any]) -> Pending[Any]:
+        """Ask for jobs by filters, which are checked and made plain here: their values may be of classes of the user's."""
+        try:
+            plain = plain_filters(filters)
+            parse_query(plain)
+        except ConfigurationError as error:
+            refused: Pending[Any] = Pending()
+            refused.fail(error)
+            return refused
+        return self._ask(method, (plain,), present)
 
     def retry(self, job_id: str, *, resume: bool = False) -> Pending[Any]:
         """Run a failed or cancelled job anew; with ``resume`` from a copy of its checkpoint."""
-        return self._ask("retry", (_checked(job_id), new_id(), resume), lambda view: self._present(view, None))
+        return self._ask_of(job_id, "retry", (new_id(), resume), lambda view: self._present(view, None))
 
     # --- checkpoints of jobs over items ------------------------------------------------------------------------------
 
@@ -710,7 +768,7 @@ class Session:
 
     def parts(self, job_id: str, stream: str, after: int = -1, limit: int = 50) -> Pending[list[Part]]:
         """Return the parts of a job's stream that follow number ``after``, in order; empty only at the end."""
-        return self._ask("parts", (_checked(job_id), stream, after, limit), lambda found: found)
+        return self._ask_of(job_id, "parts", (stream, after, limit), lambda found: found)
 
     def archive(self, *, dry_run: bool) -> Pending[dict[str, dict[str, int]]]:
         """Apply the archival policies now."""
@@ -718,7 +776,7 @@ class Session:
 
     def restore(self, job_id: str) -> Pending[Any]:
         """Bring a job back from an archive."""
-        return self._ask("restore", (_checked(job_id),), lambda view: self._present(view, None))
+        return self._ask_of(job_id, "restore", (), lambda view: self._present(view, None))
 
     def status(self) -> Pending[dict[str, Any]]:
         """Return what the coordinator says of itself."""
@@ -736,6 +794,16 @@ class Session:
     def _present(self, view: JobView, job_type: type[Job[Any, Any]] | None) -> Job[Any, Any]:
         known: type[Job[Any, Any]] = job_type or find(view.kind) or Job
         return known._in_hand(view._replace(epoch=self.epoch or ""))  # noqa: SLF001 - one package
+
+    def _ask_of(self, job_id: str, method: str, more: tuple[Any, ...], present: Callable[[Any], Any]) -> Pending[Any]:
+        """Ask something of one job; what is no id belongs to none, as the outcome says.
+
+        Raises:
+            ConfigurationError: It is not even text.
+        """
+        pending: Pending[Any] = Pending()
+        known = _checked(job_id, pending)
+        return pending if known is None else self._ask(method, (known, *more), present)
 
     def _ask(self, method: str, args: tuple[Any, ...], present: Callable[[Any], Any]) -> Pending[Any]:
         pending: Pending[Any] = Pending()
@@ -769,11 +837,13 @@ def _limited_to(job_type: type[Job[Any, Any]] | None, filters: Mapping[str, Any]
     return dict(filters) if job_type is None else {**filters, "kind": job_type.kind}
 
 
-def _checked(job_id: object) -> str:
-    if not is_id(job_id):
-        msg = f"job id: expected the id of a job (a UUID as text), got {job_id!r:.100}"
-        raise ConfigurationError(msg)
-    return str(job_id)
+def _checked(job_id: object, pending: Pending[Any]) -> str | None:
+    """Return an id; None where it is none, which ``pending`` has as its outcome then."""
+    try:
+        return checked_id(job_id)
+    except JobNotFoundError as error:
+        pending.fail(error)
+        return None
 
 
 def _present(found: ExecutionView) -> JobExecution:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from koan_ray.domain.archival import ArchivalPolicy
 
@@ -44,6 +44,9 @@ class EngineSettings:
     max_part_bytes: int = 256 * 1024 * 1024  # what items of jobs in memory have produced, of all jobs together
     max_watchers: int = 10_000  # sessions that watch progress
     max_tracked: int = 100_000  # jobs whose latest progress the broker keeps
+    # How the engine's processes log; whoever starts it decides, and who joins it with other wishes is not refused.
+    log_level: str = field(default="warning", compare=False)
+    log_format: str = field(default="text", compare=False)
 
     @property
     def keeps_documents(self) -> bool:
@@ -54,6 +57,11 @@ class EngineSettings:
     def in_memory(self) -> tuple[str, ...]:
         """The names of the sources that are the coordinator's memory."""
         return tuple(name for name, url in self.sources if url.startswith("memory://"))
+
+    def differences(self, other: EngineSettings) -> list[str]:
+        """Return the names of what is not the same in both."""
+        compared = (each.name for each in fields(self) if each.compare)
+        return [name for name in compared if getattr(self, name) != getattr(other, name)]
 
     def shown(self, name: str) -> str:
         """Return a value for people: of the sources only the names, because URLs hold passwords."""

@@ -2,6 +2,10 @@
 
 What happens to a job is decided by the pure functions of `koan_ray.domain`; this applies them. Reports for an execution
 that is not its job's current one are counted and dropped.
+
+An execution has taken as long as the monotonic clock says, whatever became of the wall clock meanwhile: it ends at its begin
+plus that. Its begin lies between its order and now, also where the clock of the actor's node is another. A job ends now,
+and never before its execution has.
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from koan_ray.domain import transitions
-from koan_ray.domain.records import ErrorInfo, ExecutionRecord, JobRecord, Progress, Terms
+from koan_ray.domain.records import MAX_ERROR_MESSAGE, ErrorInfo, ExecutionRecord, JobRecord, Progress, Terms
 from koan_ray.domain.retry import Advice, decide
 from koan_ray.domain.status import ExecutionStatus, FailureKind, JobStatus, Reason
+from koan_ray.domain.texts import readable
 from koan_ray.engine.catalog import written
 from koan_ray.errors import KoanRayError
 from koan_ray.killpoints import killpoint
@@ -94,30 +99,31 @@ class Settling:
         if report.progress is not None and report.outcome != "succeeded":
             job = job.evolve(progress=report.progress)
         now = self._clock.now()
+        ended_at = max(now, active.execution.started_at + report.duration_s)  # the same, unless the clock was set back
         if report.outcome == "succeeded":
-            after = transitions.completed(job, report.result or b"null", at=now, progress=report.progress)
+            after = transitions.completed(job, report.result or b"null", at=ended_at, progress=report.progress)
             status, reason = ExecutionStatus.SUCCEEDED, Reason.SUCCEEDED
         elif report.outcome == "cancelled":
             if job.cancel_requested_at is None:  # the body cancelled itself
                 job = job.evolve(cancel_requested_at=now, reason="the job raised CancelledError by itself")
-            after = transitions.cancelled(job, at=now)
+            after = transitions.cancelled(job, at=ended_at)
             status, reason = ExecutionStatus.CANCELLED, Reason.CANCELLED
         elif report.outcome == "rescheduled":
             after = transitions.rescheduled(job, at=now, due_at=now + report.delay_s)
             status, reason = ExecutionStatus.CANCELLED, Reason.RESCHEDULED
         else:
-            after, reason = self._after_failure(job, report, now)
+            after, reason = self._after_failure(job, report, now, ended_at)
             status = ExecutionStatus.FAILED
         self._settle(active.execution, active.actor, after, status, reason, report=report)
 
-    def _after_failure(self, job: JobRecord, report: Report, now: float) -> tuple[JobRecord, Reason]:
+    def _after_failure(self, job: JobRecord, report: Report, now: float, ended_at: float) -> tuple[JobRecord, Reason]:
         error = report.error or ErrorInfo("UnknownError", "")
         reason = Reason.FAILED if report.outcome == "failed" else Reason(report.outcome)
         verdict = decide(job.terms.retry, reason, job.attempts - job.crashes, self._random.random, report.advice or Advice())
         if verdict.retry:
             after = transitions.retry_later(job, error, at=now, due_at=now + verdict.delay_s)
             return after, Reason.RETRY if reason is Reason.FAILED else reason
-        return transitions.failed(job, verdict.failure or FailureKind.EXHAUSTED, error, at=now), reason
+        return transitions.failed(job, verdict.failure or FailureKind.EXHAUSTED, error, at=ended_at), reason
 
     def unbegun(self, active: Active) -> None:
         """Put a job back whose order was returned."""
@@ -134,30 +140,48 @@ class Settling:
         job = self._current(active)
         if job is not None:
             after = transitions.interrupted(job, at=self._clock.now())
-            self._settle(active.execution, active.actor, after, ExecutionStatus.CANCELLED, Reason.INTERRUPTED, first=True)
+            ended_at = self._stopped_at(active)
+            self._settle(
+                active.execution, active.actor, after, ExecutionStatus.CANCELLED, Reason.INTERRUPTED, first=True,
+                ended_at=ended_at,
+            )  # fmt: skip
 
     def vanished(self, active: Active, cause: str) -> None:
         """Count a crash, and run the job again or give it up as poison."""
         job = self._current(active)
         if job is not None:
-            self._lose(job, active.execution, active.actor, ErrorInfo("ProcessLost", cause), None)
+            lost = ErrorInfo("ProcessLost", readable(cause, MAX_ERROR_MESSAGE))
+            self._lose(job, active.execution, active.actor, lost, None, ended_at=self._stopped_at(active))
 
     def killed(self, active: Active, cause: str) -> None:
         """Settle an execution that did not stop and was killed."""
         job = self._current(active)
         if job is None:
             return
-        now = self._clock.now()
+        self._jobs.warn("execution_killed", job, active.execution, actor=active.actor.name, cause=cause)
+        now, stopped_at = self._clock.now(), self._stopped_at(active)
+        ended_at = max(now, stopped_at)
         metrics = (("stopped_by", "kill"),)
         if cause == "cancelled":
-            after = transitions.cancelled(job, at=now)
-            self._settle(active.execution, active.actor, after, ExecutionStatus.CANCELLED, Reason.CANCELLED, metrics=metrics)
+            after = transitions.cancelled(job, at=ended_at)
+            self._settle(
+                active.execution, active.actor, after, ExecutionStatus.CANCELLED, Reason.CANCELLED, metrics=metrics,
+                ended_at=stopped_at,
+            )  # fmt: skip
             return
         took = f"the attempt took longer than {job.terms.timeout_s:g}s and did not stop; its process was killed"
         error = ErrorInfo("TimeoutError", took)
         report = Report(active.execution.id, active.job_id, "timeout", active.execution.started_at, 0.0, error=error)
-        after, reason = self._after_failure(job, report, now)
-        self._settle(active.execution, active.actor, after, ExecutionStatus.FAILED, reason, error=error, metrics=metrics)
+        after, reason = self._after_failure(job, report, now, ended_at)
+        self._settle(
+            active.execution, active.actor, after, ExecutionStatus.FAILED, reason, error=error, metrics=metrics,
+            ended_at=stopped_at,
+        )  # fmt: skip
+
+    def _stopped_at(self, active: Active) -> float:
+        """Return when an execution was stopped that has not reported its end: its begin, and as long as it has run since."""
+        since = active.began_at if active.began_at is not None else active.sent_at
+        return active.execution.started_at + max(0.0, self._clock.monotonic() - since)
 
     def progressed(self, active: Active, progress: Progress) -> None:
         """Remember how far a running job is."""
@@ -177,7 +201,7 @@ class Settling:
                 await written(writers)
                 then()
 
-        self._tasks.spawn(follow())
+        self._tasks.spawn(follow(), "when stored")
 
     def when_claimed(self, jobs: Sequence[JobRecord], then: Callable[[], None]) -> None:
         """Call ``then`` when it is stored, by us, that these jobs run."""
@@ -190,7 +214,7 @@ class Settling:
                 return  # they are another coordinator's now
             then()
 
-        self._tasks.spawn(follow())
+        self._tasks.spawn(follow(), "when claimed")
 
     def may_begin(self, job_id: str, execution_id: str) -> JobRecord | None:
         """Return the job if this body may begin now; `Dispatcher.resume` is called when it may after all."""
@@ -225,7 +249,8 @@ class Settling:
     def refuse_all(self, spec: ActorSpec, cause: str) -> None:
         """Fail the queued jobs of a spec for which no actor can be started."""
         now = self._clock.now()
-        error = ErrorInfo("ActorStartError", f"no job actor with {spec.label} could be started: {cause}"[:2000])
+        problem = f"no job actor with {spec.label} could be started: {cause}"
+        error = ErrorInfo("ActorStartError", readable(problem, MAX_ERROR_MESSAGE))
         for job in list(self._live.values()):
             if job.terms.spec == spec and job.status is JobStatus.QUEUED:
                 self._jobs.move(transitions.failed(job, FailureKind.EXHAUSTED, error, at=now))
@@ -257,10 +282,13 @@ class Settling:
         return job
 
     def _lose(
-        self, job: JobRecord, execution: ExecutionRecord, actor: Actor | None, error: ErrorInfo, report: Report | None
-    ) -> None:
-        now = self._clock.now()
+        self, job: JobRecord, execution: ExecutionRecord, actor: Actor | None, error: ErrorInfo, report: Report | None, *,
+        ended_at: float | None = None,
+    ) -> None:  # fmt: skip
+        now = max(self._clock.now(), ended_at or 0.0)
         self._jobs.counters["crashes"] += 1
+        name = actor.name if actor is not None else None
+        self._jobs.warn("execution_lost", job, execution, crashes=job.crashes + 1, actor=name, problem=error.message)
         if job.terms.part:  # whether and how its items are tried again is for the job to say that they belong to
             after = transitions.failed(job, FailureKind.POISON, ErrorInfo("ProcessLost", error.message), at=now)
         elif job.crashes + 1 >= self._max_crashes and job.cancel_requested_at is None:
@@ -272,7 +300,10 @@ class Settling:
         else:
             self._jobs.meters.lost(job.terms.kind, error, is_poison=False)
             after = transitions.lost(job, error, at=now)
-        self._settle(execution, actor, after, ExecutionStatus.FAILED, Reason.LOST, report=report, error=error, first=True)
+        self._settle(
+            execution, actor, after, ExecutionStatus.FAILED, Reason.LOST, report=report, error=error, first=True,
+            ended_at=ended_at,
+        )  # fmt: skip
 
     def _settle(
         self,
@@ -286,18 +317,28 @@ class Settling:
         error: ErrorInfo | None = None,
         metrics: tuple[tuple[str, Any], ...] = (),
         first: bool = False,
+        ended_at: float | None = None,
     ) -> None:
-        """Write how an execution ended together with what that makes of its job."""
-        now = self._clock.now()
+        """Write how an execution ended together with what that makes of its job.
+
+        ``ended_at``: when it did, where no report says so; now, unless given.
+        """
         if report is not None:
-            execution.started_at = report.began_at
-            now, error, metrics = report.began_at + report.duration_s, error or report.error, report.metrics
-            began_at, queued_at = report.began_at, after.queued_at
-            waited_s = began_at - queued_at if execution.attempt == 1 and queued_at is not None else None
+            # A report says it by the clock of its node; the order and its answer, by ours.
+            began_at, sent_at = report.began_at, execution.started_at
+            if began_at > (latest := self._clock.now() - report.duration_s):
+                began_at = latest
+            began_at = max(began_at, sent_at)
+            execution.started_at = began_at
+            now, error, metrics = began_at + report.duration_s, error or report.error, report.metrics
+            queued_at = after.queued_at
+            waited_s = max(0.0, began_at - queued_at) if execution.attempt == 1 and queued_at is not None else None
             if not after.terms.part:
                 self._jobs.meters.settled(after.terms.kind, reason, report.duration_s, waited_s)
-        elif reason is not Reason.RETURNED and not after.terms.part:
-            self._jobs.meters.of(after.terms.kind).reasons[reason] += 1
+        else:
+            now = ended_at if ended_at is not None else self._clock.now()
+            if reason is not Reason.RETURNED and not after.terms.part:
+                self._jobs.meters.of(after.terms.kind).reasons[reason] += 1
         if actor is not None and actor.info is not None:
             metrics = (*metrics, ("actor", actor.name), ("where", actor.info))
         closed = execution.close(status=status, reason=reason, at=now, error=error, metrics=metrics)

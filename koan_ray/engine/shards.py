@@ -17,6 +17,7 @@ from koan_ray.errors import KoanRayError, StoreError
 
 if TYPE_CHECKING:
     from koan_ray.engine.meters import Meters
+    from koan_ray.engine.tasks import Failures
     from koan_ray.engine.tenure import Host, Source
     from koan_ray.ports import Clock, Log
 
@@ -35,11 +36,12 @@ class Shards:
         host: The coordinator.
         log: Where changes of state are told.
         meters: Where takeovers and flushes are counted.
+        failures: Where what nobody expected is noted.
     """
 
     def __init__(
         self, source: Source, *, n_shards: int, holder: str, ttl_s: float, clock: Clock, host: Host, log: Log,
-        meters: Meters | None = None,
+        meters: Meters | None = None, failures: Failures | None = None,
     ) -> None:  # fmt: skip
         self.source, self.store = source.name, source.store
         self.audit = source.audit or source.store
@@ -50,7 +52,7 @@ class Shards:
             tenure = Tenure(
                 source, shard=shard_name(number), slots=slots_of(number, n_shards), holder=holder, ttl_s=ttl_s,
                 clock=clock, host=host, log=log, lead=self.tenures[0] if number else None,
-                meters=meters,
+                meters=meters, failures=failures,
             )  # fmt: skip
             self.tenures.append(tenure)
 

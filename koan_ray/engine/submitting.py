@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from koan_ray.engine.dispatcher import Dispatcher
     from koan_ray.engine.kinds import Kinds
     from koan_ray.engine.live import LiveJobs
+    from koan_ray.engine.reasons import Reasons
     from koan_ray.engine.settings import EngineSettings
     from koan_ray.engine.waiters import Waiters
     from koan_ray.engine.writer import Writer
@@ -52,13 +53,15 @@ class Submitting:
         catalog: Where jobs are kept.
         waiters: Who waits for ends.
         dispatcher: Who runs jobs.
+        reasons: Why jobs cannot run.
         clock: Time.
     """
 
     def __init__(
         self, epoch: str, settings: EngineSettings, live: LiveJobs, kinds: Kinds, catalog: Catalog, waiters: Waiters,
-        dispatcher: Dispatcher, clock: Clock,
+        dispatcher: Dispatcher, reasons: Reasons, clock: Clock,
     ) -> None:  # fmt: skip
+        self._reasons = reasons
         self._epoch, self._settings, self._clock = epoch, settings, clock
         self._archived_after_s = min((policy.older_than_s for policy in settings.archival_policies), default=math.inf)
         self._jobs, self._live = live, live.by_id
@@ -115,7 +118,7 @@ class Submitting:
             self._answer_unstorable(rows, refused)
         if self._jobs.duplicates:
             await self._answer_duplicates(rows, refused)
-        return Accepted(self._epoch, now, refused, [], is_watched)
+        return Accepted(self._epoch, now, refused, [], is_watched, waits=self._reasons.of_terms(terms))
 
     async def _placed(self, about: Particulars) -> Particulars:
         """Fill in where jobs are kept: as asked, or with their parent."""
@@ -194,8 +197,12 @@ class Submitting:
         return True
 
     def _accept(self, row: Row, terms: Terms, about: Particulars, now: float) -> Writer:
-        job = JobRecord(row.job_id, terms, about, row.context, row.created_at, checkpoint=row.checkpoint)
+        # By our own clock: a process that submits, and whose clock is ahead, does not make a job of the future.
+        created_at = min(row.created_at, now)
+        job = JobRecord(row.job_id, terms, about, row.context, created_at, checkpoint=row.checkpoint)
         job.status, job.queued_at, job.last_modified = JobStatus.QUEUED, now, now  # T1, as `transitions.queued`
+        if row.crashes:
+            job.attempts = job.crashes = row.crashes  # each has used one
         self._jobs.put(job)
         if row.delay_s > 0:
             job.due_at, job.reason = now + row.delay_s, Reason.DELAY
@@ -228,6 +235,8 @@ class Submitting:
 
     def learn(self, terms: Sequence[Terms], code: Mapping[str, bytes]) -> None:
         """Take in job classes; jobs that have waited for one of their kinds can run from now on."""
+        if terms:
+            self._dispatcher.look_for_obstacles(item.spec for item in terms)
         for job_id in self._kinds.learn(terms, code):
             job = self._live.get(job_id)
             if job is not None and job.status is JobStatus.QUEUED:

@@ -59,11 +59,15 @@ class Takeover:
         if self._waiters.is_watched(job.id):  # by the submit that was repeated; it may have ended by now
             self._elsewhere.watch(job.id)
         if (tenure := self._catalog.tenure_of(job)) is not None:
-            self._tasks.spawn(self._take_back(tenure, job.id))
+            self._tasks.spawn(self._take_back(tenure, job.id), "take back")
 
     def unstorable(self, job: JobRecord, size: int, limit: int) -> None:
         """The store cannot keep a record of this size."""
         self._jobs.unstored(job, size, limit)
+
+    def unwritable(self, job: JobRecord, problem: str) -> None:
+        """No document can hold this state of a job."""
+        self._jobs.unwritable(job, problem)
 
     async def _take_back(self, tenure: Tenure, job_id: str) -> None:
         """Take in a stored job that was passed over because a repeated submit stood in its place when it was read."""

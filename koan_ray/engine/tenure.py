@@ -14,6 +14,9 @@
   Without an acknowledged beat for 0.8 ttl nothing is started or acknowledged any more, because by 1.5 ttl somebody else may
   write.
 
+What fails as nobody expected is noted and survived: a beat, a sweep or a batch of the queue that raises is made again, and
+where serving itself raises, the tenure stands down and obtains the lease anew.
+
 A store that does not answer changes no holder: a failed read starts the observation afresh, and a holder whose beats fail
 waits, with everything it knows, until the store is back or the lease is seen to be replaced.
 
@@ -36,15 +39,22 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from koan_ray.domain.lease import BEATS_PER_TTL, MAX_SHARDS, STANDS_DOWN_AFTER, Observation, shard_name
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.meters import Meters
+from koan_ray.engine.tasks import Failures
 from koan_ray.engine.writer import Writer, pause
-from koan_ray.errors import ConfigurationError, StaleLeaseError, StoreError, StoreUnavailableError
+from koan_ray.errors import (
+    ConfigurationError,
+    RecordRefusedError,
+    StaleLeaseError,
+    StoreError,
+    StoreUnavailableError,
+)
 from koan_ray.killpoints import killpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from koan_ray.domain.lease import Lease
-    from koan_ray.domain.records import JobRecord
+    from koan_ray.domain.records import ExecutionRecord, JobRecord
     from koan_ray.ports import Change, Clock, DocumentStore, Log
 
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -106,6 +116,9 @@ class Host(Protocol):
     def unstorable(self, job: JobRecord, size: int, limit: int) -> None:
         """The store cannot keep a record of this size, in bytes; what it held before is unchanged."""
 
+    def unwritable(self, job: JobRecord, problem: str) -> None:
+        """No document can hold this record; what the store held before is unchanged."""
+
     def resumed(self, job_ids: Sequence[str]) -> None:
         """The lease is certain again: these were held back."""
 
@@ -124,12 +137,14 @@ class Tenure:
         log: Where changes of state are told.
         lead: The tenure of the source's first shard; None for that itself.
         meters: Where takeovers and flushes are counted.
+        failures: Where what nobody expected is noted.
     """
 
     def __init__(
         self, source: Source, *, shard: str, slots: Sequence[int], holder: str, ttl_s: float, clock: Clock, host: Host,
-        log: Log, lead: Tenure | None = None, meters: Meters | None = None,
+        log: Log, lead: Tenure | None = None, meters: Meters | None = None, failures: Failures | None = None,
     ) -> None:  # fmt: skip
+        self._failures = failures or Failures(log)
         self.meters = meters or Meters()
         self.source, self.store, self.slots = source.name, source.store, slots
         self.audit = source.audit or source.store
@@ -213,7 +228,8 @@ class Tenure:
     def _resume(self) -> None:
         if self.may_act:
             held, self._held = self._held, []
-            self._host.resumed(held)
+            for job_id in held:
+                self._failures.survive(f"resuming {self.source}", self._host.resumed, [job_id])
         elif self._held:
             self._clock.call_later(self._ttl_s / BEATS_PER_TTL, self._resume)
 
@@ -229,6 +245,10 @@ class Tenure:
         await self._settled.wait()
 
     # --- life --------------------------------------------------------------------------------------------------------
+
+    def is_over(self) -> bool:
+        """Tell whether it was closed."""
+        return self._is_closing
 
     async def run(self) -> None:
         """Obtain the lease, serve while we hold it, and begin again; survives every outage."""
@@ -246,10 +266,13 @@ class Tenure:
             except ConfigurationError as error:
                 self.note_problem(error, "source_refused")
                 await pause(self._clock, _REFUSED_RETRY_S)
-            except StoreUnavailableError as error:
+            except StoreError as error:
                 self.note_problem(error, "source_unavailable")
                 await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
                 turn += 1
+            except Exception as error:
+                self.note_problem(error, "source_failed")
+                raise  # whoever keeps this running takes note, and begins it again
 
     def note_problem(self, error: BaseException, event: str) -> None:
         """Keep why nothing is written, for whoever asks, and tell the log of what is new."""
@@ -412,8 +435,12 @@ class Tenure:
                     await self._host.found(self, jobs)
                 if turn:  # what was stamped when we were interrupted carries our term, and was not read
                     await self._look(term)
-            except StoreUnavailableError as error:
+            except StoreError as error:
                 self._log.warning("take_over_interrupted", problem=str(error))
+                await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
+                turn += 1
+            except Exception as error:  # noqa: BLE001 - noted, and what is not taken in yet is tried again
+                self._failures.note(f"take-over of {self.source}", error)
                 await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
                 turn += 1
             else:
@@ -446,8 +473,12 @@ class Tenure:
             # Not before the queue is taken over: of what is read there, nothing can have ended meanwhile.
             if self.replaced.is_set() or not self.may_act or not self._has_all.is_set():
                 continue
-            with contextlib.suppress(StoreUnavailableError):
+            try:
                 await self._sweep(term)
+            except StoreUnavailableError:  # the next one looks at what this one has claimed
+                continue
+            except Exception as error:  # noqa: BLE001 - no reason to let go of the source
+                self._failures.note(f"sweep of {self.source}", error)
 
     async def _sweep(self, term: int) -> None:
         was_interrupted, self._is_sweeping = self._is_sweeping, True
@@ -483,8 +514,9 @@ class Tenure:
 
     def _new_writer(self, term: int) -> Writer:
         return Writer(
-            _Guarded(self), self._clock, self._host.written, self.fenced, term=term, meters=self.meters, source=self.source
-        )
+            _Guarded(self), self._clock, self._host.written, self.fenced, self._host.unwritable, term=term,
+            meters=self.meters, source=self.source, log=self._log,
+        )  # fmt: skip
 
     # --- the beat ------------------------------------------------------------------------------------------------------
 
@@ -508,9 +540,13 @@ class Tenure:
         """Beat three times a ttl, until the lease is seen to be somebody else's. May run in another thread."""
         try:
             await self._keep_beating(lease)
+        except Exception as error:  # noqa: BLE001 - nothing beats any more: let go, and obtain the lease anew
+            self._failures.note(f"beat of {self.source}", error)
+            self._loop.call_soon_threadsafe(self._note_replaced)
         finally:
             if self._heart is not self.store:
-                await self._heart.close()
+                with contextlib.suppress(StoreError):
+                    await self._heart.close()
 
     async def _keep_beating(self, lease: Lease) -> None:
         while True:
@@ -521,8 +557,11 @@ class Tenure:
                 killpoint("lease.before_beat")
                 after = await self._heart.beat(lease)
                 killpoint("lease.after_beat")
-            except StoreError:
+            except (StoreError, ConfigurationError):  # refused for a moment, too: the login may be put right
                 after = lease  # unknown; what may_act allows shrinks meanwhile
+            except Exception as error:  # noqa: BLE001 - the next beat may be sent; without one, nothing here may act
+                self._failures.note(f"beat of {self.source}", error)
+                after = lease
             else:
                 if after is None:
                     self._loop.call_soon_threadsafe(self._note_replaced)
@@ -553,7 +592,9 @@ class _Guarded:
                 killpoint("flush.between")
                 gone = {id(change) for change in refused}
                 await tenure.audit.file_executions([change for change in changes if id(change) not in gone])
-        except StoreError as error:
+        except RecordRefusedError:  # the store is well
+            raise
+        except (StoreError, ConfigurationError) as error:
             tenure.note_problem(error, "flush_failed")
             raise
         tenure.note_health()
@@ -564,3 +605,6 @@ class _Guarded:
 
     async def get(self, job_id: str) -> JobRecord | None:
         return await self._tenure.store.get(job_id)
+
+    def objection(self, record: JobRecord | ExecutionRecord) -> str | None:
+        return self._tenure.store.objection(record)

@@ -16,10 +16,11 @@ from koan_ray.engine.catalog import MEMORY
 from koan_ray.engine.feed import Feed, News
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from koan_ray.domain.records import ExecutionRecord, JobRecord
     from koan_ray.engine.catalog import Catalog
+    from koan_ray.engine.reasons import Reasons
     from koan_ray.ports import Clock
 
 NO_PAYLOAD = b"null"
@@ -51,15 +52,16 @@ class Window:
         live: Its jobs that have not ended.
         catalog: Returns where its jobs are kept.
         kinds: Returns the names of the job classes that it knows.
+        reasons: Why jobs do not run.
         clock: For the feed.
         epoch: The coordinator's.
     """
 
     def __init__(
-        self, live: Mapping[str, JobRecord], catalog: Callable[[], Catalog], kinds: Callable[[], list[str]], clock: Clock,
-        epoch: str,
+        self, live: Mapping[str, JobRecord], catalog: Callable[[], Catalog], kinds: Callable[[], list[str]],
+        reasons: Reasons, clock: Clock, epoch: str,
     ) -> None:  # fmt: skip
-        self._live, self._catalog, self._kinds = live, catalog, kinds
+        self._live, self._catalog, self._kinds, self._reasons = live, catalog, kinds, reasons
         self.feed: Feed[JobRecord | None] = Feed(clock, epoch, _FEED_LIMIT)
 
     def removed(self, job_id: str) -> None:
@@ -74,11 +76,19 @@ class Window:
             ConfigurationError: A filter is unknown or unusable.
         """
         page = await self._catalog().memory.query(parse_query({**filters, "source": MEMORY}))
-        return [outlined(self._live.get(job.id, job)) for job in page.jobs], page.cursor
+        return [self._outlined(self._live.get(job.id, job)) for job in page.jobs], page.cursor
+
+    def _outlined(self, job: JobRecord) -> JobRecord:
+        return outlined(self._reasons.shown(job))
 
     async def job(self, job_id: str) -> JobRecord | None:
         """Return a job that is in memory or has not ended, complete; None if it is neither."""
-        return self._live.get(job_id) or await self._catalog().memory.get(job_id)
+        job = self._live.get(job_id) or await self._catalog().memory.get(job_id)
+        return job and self._reasons.shown(job)
+
+    async def reasons(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """Return in words why those of these jobs do not run that could, by id; for who reads the jobs from their source."""
+        return self._reasons.of(job_ids)
 
     async def executions(self, job_id: str) -> list[ExecutionRecord]:
         """Return the executions of a job in memory, oldest first."""
@@ -103,4 +113,4 @@ class Window:
     async def news(self, listener_id: str, epoch: str | None, park_s: float) -> News[JobRecord | None]:
         """Return the jobs that have changed since this listener asked last, outlined; None for one that was removed."""
         epoch_is, changes, n_lost = await self.feed.news(listener_id, epoch, park_s)
-        return News(epoch_is, [(job_id, job and outlined(job)) for job_id, job in changes], n_lost)
+        return News(epoch_is, [(job_id, job and self._outlined(job)) for job_id, job in changes], n_lost)

@@ -6,6 +6,9 @@ decided by the order *stage, flush, tell*: nobody hears of a state that is not w
 A flush that ended in an error of the store has an unknown outcome. It is repeated until the store answers: a change that
 was applied the first time is refused then, and reading back tells it from one that a newer writer has overtaken: what we
 find carries the rev and the term that we set.
+
+One record never holds up its neighbours. Where a flush ends in anything else, the records that no document can hold are
+found, by asking the store's own codec and else by halves, and are reported one by one; all others are written.
 """
 
 from __future__ import annotations
@@ -13,19 +16,21 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
+from koan_ray.domain.texts import said
 from koan_ray.engine.meters import Meters
-from koan_ray.errors import StaleLeaseError, StoreError
-from koan_ray.ports import Change
+from koan_ray.errors import ConfigurationError, RecordCorruptError, RecordRefusedError, StoreError
+from koan_ray.ports import Change, Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from koan_ray.domain.records import ExecutionRecord, JobRecord
-    from koan_ray.ports import Clock, TimerHandle
+    from koan_ray.ports import Clock, Log, TimerHandle
 
 _WRITE_BEHIND_S = 0.05
 _MAX_BEHIND_S = 0.5
 _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_MAX_ODD = 3  # times that one record alone ends in an error which is not the store's, before it is given up
 
 
 class Target(Protocol):
@@ -40,6 +45,9 @@ class Target(Protocol):
     async def file_executions(self, changes: Sequence[Change]) -> None:
         """See `koan_ray.ports.DocumentStore`."""
 
+    def objection(self, record: JobRecord | ExecutionRecord) -> str | None:
+        """See `koan_ray.ports.JobStore`."""
+
 
 class Writer:
     """The one place that writes records of one store.
@@ -49,9 +57,11 @@ class Writer:
         clock: For the write-behind interval and the waits after an outage.
         on_written: Called after a flush with the records it wrote, in the order they were staged.
         on_fenced: Called with a record that a newer writer has replaced; that writer owns the shard now.
+        on_unwritable: Called with a record that no document can hold, and the reason; what is stored of it is unchanged.
         term: Of the lease that these writes are made under.
         meters: Where flushes are measured.
         source: Their label there.
+        log: Where what should not happen is told.
     """
 
     def __init__(
@@ -59,14 +69,17 @@ class Writer:
         store: Target,
         clock: Clock,
         on_written: Callable[[Sequence[JobRecord]], None],
-        on_fenced: Callable[[JobRecord], None] | None = None,
+        on_fenced: Callable[[JobRecord], None],
+        on_unwritable: Callable[[JobRecord, str], None],
         *,
         term: int = 1,
         meters: Meters | None = None,
         source: str = "memory",
+        log: Log | None = None,
     ) -> None:
         self._store, self._clock, self._term = store, clock, term
-        self._on_written, self._on_fenced = on_written, on_fenced
+        self._on_written, self._on_fenced, self._on_unwritable = on_written, on_fenced, on_unwritable
+        self._log: Log = log if log is not None else Silence()
         self._dirty: dict[str, JobRecord] = {}
         self._executions: dict[str, tuple[ExecutionRecord, ...]] = {}
         self._acks: list[asyncio.Future[None]] = []  # of what the next flush will write
@@ -77,6 +90,8 @@ class Writer:
         self._behind_s = _WRITE_BEHIND_S
         self._abandoned: BaseException | None = None
         self._n_repeated = 0  # jobs of a flush that was interrupted and is not through yet
+        self._taken: list[Change] = []  # by the flush that is under way
+        self._n_broken = 0  # flushes that ended in an error of ours, one after the other
         self._meters, self._source = meters or Meters(), source
 
     @property
@@ -178,11 +193,15 @@ class Writer:
             while self._dirty or self._acks:
                 self._in_flight, self._acks = self._acks, []
                 self._behind_since, began = None, self._clock.monotonic()
-                written = await self._flush()
+                try:
+                    written = await self._flush()
+                except Exception as error:  # noqa: BLE001 - an error of ours: told, and all of it begun anew
+                    await self._begin_anew(error)
+                    continue
                 took_s = self._clock.monotonic() - began
                 self._meters.took("flush_seconds", took_s, self._source)
                 self._behind_s = min(max(_WRITE_BEHIND_S, took_s), _MAX_BEHIND_S)
-                self._on_written(written)
+                self._report_written(written)
                 acks, self._in_flight = self._in_flight, []
                 for ack in acks:
                     if not ack.done():
@@ -199,49 +218,162 @@ class Writer:
             job.rev = expect + 1
             job.term = self._term
             changes.append(Change(job, expect, executions.get(job.id, ())))
+        self._taken = changes
+        unwritable: dict[str, str] = {}
         try:
-            refused = await self._store.apply(changes)
-        except StoreError:
+            # What was taken by a flush that broke off may be written: then it looks refused, and is ours.
+            refused = await (self._store.apply(changes) if not self._n_broken else self._write_apart(changes, unwritable))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is found out which records it concerns
             self._n_repeated = len(changes)
             try:
-                refused = await self._repeat(changes)
+                refused = await self._write_apart(changes, unwritable, error)
             finally:
                 self._n_repeated = 0
-        if not refused:
+        self._n_broken, self._taken = 0, []
+        if not refused and not unwritable:
             return list(dirty.values())
         for change in refused:
-            self._report_fenced(change)
-        gone = {change.job.id for change in refused}
+            self._survive(self._on_fenced, change.job)
+        for change in changes:
+            if change.job.id in unwritable:
+                self._report_unwritable(change, unwritable[change.job.id])
+        gone = {change.job.id for change in refused}.union(unwritable)
         return [job for job in dirty.values() if job.id not in gone]
 
-    async def _repeat(self, changes: list[Change]) -> list[Change]:
-        """Write what an interrupted flush did not, and return what a newer writer has replaced."""
-        turn = 0
-        while True:
-            await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
-            turn += 1
-            try:
-                refused = await self._store.apply(changes)
-                ours = [change for change in refused if await self._is_ours(change)]
-                if ours:  # the first try wrote the job, and perhaps not its executions
-                    await self._store.file_executions(ours)
-                fenced = [change for change in refused if change not in ours]
-                for resolution, n in (("was_written", len(ours)), ("refused", len(fenced)),
-                                      ("repeated", len(changes) - len(refused))):  # fmt: skip
-                    if n:
-                        self._meters.count("outcome_unknown", "flush", resolution, n=n)
-                return fenced
-            except StoreError:
-                continue
+    async def _write_apart(
+        self, changes: list[Change], unwritable: dict[str, str], failure: Exception | None = None
+    ) -> list[Change]:
+        """Write what can be written, after ``failure``, and return what a newer writer has replaced.
+
+        The store is asked again until it answers. What no document can hold is left out, and put into ``unwritable`` with
+        the reason: records that the store has named, those that its codec objects to, and, of an error that tells neither,
+        the one record that is left when the others were written in halves.
+        """
+        fenced: list[Change] = []
+        todo, turn = [changes], 0
+        odd: dict[str, int] = {}  # how often a record alone met an error that tells nothing
+        n_odd = 0  # the most of them
+        while todo:
+            group = todo.pop()
+            if failure is None:
+                if len(group) == 1 and odd.get(group[0].job.id, 0) > n_odd:  # all others are through
+                    await pause(self._clock, _RETRY_S[n_odd])
+                    n_odd += 1
+                failure = await self._attempt(group, fenced)
+                if failure is None:
+                    continue
+            if found := self._objections(group, failure):
+                unwritable.update(found)
+                rest = [change for change in group if change.job.id not in found]
+                todo += [rest] if rest else []
+            elif isinstance(failure, (StoreError, ConfigurationError)):  # a login may be refused for a while, too
+                todo.append(group)
+                await pause(self._clock, _RETRY_S[min(turn, len(_RETRY_S) - 1)])
+                turn += 1
+            elif len(group) > 1:
+                todo += [group[len(group) // 2 :], group[: len(group) // 2]]
+            elif odd.get(group[0].job.id, 0) < _MAX_ODD:
+                todo.insert(0, group)
+                odd[group[0].job.id] = odd.get(group[0].job.id, 0) + 1
+                self._log.error("write_failed", job_id=group[0].job.id, problem=_in_words(failure))
+            else:
+                unwritable[group[0].job.id] = _in_words(failure)
+            failure = None
+        return fenced
+
+    async def _attempt(self, changes: list[Change], fenced: list[Change]) -> Exception | None:
+        """Write changes of which some may be written already; return what was in the way, if anything."""
+        try:
+            refused = await self._store.apply(changes)
+            ours = [change for change in refused if await self._is_ours(change)]
+            if ours:  # the first try wrote the job, and perhaps not its executions
+                await self._store.file_executions(ours)
+        except Exception as error:  # noqa: BLE001 - judged by the caller
+            return error
+        lost = [change for change in refused if change not in ours]
+        fenced += lost
+        for resolution, n in (("was_written", len(ours)), ("refused", len(lost)),
+                              ("repeated", len(changes) - len(refused))):  # fmt: skip
+            if n:
+                self._meters.count("outcome_unknown", "flush", resolution, n=n)
+        return None
+
+    def _objections(self, changes: list[Change], failure: Exception) -> dict[str, str]:
+        """Return which of these no document can hold, as far as can be said, and why."""
+        if isinstance(failure, RecordRefusedError):
+            named = failure.problems
+            return {change.job.id: named[change.job.id] for change in changes if change.job.id in named}
+        found: dict[str, str] = {}
+        if not isinstance(failure, (StoreError, ConfigurationError)):
+            for job, _, executions in changes:
+                records: tuple[JobRecord | ExecutionRecord, ...] = (job, *executions)
+                if problem := next(filter(None, map(self._store.objection, records)), None):
+                    found[job.id] = problem
+        return found
 
     async def _is_ours(self, change: Change) -> bool:
-        stored = await self._store.get(change.job.id)
+        try:
+            stored = await self._store.get(change.job.id)
+        except RecordCorruptError:  # somebody has written what we did not
+            return False
         return stored is not None and (stored.rev, stored.term) == (change.job.rev, change.job.term)
 
-    def _report_fenced(self, change: Change) -> None:
-        if self._on_fenced is None:
-            raise StaleLeaseError(change.job.id, change.job.term, change.job.term + 1)
-        self._on_fenced(change.job)
+    def _report_unwritable(self, change: Change, problem: str) -> None:
+        job = change.job
+        self._log.error("record_unwritable", job_id=job.id, kind=job.terms.kind, rev=job.rev, problem=problem)
+        if change.expect == 0:  # it was never there, and no later state of it will be
+            self._dirty.pop(job.id, None)
+            self._executions.pop(job.id, None)
+        else:  # its executions go with its next state, those that can be written
+            later = self._executions.get(job.id, ())
+            known = {execution.id for execution in later}
+            kept = [
+                execution
+                for execution in change.executions
+                if execution.id not in known and self._store.objection(execution) is None
+            ]
+            if kept:
+                self._executions[job.id] = (*kept, *later)
+        self._survive(self._on_unwritable, job, problem)
+
+    def _report_written(self, jobs: list[JobRecord]) -> None:
+        """Report what was written; should that fail, one by one, so that each hears of its own all the same."""
+        if self._survive(self._on_written, jobs):
+            return
+        for job in jobs:
+            self._survive(self._on_written, [job])
+
+    def _survive(self, report: Callable[..., None], *args: object) -> bool:
+        """Call one of ours; false, and the log says so, if it raised: a flush does not end with that."""
+        try:
+            report(*args)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._log.error("report_failed", report=getattr(report, "__name__", ""), problem=_in_words(error))
+            return False
+        return True
+
+    async def _begin_anew(self, error: Exception) -> None:
+        """Put back what a flush had taken that ended in an error of ours, and wait a moment."""
+        self._log.error("flush_broken", problem=_in_words(error), n=len(self._taken))
+        for change in self._taken:
+            newer = self._dirty.get(change.job.id)
+            change.job.rev = change.expect
+            if newer is None:
+                self._dirty[change.job.id] = change.job
+            else:
+                newer.rev = change.expect
+            later = self._executions.get(change.job.id, ())
+            known = {execution.id for execution in later}
+            if earlier := [execution for execution in change.executions if execution.id not in known]:
+                self._executions[change.job.id] = (*earlier, *later)
+        self._taken = []
+        self._acks, self._in_flight = [*self._in_flight, *self._acks], []
+        await pause(self._clock, _RETRY_S[min(self._n_broken, len(_RETRY_S) - 1)])
+        self._n_broken += 1
+
+
+def _in_words(error: Exception) -> str:
+    return said(f"{type(error).__name__}: {said(error)}", 500)
 
 
 async def pause(clock: Clock, delay_s: float) -> None:

@@ -1,59 +1,77 @@
-"""``Isolation.PROCESS``: each attempt in a fresh child of the job actor, from a forkserver.
+"""``Isolation.PROCESS``: each attempt in a process of its own, as its job actor sees it.
 
-A child takes a few milliseconds, because the forkserver has imported what children need. The body runs in the child's main
-thread, where signals and native libraries work as usual. It shares nothing with the actor but a pipe: progress and the
-report come up, the request to stop goes down. A child ends with its actor (the pipe closes), and is killed when it has not
-stopped within the grace period.
+A process takes a few milliseconds, because it is forked from one that has imported what it needs. It shares nothing with the
+actor but a socket: the work and the request to stop go down, progress and the report come up. Its end is learned from its
+keeper (see `koan_ray.runtime.nursery`), which also ends whatever the body has started. So an attempt has ended when its
+process has and nothing of it is left, however the body ended and whatever it did to its process.
 """
 
 from __future__ import annotations
 
-import asyncio
-import multiprocessing
+import contextlib
 import os
+import select
+import socket
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from koan_ray import ambient
 from koan_ray.domain.records import ErrorInfo
-from koan_ray.engine.attempt import Attempt, describe
-from koan_ray.errors import ConfigurationError
-from koan_ray.ports import LoopClock, Report
+from koan_ray.engine.attempt import describe
+from koan_ray.ports import Report
+from koan_ray.runtime import nursery, processes
+from koan_ray.runtime.body import UNSENT, Work
+from koan_ray.runtime.frames import Frames, GarbledError, frame
+from koan_ray.runtime.nursery import Nursery
+from koan_ray.telemetry import logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
-    from multiprocessing.connection import Connection
-    from multiprocessing.process import BaseProcess
-
     from koan_ray.domain.records import Terms
-    from koan_ray.ports import Clock, Order
+    from koan_ray.engine.attempt import Attempt
+    from koan_ray.ports import Order
 
-_SHIP_EVERY_S = 0.02
-_starting = threading.Lock()
+_BEGIN_S = 60.0  # for the nursery's imports on a busy machine, and a fork
+_LEAVE_S = 1.0  # a process that has reported may flush its output
+_GONE_S = 5.0  # after a process was to be killed, its keeper has said so
+_LOOK_S = 1.0  # for a time limit that another thread has set
+_PIECE = 1 << 18
 
 
 class ForkserverChildren:
-    """Child processes of one job actor; see `koan_ray.engine.agent.ChildRunner`."""
+    """The processes of one job actor's attempts; see `koan_ray.engine.agent.ChildRunner`.
 
-    def __init__(self, grace_s: float) -> None:
+    Args:
+        grace_s: A process that was asked to stop is killed after so long.
+        shared: The nursery of several actors in one process, which whoever made it closes; without it, one of its own.
+    """
+
+    def __init__(self, grace_s: float, shared: Nursery | None = None) -> None:
         self._grace_s = grace_s
+        self._owns_nursery = shared is None
+        self._nursery = shared or Nursery()
+        self._lock = threading.Lock()
         self._running: dict[str, _Child] = {}
+        self._is_closed = False
 
     def run(self, order: Order, terms: Terms, code: bytes, attempt: Attempt) -> Report:
-        """Run an execution in a child and return its report; ``crashed`` when the child vanished."""
-        try:
-            child = _Child(order, terms, code, attempt, self._grace_s)
-        except OSError as error:  # no memory, too many processes: as if it had died at once
-            return _report(order, attempt, "crashed", describe(error))
-        self._running[order.execution_id] = child
+        """Run an execution in a process and return its report; ``crashed`` when the process vanished."""
+        child = _Child(order, terms, code, attempt, self._grace_s, self._nursery)
+        with self._lock:
+            self._running[order.execution_id] = child
+            is_closed = self._is_closed
+        # It may have been asked to stop before it was there to be asked.
+        if (cause := attempt.token.cause) is not None:
+            child.stop(cause)
+        if is_closed:
+            child.kill()
         try:
             return child.follow()
+        except OSError as error:  # no memory, too many processes: as if it had died at once
+            return _report(order, attempt, "crashed", describe(error))
         finally:
-            del self._running[order.execution_id]
+            with self._lock:
+                del self._running[order.execution_id]
 
     def stop(self, execution_id: str, cause: str) -> None:
         """Ask a body to stop, and kill its process after the grace period."""
@@ -61,57 +79,191 @@ class ForkserverChildren:
             child.stop(cause)
 
     def close(self) -> None:
-        """Kill all children."""
-        for child in list(self._running.values()):
+        """Kill all processes, and what they have started."""
+        with self._lock:
+            self._is_closed = True
+            running = list(self._running.values())
+        for child in running:
             child.kill()
+        if self._owns_nursery:
+            self._nursery.close()
 
 
 class _Child:
-    def __init__(self, order: Order, terms: Terms, code: bytes, attempt: Attempt, grace_s: float) -> None:
-        self._order, self._attempt, self._grace_s = order, attempt, grace_s
+    """One process, from its start to its end."""
+
+    def __init__(self, order: Order, terms: Terms, code: bytes, attempt: Attempt, grace_s: float, shared: Nursery) -> None:
+        self._order, self._attempt, self._grace_s, self._nursery = order, attempt, grace_s, shared
         self._cause: str | None = None
-        self._timer: threading.Timer | None = None
-        limits = (grace_s, attempt._host.inline_limit)  # noqa: SLF001 - the child's host stands in for this one
-        context = multiprocessing.get_context("forkserver")
-        self._pipe, theirs = context.Pipe()
-        with _starting, _hidden_main():
-            context.set_forkserver_preload(["koan_ray.runtime.child"])
-            self._process: BaseProcess = context.Process(
-                target=_main, args=(theirs, order, terms, code, limits), daemon=True
-            )
-            self._process.start()
-        theirs.close()
+        self._problem: str | None = None  # why there will be no report
+        self._report: Report | None = None
+        self._has_begun = False
+        self._status: int | None = None
+        self._was_killed = False  # by its keeper
+        self._is_over = False
+        self._is_closed = False
+        self._lock = threading.Lock()  # what other threads may ask: to stop, to kill
+        self._gone_by = time.monotonic() + _BEGIN_S
+        self._within_s: float | None = None  # what the keeper was asked last
+        self._work = frame("work", self._described(terms, code))
+        self._out = bytearray()
+        self._line: socket.socket | None = None
+        self._keeper: socket.socket | None = None
+
+    def _described(self, terms: Terms, code: bytes) -> Work:
+        inline_limit = self._attempt._host.inline_limit  # noqa: SLF001 - the process's host stands in for this one
+        directory: str | None = None
+        with contextlib.suppress(OSError):  # it was removed
+            directory = os.getcwd()  # noqa: PTH109 - goes as text
+        return Work(
+            self._order, terms, code, self._grace_s, inline_limit, logs.in_force(), list(sys.path), list(sys.argv),
+            directory, dict(os.environ),
+        )  # fmt: skip
 
     def follow(self) -> Report:
-        """Take in what the child says, until its report or its end."""
-        report: Report | None = None
-        try:
-            while report is None:
-                what, value = self._pipe.recv()
-                if what == "progress":
-                    self._attempt.progress._take(value)  # noqa: SLF001 - the engine's half of JobProgress
-                else:
-                    report = value
-        except (EOFError, OSError):
-            pass
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-        if report is None:
-            self.kill()
-        self._process.join()
-        self._pipe.close()
-        if report is not None:
-            return report
+        """Start the process, take in what it says, and return its report when nothing of it is left.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        self._follow_one()
+        if not self._has_begun and self._status is None and self._problem is None and self._cause is None:
+            # The nursery had died, and took the request with it before we could know: another one is started now.
+            self._forget_line()
+            self._follow_one()
+        if self._report is not None:
+            return self._report
         return self._vanished()
 
+    def _forget_line(self) -> None:
+        with self._lock:
+            self._gone_by = time.monotonic() + _BEGIN_S
+            if self._cause is None and not self._is_closed:
+                self._within_s = None  # that was about the end of a line at which there had been nobody yet
+
+    def _follow_one(self) -> None:
+        line, theirs = socket.socketpair()
+        keeper, keepers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with line, keeper:
+            with theirs, keepers:
+                self._nursery.begin(theirs, keepers)
+            os.set_blocking(line.fileno(), False)
+            os.set_blocking(keeper.fileno(), False)
+            with self._lock:
+                self._is_over = False
+                self._out[:] = self._work + (frame("stop", self._cause) if self._cause is not None else b"")
+                self._line, self._keeper = line, keeper
+                self._ask_keeper()
+            try:
+                self._turn(line, keeper)
+            finally:
+                with self._lock:
+                    self._line = self._keeper = None
+
+    def _turn(self, line: socket.socket, keeper: socket.socket) -> None:
+        frames = Frames()
+        poller = select.poll()
+        poller.register(keeper, select.POLLIN)
+        poller.register(line, select.POLLIN | select.POLLOUT)
+        is_open = True
+        while not self._is_over:
+            left_s = self._gone_by - time.monotonic()
+            if left_s <= 0:
+                self._give_up()
+                break
+            ready = {fd for fd, _ in poller.poll(min(left_s, _LOOK_S) * 1000 + 1)}
+            if is_open and line.fileno() in ready:
+                is_open = self._talk(line, frames)
+                if not is_open:
+                    poller.unregister(line)
+                else:
+                    poller.modify(line, select.POLLIN | (select.POLLOUT if self._out else 0))
+            if keeper.fileno() in ready:
+                self._hear_keeper(keeper)
+        if is_open and self._report is None:  # what it had said before it ended
+            self._talk(line, frames)
+
+    def _talk(self, line: socket.socket, frames: Frames) -> bool:
+        """Send and take what there is; false when nothing comes any more."""
+        try:
+            with self._lock:
+                while self._out:
+                    del self._out[: line.send(self._out, socket.MSG_NOSIGNAL)]
+        except BlockingIOError:
+            pass
+        except OSError:  # it is gone; what it has said may still be read
+            self._out.clear()
+        try:
+            while True:
+                piece = _received(line, _PIECE)
+                if not piece:
+                    break
+                for what, value in frames.feed(piece):
+                    self._take(what, value)
+        except BlockingIOError:
+            return True
+        except GarbledError:
+            self._problem = "the body has written into its connection to the engine, a file descriptor above 2"
+            self._end_within(0.0)
+            return False
+        except OSError:
+            pass
+        if self._report is None:  # it may have closed its end and still run: without a report, it runs for nothing
+            self._end_within(_LEAVE_S)
+        return False
+
+    def _take(self, what: str, value: Any) -> None:
+        if what == "progress" and isinstance(value, tuple) and self._report is None:
+            self._attempt.progress._take(value)  # noqa: SLF001 - the engine's half of JobProgress
+        elif what == "report" and isinstance(value, Report) and value.execution_id == self._order.execution_id:
+            self._report = value
+            self._end_within(_LEAVE_S)
+        else:
+            raise GarbledError
+
+    def _hear_keeper(self, keeper: socket.socket) -> None:
+        try:
+            message = _received(keeper, 2048)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if message == nursery.BEGUN:
+            self._has_begun = True
+            with self._lock:
+                self._gone_by = float("inf") if self._within_s is None else self._gone_by
+            return
+        self._is_over = True
+        if message.startswith(nursery.ENDED):
+            self._status, self._was_killed = nursery.end_in(message)
+        elif message.startswith(nursery.FAILED):
+            self._problem = f"it could not be started: {message[len(nursery.FAILED) :].decode(errors='replace')}"
+        elif self._has_begun:
+            self._problem = "the process that watches over it was killed, and it was killed with that"
+
+    def _give_up(self) -> None:
+        """Nobody has said in time that the process has begun, or ended."""
+        if not self._has_begun:
+            self._problem = self._problem or f"it had not begun after {_BEGIN_S:g} s"
+            self._nursery.replace()
+        elif self._report is None and self._problem is None:
+            self._problem = f"it could not be killed within {_GONE_S:g} s"
+
     def _vanished(self) -> Report:
-        code = self._process.exitcode
         if self._cause is None:
-            died = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-            error = ErrorInfo("ProcessLost", f"the job's own process ended without a report: {died}")
+            problem = self._problem
+            if problem is None and self._status is not None:
+                problem = processes.how_it_ended(self._status)
+                is_cut = self._was_killed or os.waitstatus_to_exitcode(self._status) == UNSENT
+                if is_cut and not self._is_closed:
+                    problem = f"the body has closed its connection to the engine, a file descriptor above 2 ({problem})"
+            error = ErrorInfo(
+                "ProcessLost", f"the job's own process ended without a report: {problem or 'it could not be started'}"
+            )
             return _report(self._order, self._attempt, "crashed", error)
         self._attempt.stopped_by = "kill"
+        about = {"job_id": self._order.job_id, "execution_id": self._order.execution_id}
+        logs.get_logger().warning("child_killed", cause=self._cause, after_s=self._grace_s, **about)
         if self._cause == "timeout":
             took = (
                 f"the attempt took longer than {self._attempt.terms.timeout_s:g}s and did not stop; its process was killed"
@@ -119,19 +271,47 @@ class _Child:
             return _report(self._order, self._attempt, "timeout", ErrorInfo("TimeoutError", took))
         return _report(self._order, self._attempt, "cancelled", None)
 
+    # --- asked by other threads --------------------------------------------------------------------------------------
+
     def stop(self, cause: str) -> None:
-        if self._cause is None:
-            self._cause = cause
-            self._timer = threading.Timer(self._grace_s, self.kill)
-            self._timer.daemon = True
-            self._timer.start()
-            try:
-                self._pipe.send(cause)
-            except OSError:  # it has just ended
+        """Ask the body to stop, and have it killed after the grace period."""
+        with self._lock:
+            if self._cause is not None:
                 return
+            self._cause = cause
+            if self._line is not None:
+                self._out += frame("stop", cause)
+                with contextlib.suppress(OSError):  # it is full, or has just ended
+                    del self._out[: self._line.send(self._out, socket.MSG_NOSIGNAL)]
+        self._end_within(self._grace_s)
 
     def kill(self) -> None:
-        self._process.kill()
+        """Have the process killed now: its actor ends."""
+        self._is_closed = True
+        self._end_within(0.0)
+
+    def _end_within(self, seconds: float) -> None:
+        with self._lock:
+            if self._within_s is None or seconds < self._within_s:
+                self._within_s = seconds
+                self._ask_keeper()
+
+    def _ask_keeper(self) -> None:
+        """Pass on how long the process has left, to a keeper that may be there by now or not yet. Needs the lock."""
+        if self._within_s is None:
+            return
+        self._gone_by = min(self._gone_by, time.monotonic() + self._within_s + _GONE_S)
+        if self._keeper is not None:
+            with contextlib.suppress(OSError):  # it has just ended
+                self._keeper.send(nursery.within(self._within_s), socket.MSG_NOSIGNAL)
+
+
+def _received(line: socket.socket, most: int) -> bytes:
+    """Receive; what the other end has said before it ended comes after the news that it has not read our last message."""
+    try:
+        return line.recv(most)
+    except ConnectionResetError:
+        return line.recv(most)
 
 
 def _report(order: Order, attempt: Attempt, outcome: str, error: ErrorInfo | None) -> Report:
@@ -140,111 +320,3 @@ def _report(order: Order, attempt: Attempt, outcome: str, error: ErrorInfo | Non
         order.execution_id, order.job_id, outcome, attempt.began_at, attempt.age_s, error=error,
         progress=attempt.take_progress(), metrics=metrics,
     )  # fmt: skip
-
-
-@contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Keep multiprocessing from importing the actor's main module, which is Ray's, into every child.
-
-    Source: cpython#137996; it takes 580 ms and the child needs nothing of it.
-    """
-    main = sys.modules.get("__main__")
-    saved = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
-    for name in saved:
-        setattr(main, name, None) if name == "__spec__" else delattr(main, name)
-    try:
-        yield
-    finally:
-        for name, value in saved.items():
-            setattr(main, name, value)
-
-
-# --- in the child ------------------------------------------------------------------------------------------------------
-
-
-class _ChildHost:
-    """What an attempt asks of the process it runs in, in a child; there are no places to give away."""
-
-    def __init__(self, pipe: Connection, inline_limit: int) -> None:
-        self.clock: Clock = LoopClock()
-        self.span: Callable[[Order, str], AbstractContextManager[Any]] | None = None
-        self.inline_limit = inline_limit
-        self._pipe = pipe
-        self._bell = threading.Event()
-        self._sending = threading.Lock()
-        self._latest: Attempt | None = None
-
-    def announce(self, attempt: Attempt) -> None:
-        self._latest = attempt
-        self._bell.set()
-
-    def release(self, attempt: Attempt, *, blocking: bool) -> None:
-        return
-
-    def acquire(self, attempt: Attempt, granted: Callable[[], None]) -> bool:
-        return True
-
-    def ship(self) -> None:
-        while True:
-            self._bell.wait()
-            self._bell.clear()
-            if self._latest is not None:
-                progress = self._latest.progress
-                progress._is_new = False  # noqa: SLF001 - the engine's half of JobProgress
-                self.send("progress", progress._latest)  # noqa: SLF001
-            time.sleep(_SHIP_EVERY_S)
-
-    def send(self, what: str, value: object) -> None:
-        with self._sending:
-            self._pipe.send((what, value))
-
-
-class _NoEngine:
-    """Stands where the engine would be: a child cannot reach it."""
-
-    def __getattr__(self, name: str) -> Any:
-        msg = "jobs with Isolation.PROCESS cannot use the engine or Ray; use Isolation.POOLED or DEDICATED for such a job"
-        raise ConfigurationError(msg)
-
-
-def _main(pipe: Connection, order: Order, terms: Terms, code: bytes, limits: tuple[float, int]) -> None:
-    from koan_ray.runtime.code import read  # not at the top: the forkserver must not hold a class loader's state
-
-    grace_s, inline_limit = limits
-    host, pid = _ChildHost(pipe, inline_limit), os.getpid()
-    ambient.set_engine(_NoEngine())
-    try:
-        job_type = read(code)
-    except BaseException as error:  # noqa: BLE001 - importing user code may raise anything
-        info = describe(error)
-        text = f"the job class could not be loaded in its child process: {info.type}: {info.message}"
-        problem = ErrorInfo("UnknownKindError", text[:2000], info.stack_trace)
-        host.send("report", Report(order.execution_id, order.job_id, "unknown_kind", time.time(), 0.0, error=problem))
-        os._exit(0)
-    attempt = Attempt(order, terms, job_type, host)
-    threading.Thread(target=_listen, args=(pipe, attempt, grace_s), daemon=True).start()
-    threading.Thread(target=host.ship, daemon=True).start()
-    on_loop = job_type.definition.runs_on_loop(terms)
-    report = asyncio.run(attempt.perform()) if on_loop else attempt.perform_blocking()
-    if os.getpid() != pid:  # a copy of this process, which the body has made, has nothing to say
-        os._exit(0)
-    host.send("report", report._replace(metrics=(*report.metrics, ("child_pid", os.getpid()))))
-    # Not sys.exit: threads and atexit handlers that a body left behind must not hold its process.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-def _listen(pipe: Connection, attempt: Attempt, grace_s: float) -> None:
-    try:
-        cause = pipe.recv()
-    except (EOFError, OSError):  # the actor is gone
-        os._exit(1)
-    if attempt.stop(cause):
-        attempt.interrupt()
-    else:
-        threading.Timer(grace_s / 2, attempt.interrupt).start()
-    try:
-        pipe.recv()
-    except (EOFError, OSError):
-        os._exit(1)

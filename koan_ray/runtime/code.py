@@ -3,9 +3,9 @@
 A shipped class is a pickle of a small dict:
 
 * ``module``, ``qualname``, ``digest``, ``path``: import it, with the driver's ``sys.path`` entry as a hint; the digest of
-  the module's source says whether what is imported there is what the driver had;
-* ``value``: the class by value (cloudpickle), for ``__main__``, notebooks, and as the fallback for everything that is
-  not part of an installed distribution.
+  the module's source, taken when the class was defined, says whether what is imported there is what the driver had;
+* ``value``: the class by value (cloudpickle), for ``__main__``, notebooks, what was loaded again (`importlib.reload`), and
+  as the fallback for everything that is not part of an installed distribution.
 
 The coordinator keeps the bytes and never looks inside.
 """
@@ -16,11 +16,11 @@ import copyreg
 import dataclasses
 import hashlib
 import importlib
+import os
 import pickle
 import sys
 import sysconfig
 import threading
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,7 +28,7 @@ import cloudpickle  # type: ignore[import-untyped]
 
 from koan_ray.domain.status import Isolation
 from koan_ray.errors import JobDefinitionError
-from koan_ray.registry import register
+from koan_ray.registry import accept_all, is_redefined, replace
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 # A dataclass compares with this one object: a copy of it, in a class by value, would be taken for a default.
 copyreg.pickle(type(dataclasses.MISSING), lambda _missing: "MISSING")  # a name of its module
 _lock = threading.Lock()  # register_pickle_by_value changes what every thread pickles
+os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # noqa: SLF001 - as in logging
 
 
 class Shipping:
@@ -90,9 +91,12 @@ def write(job_type: type[Any]) -> bytes:
     """
     reference = _reference(job_type)
     value: bytes | None = None
-    if reference is None or not reference["installed"]:
+    is_new = reference is not None and is_redefined(job_type)  # an actor that has imported its module has the one before
+    if reference is None or is_new or not reference["installed"]:
         try:
-            value = _by_value(job_type)
+            value = _by_value(job_type, alone=is_new)
+            if is_new:
+                reference = None
         except Exception as error:
             if reference is None:
                 msg = (
@@ -108,6 +112,7 @@ def read(blob: bytes) -> type[Job[Any, Any]]:
     """Return the class that `write` wrote, importing its module or rebuilding it by value."""
     shipped = pickle.loads(blob)  # noqa: S301 - written by a driver of this cluster, which may run anything here anyway
     reference, value = shipped["reference"], shipped["value"]
+    accept_all()  # two drivers may have classes of one kind, and each job runs its own
     job_type: type[Job[Any, Any]] | None = None
     if reference is not None:
         try:
@@ -117,7 +122,7 @@ def read(blob: bytes) -> type[Job[Any, Any]]:
                 raise
     if job_type is None:
         job_type = pickle.loads(value)  # noqa: S301 - as above
-        register(job_type.kind, job_type)  # a class rebuilt by value was not defined here
+        replace(job_type.kind, job_type)  # a class rebuilt by value was not defined here
     return job_type
 
 
@@ -137,16 +142,19 @@ def _reference(job_type: type[Any]) -> dict[str, Any] | None:
     return {
         "module": job_type.__module__,
         "qualname": job_type.__qualname__,
-        "digest": _digest(file),
+        "digest": job_type.definition.source_digest,
         "path": _root_of(module),
         "installed": _is_installed(file),
     }
 
 
-def _by_value(job_type: type[Any]) -> bytes:
+def _by_value(job_type: type[Any], *, alone: bool) -> bytes:
     # With its whole package, because the parts of one that is not installed are missing over there as well.
     package = sys.modules.get(job_type.__module__.partition(".")[0])
     by_value = package is not None and package.__name__ != "__main__" and not _is_installed_module(package)
+    if alone and not by_value:  # of an installed package that one module, which was loaded again
+        package = sys.modules.get(job_type.__module__)
+        by_value = package is not None and package.__name__ != "__main__"
     with _lock:
         if package is None or not by_value or package.__name__ in cloudpickle.list_registry_pickle_by_value():
             return cast("bytes", cloudpickle.dumps(job_type, protocol=5))
@@ -167,21 +175,13 @@ def _import(reference: dict[str, Any], *, must_match: bool) -> type[Job[Any, Any
             raise
         sys.path.append(path)
         module = importlib.import_module(reference["module"])
-    if must_match and _digest(module.__file__) != reference["digest"]:
-        msg = f"module {reference['module']} differs from the driver's"
-        raise ImportError(msg)
     found: Any = module
     for name in reference["qualname"].split("."):
         found = getattr(found, name)
+    if must_match and found.definition.source_digest != reference["digest"]:
+        msg = f"module {reference['module']} differs from the driver's"
+        raise ImportError(msg)
     return cast("type[Job[Any, Any]]", found)
-
-
-@cache
-def _digest(file: str) -> str | None:
-    try:
-        return hashlib.blake2b(Path(file).read_bytes(), digest_size=12).hexdigest()
-    except OSError:
-        return None
 
 
 def _root_of(module: ModuleType) -> str | None:

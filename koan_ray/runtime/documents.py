@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from koan_ray.engine.reading import Reader
     from koan_ray.engine.settings import EngineSettings
 
-_READS = frozenset({"get", "query", "count", "executions"})
+_READS = frozenset({"get", "details", "query", "count", "executions"})
 _CLOSE_S = 10.0
 
 

@@ -23,6 +23,7 @@ from koan_ray.ports import ActorInfo, BatchReply, LoopClock
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import LocalCode
 from koan_ray.runtime.loop import LoopThread
+from koan_ray.runtime.nursery import Nursery
 from koan_ray.telemetry import metrics, traces
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class LocalRuntime:
         self.code = LocalCode()
         self._launcher = LocalLauncher(self, settings, clock)
         self.core: Coordinator = self._thread.run(_made(wiring.coordinator, settings, self._launcher, clock))
+        self._thread.on_failure = self.core.failures.note
         self.broker_core: Broker = wiring.broker(settings, clock)
         self._is_stopped = False
         self.session = Session(self, inline_limit=settings.inline_limit, ship=self.code.ship, trace=traces.current)
@@ -90,7 +92,16 @@ class LocalRuntime:
 
     def push(self, push: Push, done: Callable[[bool | None], None]) -> None:
         """Bring an agent's news to the coordinator; see `Uplink`."""
-        self.on_loop(lambda: done(self.core.pushed(push)))
+
+        def take() -> None:
+            known: bool | None = None  # ask again, if it could not be taken
+            try:
+                known = self.core.pushed(push)
+            except Exception as error:  # noqa: BLE001 - the agent waits for an answer, whatever it is
+                self.core.failures.note("news of a job actor", error)
+            done(known)
+
+        self.on_loop(take)
 
     def progress(self, states: list[tuple[str, Progress]]) -> None:
         """Bring states to the broker; see `Uplink`."""
@@ -123,8 +134,9 @@ class LocalLauncher:
     def __init__(self, runtime: LocalRuntime, settings: EngineSettings, clock: LoopClock) -> None:
         self._runtime, self._settings, self._clock = runtime, settings, clock
         self._agents: dict[str, tuple[Agent, ThreadPoolExecutor, ActorEvents]] = {}
+        self._children: dict[str, ForkserverChildren] = {}
         self._lock = threading.Lock()
-        self._children = ForkserverChildren(settings.cancel_grace_s)
+        self._nursery = Nursery()
 
     def capacity(self) -> int:
         """As many actors as this process may use CPUs."""
@@ -134,15 +146,20 @@ class LocalLauncher:
         """Nobody else shares this process's actors."""
         return False
 
+    def nodes(self) -> None:
+        """Nothing is reserved here, so that nothing can be missing."""
+
     def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
         """Make an agent; it is ready at once."""
+        children = ForkserverChildren(self._settings.cancel_grace_s, self._nursery)
         agent = Agent(
             name, spec.concurrency, self._settings, clock=self._clock, uplink=self._runtime, load=self._runtime.code.load,
-            children=self._children, span=wiring.attempt_span, watch_process=False,
+            children=children, span=wiring.attempt_span, watch_process=False,
         )  # fmt: skip
         threads = ThreadPoolExecutor(2, thread_name_prefix="koan-batch")
         with self._lock:
             self._agents[name] = (agent, threads, events)
+            self._children[name] = children
         self._tell(name, events.actor_ready, ActorInfo("local", name, os.getpid()))
 
     def send(self, name: str, batch: int, orders: OrderBatch, *, label: str) -> None:
@@ -153,7 +170,13 @@ class LocalLauncher:
         agent, threads, events = found
 
         def run() -> None:
-            self._tell_answer(events, name, batch, agent.run_batch(batch, orders))
+            try:
+                reply = agent.run_batch(batch, orders)
+            except BaseException as error:  # noqa: BLE001 - nobody else learns of it; what was in it is lost
+                self._runtime.core.failures.note("job actor", error)
+                self._end(name, f"it could not take a batch: {type(error).__name__}")
+            else:
+                self._tell_answer(events, name, batch, reply)
 
         threads.submit(run)
 
@@ -184,7 +207,10 @@ class LocalLauncher:
         self._end(name, "retired")
 
     def kill(self, name: str) -> None:
-        """Give an agent up: whatever its bodies do from now on changes nothing. Their threads cannot be ended."""
+        """Give an agent up: whatever its bodies do from now on changes nothing.
+
+        Their threads cannot be ended; processes of bodies are.
+        """
         self._end(name, "killed")
 
     def _end(self, name: str, cause: str) -> None:
@@ -194,6 +220,7 @@ class LocalLauncher:
             agent, threads, events = found
             agent.stop()
             threads.shutdown(wait=False)
+            self._children.pop(name).close()
             self._runtime.on_loop(events.actor_dead, name, cause)
 
     def settled(self, name: str, batches: tuple[int, ...]) -> None:
@@ -219,4 +246,4 @@ class LocalLauncher:
         """End all agents."""
         for name in list(self._agents):
             self._end(name, "the engine was shut down")
-        self._children.close()
+        self._nursery.close()

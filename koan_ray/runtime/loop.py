@@ -3,7 +3,11 @@
 A loop in a thread of its own costs two thread switches for each call from outside, about 0.15 ms. Here the loop's own
 thread sleeps in its selector most of the time, and meanwhile a thread that brings work takes the *turn*: it runs what is
 ready itself and goes on with its answer. One thread has the turn at a time, so that for everything on the loop nothing
-differs from a loop with one thread.
+differs from a loop with one thread. A process's main thread never takes it: Ctrl-C is raised there, between any two
+instructions, and what it stopped half-way would be the engine's.
+
+Nothing that is called on the loop ends it, nor the thread that has the turn: not `SystemExit` either, which asyncio lets
+through. It is reported, and the loop turns on.
 """
 
 from __future__ import annotations
@@ -15,11 +19,24 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from koan_ray.domain.texts import said
+from koan_ray.telemetry import logs
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
 _MOST_HANDLES = 1000  # that a thread runs for others before it leaves the rest to the loop's own
+
+
+def _is_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
+
+
+def _log_failure(where: str, error: BaseException) -> None:
+    logs.get_logger().error(
+        "engine_failed", where=where, problem=f"{type(error).__name__}: {said(error, 500)}", exc_info=error
+    )
 
 
 class _Answer:
@@ -90,7 +107,9 @@ class _Loop(asyncio.SelectorEventLoop):
 
         Returns when nothing is ready any more, or the answer is known.
         """
-        if asyncio._get_running_loop() is not None or not self._turn.acquire(blocking=False):  # noqa: SLF001 - as above
+        if asyncio._get_running_loop() is not None or _is_main_thread():  # noqa: SLF001 - as above
+            return False
+        if not self._turn.acquire(blocking=False):
             return False
         try:
             if not self.is_running():
@@ -114,16 +133,31 @@ class _Loop(asyncio.SelectorEventLoop):
                 return
             handle = ready.popleft()
             if not handle.cancelled():
-                handle._run()  # noqa: SLF001 - as BaseEventLoop does
+                try:
+                    handle._run()  # noqa: SLF001 - as BaseEventLoop does
+                except BaseException as error:  # noqa: BLE001 - SystemExit of somebody's callback: not this thread's
+                    self.report(error)
+
+    def report(self, error: BaseException) -> None:
+        """Report what a callback has raised that asyncio lets through."""
+        self.call_exception_handler({"message": "a callback has raised", "exception": error})
 
 
 class LoopThread:
-    """A private loop. Its daemon thread runs until `stop`."""
+    """A private loop. Its daemon thread runs until `stop`.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: Of the thread.
+        on_failure: Called with the place and the exception when something raises there that nobody waits for.
+    """
+
+    def __init__(self, name: str, on_failure: Callable[[str, BaseException], None] | None = None) -> None:
+        self.on_failure = on_failure or _log_failure
         self._loop = _Loop()
+        self._loop.set_exception_handler(self._failed)
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_stopping = False
         self._thread.start()
 
     @property
@@ -133,8 +167,17 @@ class LoopThread:
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        while not self._is_stopping:
+            try:
+                self._loop.run_forever()
+            except BaseException as error:  # noqa: BLE001 - SystemExit of somebody's callback: the others go on
+                self._loop.report(error)
         self._loop.close()
+
+    def _failed(self, _loop: object, context: dict[str, Any]) -> None:
+        """Take note of what a callback, a timer or a task has raised."""
+        error = context.get("exception") or RuntimeError(str(context.get("message")))
+        self.on_failure(self._thread.name, error)
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the loop and block for its result. From any other thread."""
@@ -176,6 +219,7 @@ class LoopThread:
             self._thread.join(timeout=5.0)
 
     def _stop(self) -> None:
+        self._is_stopping = True
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
         self._loop.call_soon(self._loop.call_soon, self._loop.stop)  # after the cancelled tasks had their turn

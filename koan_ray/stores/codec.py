@@ -6,6 +6,7 @@ class: ``code_id`` is empty in a record read back, and ``Terms.id`` is computed 
 
 JSON that a document cannot hold unchanged is kept as text in ``context_json``, ``result_json`` or ``metadata_json``: keys
 with ``.`` or NUL or a leading ``$``, whole numbers beyond 64 bits, deep nesting, text that would be written differently.
+Those metadata that can be held are there as well then, so that jobs are found by them.
 Contents above a limit live elsewhere, and the document names them (``context_blob``, ``result_blob``).
 
 Fields without a value are left out. Fields that this version does not know stay untouched, because updates name the fields
@@ -24,6 +25,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from koan_ray.domain.durations import seconds
 from koan_ray.domain.lease import slot_of
+from koan_ray.domain.metadata import is_metadata_key
 from koan_ray.domain.partitions import NAME
 from koan_ray.domain.records import (
     FAILED,
@@ -41,11 +43,12 @@ from koan_ray.domain.records import (
 )
 from koan_ray.domain.retry import RetryPolicy, RetryStrategy
 from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy, Reason
+from koan_ray.domain.texts import readable, said
 from koan_ray.errors import ConfigurationError, RecordCorruptError
 from koan_ray.ports import ActorInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 SCHEMA_VERSION: Final = 1
 Document = dict[str, Any]
@@ -60,6 +63,7 @@ _ABOUT_FIELDS: Final = ("name", "description", "correlation_id", "traceparent", 
 _TERMS_CACHED: Final = 1024
 
 M = TypeVar("M", bound=StrEnum)
+D = TypeVar("D")
 
 
 # --- instants --------------------------------------------------------------------------------------------------------
@@ -137,6 +141,11 @@ def _embeds(value: Any, depth: int = 0) -> bool:
     if isinstance(value, list):
         return depth < _MAX_DEPTH and all(_embeds(item, depth + 1) for item in value)
     return math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or abs(value) <= _MAX_INT
+
+
+def is_embeddable(value: Any) -> bool:
+    """Tell whether a document holds this value of a metadata key as it is, so that it can be looked for."""
+    return _embeds(value)
 
 
 def _is_field(key: str) -> bool:
@@ -220,8 +229,11 @@ def _encode_checkpoint(job_id: str, done: Checkpoint) -> Document:
 
 
 def _encode_metadata(metadata: Mapping[str, Any]) -> Document:
-    plain = dict(metadata)
-    return {"metadata": plain} if _embeds(plain) else {"metadata_json": to_json(plain).decode()}
+    plain = {name: value for name, value in metadata.items() if is_metadata_key(name) and _embeds(value)}
+    if len(plain) == len(metadata):
+        return {"metadata": plain}
+    whole = {"metadata_json": to_json(metadata).decode()}  # what counts; the rest beside it is there to be found by
+    return {**whole, "metadata": plain} if plain else whole
 
 
 def _encode_progress(progress: Progress) -> Document:
@@ -242,8 +254,8 @@ def _encode_error(error: ErrorInfo) -> Document:
 
 
 def _text(text: str) -> str:
-    """Return text that UTF-8 can hold: messages of errors may name files whose names are no Unicode."""
-    return text if text.isascii() else text.encode(errors="replace").decode()
+    """Return text that UTF-8 can hold; what comes from users is so already."""
+    return text if text.isascii() else readable(text)
 
 
 def _encode_terms(terms: Terms) -> Document:
@@ -294,8 +306,10 @@ def decode_job(
     Raises:
         RecordCorruptError: The document is of a later version, or a field is missing or not what it should be.
     """
-    fields = _Fields(document, str(document.get("_id")))
-    fields.check_version()
+    return _decoded(document, lambda fields: _decode_job(fields, source, partition, blobs))
+
+
+def _decode_job(fields: _Fields, source: str | None, partition: str, blobs: Mapping[str, bytes]) -> JobRecord:
     progress, error, items = fields.sub("progress"), fields.sub("error"), fields.sub("items")
     context = fields.payload("context", blobs)
     if context is None:
@@ -469,13 +483,15 @@ def decode_execution(document: Mapping[str, Any]) -> ExecutionRecord:
     Raises:
         RecordCorruptError: As `decode_job`.
     """
-    fields = _Fields(document, str(document.get("_id")))
-    fields.check_version()
+    return _decoded(document, _decode_execution)
+
+
+def _decode_execution(fields: _Fields) -> ExecutionRecord:
     error = fields.sub("error")
     return ExecutionRecord(
         fields.text("_id"), fields.text("job_id"), fields.whole("attempt"), fields.instant("started_at"),
         fields.member("status", ExecutionStatus),
-        fields.member("reason", Reason) if "reason" in document else None,
+        fields.member("reason", Reason) if "reason" in fields.document else None,
         fields.maybe_instant("completed_at"), _decode_error(error) if error else None, _decode_metrics(fields),
     )  # fmt: skip
 
@@ -528,8 +544,10 @@ def decode_part(document: Mapping[str, Any]) -> Part:
     Raises:
         RecordCorruptError: As `decode_job`.
     """
-    fields = _Fields(document, str(document.get("_id")))
-    fields.check_version()
+    return _decoded(document, _decode_part)
+
+
+def _decode_part(fields: _Fields) -> Part:
     body = fields.payload("items", _NO_BLOBS)
     if body is None:
         raise fields.problem("items", "is missing")
@@ -540,6 +558,18 @@ def decode_part(document: Mapping[str, Any]) -> Part:
 
 
 # --- reading with suspicion ------------------------------------------------------------------------------------------
+
+
+def _decoded(document: Mapping[str, Any], decode: Callable[[_Fields], D]) -> D:
+    """Return what ``decode`` makes of a document; whatever it stumbles over is the document's fault, and said to be."""
+    fields = _Fields(document, said(document.get("_id"), 100))
+    try:
+        fields.check_version()
+        return decode(fields)
+    except RecordCorruptError:
+        raise
+    except Exception as problem:
+        raise fields.problem("", f"cannot be read: {type(problem).__name__}: {said(problem, 500)}") from problem
 
 
 class _Fields:

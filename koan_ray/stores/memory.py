@@ -14,13 +14,14 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from koan_ray.domain.query import Page, Query
+from koan_ray.domain.query import Page, Query, milliseconds
 from koan_ray.domain.status import ExecutionStatus, JobStatus
 from koan_ray.errors import LimitExceededError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
+    from koan_ray.domain.query import Place
     from koan_ray.domain.records import ExecutionRecord, JobRecord, Part
     from koan_ray.ports import Change
 
@@ -34,6 +35,14 @@ class MemoryStore:
     Cost: get and apply are dictionary operations. A query looks at every record, in slices that leave the loop free,
     except for children (``parent_job_id``), which have an index, and for the newest jobs, which were kept last: the walk
     back ends as soon as no earlier record can be newer than what was found.
+
+    Args:
+        completed_retention_s: For how long completed jobs are kept.
+        faulted_retention_s: The same of failed and cancelled ones.
+        max_finished: Jobs that have ended, at most.
+        max_part_bytes: Of the parts of all jobs.
+        monotonic: The clock that retention is counted by, so that a wall clock which is set forward forgets nothing before
+            its time. Without one, it is counted from when a job has ended by the wall clock that `expire` is given.
     """
 
     def __init__(
@@ -43,7 +52,9 @@ class MemoryStore:
         faulted_retention_s: float = 7200.0,
         max_finished: int = 1_000_000,
         max_part_bytes: int = 256 * 1024 * 1024,
+        monotonic: Callable[[], float] | None = None,
     ) -> None:
+        self._monotonic = monotonic
         self._retention = {
             JobStatus.COMPLETED: completed_retention_s,
             JobStatus.FAILED: faulted_retention_s,
@@ -86,11 +97,16 @@ class MemoryStore:
                 if job.particulars.parent_job_id is not None:
                     self._children.setdefault(job.particulars.parent_job_id, set()).add(job.id)
             if job.completed_at is not None and (stored is None or not stored.status.is_final):
-                self._finished[job.status].append((job.completed_at, job.id))
+                kept_at = job.completed_at if self._monotonic is None else self._monotonic()
+                self._finished[job.status].append((kept_at, job.id))
                 self._n_finished += 1
         while self._n_finished > self._max_finished:
             self._forget_oldest()
         return refused
+
+    def objection(self, record: JobRecord | ExecutionRecord) -> str | None:
+        """Return None: memory holds everything."""
+        return None
 
     async def file_executions(self, changes: Sequence[Change]) -> None:
         """Keep the executions of changes whose jobs are written."""
@@ -111,7 +127,7 @@ class MemoryStore:
 
     async def query(self, query: Query) -> Page:
         """Return one page; the records match at the moment each was looked at."""
-        found: list[tuple[tuple[float, str], JobRecord]] = []
+        found: list[tuple[Place, JobRecord]] = []
         keep = query.limit + 1
         pick = heapq.nlargest if query.descending else heapq.nsmallest
         newest_first = query.descending and query.order_by == "created_at" and query.parent_job_id is None
@@ -119,7 +135,7 @@ class MemoryStore:
             found += [(query.sort_key(job), job) for job in batch if query.is_after_cursor(job)]
             if len(found) > 4 * keep or (oldest_at is not None and len(found) >= keep):
                 found = pick(keep, found, key=lambda pair: pair[0])
-            if oldest_at is not None and len(found) >= keep and oldest_at + self._lateness_s < found[-1][0][0]:
+            if oldest_at is not None and len(found) >= keep and milliseconds(oldest_at + self._lateness_s) < found[-1][0][0]:
                 break
         page = [job for _, job in pick(keep, found, key=lambda pair: pair[0])]
         more = len(page) > query.limit
@@ -142,8 +158,9 @@ class MemoryStore:
     async def expire(self, now: float) -> int:
         """Forget the finished jobs that have outlived their retention."""
         before = len(self._jobs)
+        at = now if self._monotonic is None else self._monotonic()
         for status, queue in self._finished.items():
-            while queue and queue[0][0] + self._retention[status] <= now:
+            while queue and queue[0][0] + self._retention[status] <= at:
                 self._forget_at(queue)
         return before - len(self._jobs)
 

@@ -18,6 +18,8 @@ written: the stored fields are compared. So ``apply`` may be repeated as it is a
 from __future__ import annotations
 
 import contextlib
+from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from koan_ray.domain.archival import is_archive
@@ -110,6 +112,9 @@ class MongoStore:
     def excess(self, job: JobRecord) -> tuple[int, int] | None:
         return self._writes.excess(job)
 
+    def objection(self, record: JobRecord | ExecutionRecord) -> str | None:
+        return self._writes.objection(record)
+
     # --- reading and queries -------------------------------------------------------------------------------------------
 
     async def get(self, job_id: str) -> JobRecord | None:
@@ -172,10 +177,13 @@ class MongoStore:
         """Return up to one record more than a page of one partition."""
         found: list[JobRecord] = []
         checks = mongo_filters.needs_check(query)
-        for step in mongo_filters.steps(query):
+        steps = deque(mongo_filters.steps(query))
+        while steps:
             wanted = 0 if checks else query.limit + 1 - len(found)
-            async with contextlib.aclosing(self._records.walk(partition, step, wanted, fields)) as documents:
+            n_read, last = 0, None
+            async with contextlib.aclosing(self._records.walk(partition, steps.popleft(), wanted, fields)) as documents:
                 async for document in documents:
+                    n_read, last = n_read + 1, document
                     if fields is not None:
                         document.setdefault("context", None)
                         document.get("items", {}).setdefault("state", None)
@@ -184,6 +192,8 @@ class MongoStore:
                         found.append(record)
                     if len(found) > query.limit:
                         return found
+            if last is not None and n_read == wanted:  # some of them cannot be read: the page goes on behind the last
+                steps = deque(mongo_filters.steps(replace(query, after=mongo_filters.place_of(last, query.order_by))))
         return found
 
     async def count(self, query: Query) -> int:

@@ -93,7 +93,8 @@ class Archive:
             document = await self._db.jobs(partition).find_one({"_id": job_id}, max_time_ms=READ_MS)
             if document is None:
                 return None
-            return await self._records.record(document, partition), await self._records.executions_of(partition, job_id)
+            executions = await self._records.executions_of(partition, job_id, whole=True)
+            return await self._records.record(document, partition), executions
 
     async def note_moves(self, partition: str, job_ids: Sequence[str]) -> None:
         """Note which jobs are about to be deleted from a partition, for `finish_moves` after a crash."""

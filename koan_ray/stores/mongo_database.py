@@ -106,7 +106,7 @@ class Database:
 
     def along(self, index: str) -> dict[str, Any]:
         """Return the option that names the index to walk, for a server that profits from it."""
-        if self._read_only and index == mongo_schema.LATEST_INDEX:
+        if self._read_only and index in mongo_schema.LATEST_INDEXES:
             return {}  # no writer of this version may have been here yet, and to name what is missing is an error
         return {"hint": index} if self.connection.follows_hints else {}
 

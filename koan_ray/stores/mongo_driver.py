@@ -15,6 +15,7 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo import ReadPreference, WriteConcern, errors
 from pymongo.read_concern import ReadConcern
 
+from koan_ray.domain.texts import readable
 from koan_ray.errors import ConfigurationError, StoreError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ _UNKNOWN_OUTCOME: Final = frozenset(
 _REFUSED_LOGIN: Final = frozenset({13, 18, 8000})
 _TOO_LARGE: Final = frozenset({10334, 17419, 17420})  # of single operations in a bulk write
 _DUPLICATE: Final = 11000
+# Of single operations in a bulk write: what a server says of a document that it can never hold. Bad value, failed to parse,
+# type mismatch, overflow, invalid BSON, path not viable, dollar-prefixed and empty and dotted names, invalid id, validation.
+_UNWRITABLE: Final = frozenset({2, 9, 14, 15, 17, 22, 28, 39, 52, 53, 55, 56, 57, 121})
 
 
 class Connection:
@@ -110,21 +114,25 @@ def is_unknown_outcome(error: errors.PyMongoError) -> bool:
     return isinstance(error, (errors.ConnectionFailure, errors.InvalidOperation))
 
 
-def refused_operations(error: errors.BulkWriteError) -> tuple[set[int], set[int]]:
-    """Return the places of the operations that found a duplicate key, and of those that were too large.
+def refused_operations(error: errors.BulkWriteError) -> tuple[set[int], set[int], dict[int, str]]:
+    """Return the places of operations that found a duplicate key, that were too large, and that no document can hold.
+
+    The last with what the server says of them.
 
     Raises:
         BulkWriteError: An operation failed for another reason.
     """
-    duplicates, too_large = set(), set()
+    duplicates, too_large, unwritable = set(), set(), {}
     for item in error.details.get("writeErrors", []):
         if item.get("code") == _DUPLICATE:
             duplicates.add(item["index"])
         elif item.get("code") in _TOO_LARGE:
             too_large.add(item["index"])
+        elif item.get("code") in _UNWRITABLE:
+            unwritable[item["index"]] = readable(f"the server refuses it: {item.get('errmsg', '')}", 500)
         else:
             raise error
-    return duplicates, too_large
+    return duplicates, too_large, unwritable
 
 
 def _client_class(driver: str) -> Any:

@@ -11,13 +11,15 @@ protocol finds it.
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from koan_ray.stores.codec import Document, first_date_from, to_date
-from koan_ray.stores.mongo_schema import LATEST_INDEX, LEADS
+from koan_ray.domain.query import milliseconds
+from koan_ray.stores.codec import Document, first_date_from, from_date, is_embeddable, to_date
+from koan_ray.stores.mongo_schema import LATEST_INDEX, LEADS, RETRIES_INDEX
 
 if TYPE_CHECKING:
-    from koan_ray.domain.query import Query
+    from koan_ray.domain.query import Place, Query
 
 _TEXT_FIELDS: Final = ("name", "description", "kind", "error.message")
 
@@ -35,13 +37,14 @@ def filter_of(query: Query) -> Document:
 
     All values stand behind an explicit operator, so that no value can be taken for one. Text is compared by the server,
     whose idea of upper and lower case is simpler than Python's for a few letters (``ß``). Metadata that no document can
-    hold as it is (`koan_ray.stores.codec`) are not found by their values.
+    hold as it is (`koan_ray.stores.codec`) are compared by us, in those documents that have some.
     """
     # In front and plain: the embedded server takes the first index that fits, and reads every job of a status otherwise.
     found: Document = {LEADS: True} if query.has_items else {}
     for name, text in (
         ("correlation_id", query.correlation_id),
         ("parent_job_id", query.parent_job_id),
+        ("retry_of", query.retry_of),
         ("name", query.name),
     ):
         if text is not None:
@@ -58,7 +61,11 @@ def filter_of(query: Query) -> Document:
             found[name] = between
     if query.has_items is False:  # what is false is left out of documents, so these lack the field
         found[LEADS] = {"$ne": True}
-    found.update((f"metadata.{name}", _metadata(value)) for name, value in query.metadata.items())
+    for name, value in query.metadata.items():
+        if is_embeddable(value):
+            found[f"metadata.{name}"] = _metadata(value)
+        else:
+            found["metadata_json"] = {"$type": "string"}
     if query.text is not None:
         sought = {"$regex": re.escape(query.text), "$options": "i"}
         found["$or"] = [{name: sought} for name in _TEXT_FIELDS]
@@ -69,8 +76,9 @@ def needs_check(query: Query) -> bool:
     """Tell whether a document that passes the filter may still not match: lists and dictionaries are compared by us.
 
     The server would take a value for equal to a list that holds it, and tell apart dictionaries by the order of their keys.
+    So is what no document can hold.
     """
-    return any(isinstance(value, (list, dict)) for value in query.metadata.values())
+    return any(isinstance(value, (list, dict)) or not is_embeddable(value) for value in query.metadata.values())
 
 
 def index_of(query: Query) -> str:
@@ -81,6 +89,8 @@ def index_of(query: Query) -> str:
     """
     if query.parent_job_id is not None:
         return "parent"
+    if query.retry_of is not None:
+        return RETRIES_INDEX
     if query.correlation_id is not None:
         return "correlation"
     if query.has_items:
@@ -99,15 +109,21 @@ def steps(query: Query) -> list[Step]:
     return [Step(_both(base, bound), sort, hint) for bound in _bounds(query)]
 
 
+def place_of(document: Document, order_by: str) -> Place:
+    """Return where a document stands in an order; one whose instant is none stands with those that have none."""
+    at = document.get(order_by)
+    return milliseconds(from_date(at)) if isinstance(at, datetime) else 0, str(document["_id"])
+
+
 def _bounds(query: Query) -> list[Document]:
     if query.after is None:
         return [{}]
-    at, job_id = query.after
+    at_ms, job_id = query.after
     name, beyond = query.order_by, "$lt" if query.descending else "$gt"
-    if at == 0.0:  # the page before ended among the jobs without the instant
+    if at_ms == 0:  # the page before ended among the jobs without the instant
         rest = [{name: {"$eq": None}, "_id": {beyond: job_id}}]
         return rest if query.descending else [*rest, {name: {"$gt": to_date(0.0)}}]
-    date = to_date(at)
+    date = to_date(at_ms / 1000)
     ranges: list[Document] = [{name: {"$eq": date}, "_id": {beyond: job_id}}, {name: {beyond: date}}]
     return [*ranges, {name: {"$eq": None}}] if query.descending and name != "created_at" else ranges
 

@@ -8,7 +8,7 @@ from bson import encode as to_bson
 from bson.errors import InvalidDocument
 from pymongo import DeleteOne, InsertOne, ReplaceOne, errors
 
-from koan_ray.errors import ConfigurationError
+from koan_ray.errors import ConfigurationError, RecordRefusedError
 from koan_ray.stores.codec import Document, check_collection, decode_part, encode_part, encode_value, value_id
 from koan_ray.stores.mongo_database import BATCH, MAX_DOCUMENT, READ_MS, SCAN_MS, Database
 from koan_ray.stores.mongo_driver import is_unknown_outcome, refused_operations
@@ -45,9 +45,12 @@ class Parts:
         try:
             await self._db.items(partition).bulk_write(operations, ordered=False)
         except errors.BulkWriteError as error:
-            duplicates, too_large = refused_operations(error)
-            if is_unknown_outcome(error) or too_large:
+            duplicates, too_large, unwritable = refused_operations(error)
+            if is_unknown_outcome(error):
                 raise
+            if too_large or unwritable:
+                unwritable |= dict.fromkeys(too_large, "what its items have produced is larger than a document may be")
+                raise RecordRefusedError({parts[at].job_id: why for at, why in unwritable.items()}) from error
             # There with a higher fence, or put there by another writer at this moment: then ours may be the later one.
             keys = [documents[place]["_id"] for place in duplicates]
             found = self._db.items(partition).find({"_id": {"$in": keys}}, {"fence": 1}, max_time_ms=READ_MS)
@@ -131,8 +134,8 @@ class UserDocuments:
         try:
             await collection.bulk_write([InsertOne(document) for document in documents], ordered=False)
         except errors.BulkWriteError as error:
-            duplicates, too_large = refused_operations(error)
-            if is_unknown_outcome(error) or too_large:
+            duplicates, too_large, unwritable = refused_operations(error)
+            if is_unknown_outcome(error) or too_large or unwritable:
                 raise
             there = [documents[place] for place in sorted(duplicates)]
             replacing = [ReplaceOne({"_id": each["_id"]}, each, upsert=True) for each in there]

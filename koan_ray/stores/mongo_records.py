@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from gridfs.errors import CorruptGridFile
+
 from koan_ray.errors import RecordCorruptError
 from koan_ray.stores import mongo_filters, mongo_windows
 from koan_ray.stores.codec import Document, blobs_named, decode_execution, decode_job
@@ -43,7 +45,10 @@ class Records:
         Raises:
             RecordCorruptError: It cannot be read as a job.
         """
-        blobs = {name: await self._blobs.read(partition, name) for name in blobs_named(document)}
+        try:
+            blobs = {name: await self._blobs.read(partition, name) for name in blobs_named(document)}
+        except CorruptGridFile as error:
+            raise RecordCorruptError(str(document.get("_id")), "context or result", f"cannot be read: {error}") from error
         found = {name: content for name, content in blobs.items() if content is not None}
         return decode_job(document, source=self._source, partition=partition, blobs=found)
 
@@ -60,14 +65,22 @@ class Records:
         if self._on_corrupt is not None:
             self._on_corrupt(error.record_id, error)
 
-    async def executions_of(self, partition: str, job_id: str) -> list[ExecutionRecord]:
-        """Return a job's executions in one partition, oldest first.
+    async def executions_of(self, partition: str, job_id: str, *, whole: bool = False) -> list[ExecutionRecord]:
+        """Return a job's executions in one partition, oldest first; unreadable ones are told and left out.
 
         Raises:
-            RecordCorruptError: One of them cannot be read.
+            RecordCorruptError: One of them cannot be read, and ``whole`` asks for all of them.
         """
         cursor = self._db.executions(partition).find({"job_id": job_id}, **self._db.along("job"), max_time_ms=READ_MS)
-        return oldest_first([decode_execution(document) async for document in cursor])
+        found = []
+        async for document in cursor:
+            try:
+                found.append(decode_execution(document))
+            except RecordCorruptError as error:
+                if whole:
+                    raise
+                self.report(error)
+        return oldest_first(found)
 
     async def walk(
         self, partition: str, step: mongo_filters.Step, limit: int, fields: Document | None = None

@@ -1,6 +1,6 @@
 """Which collections and indexes there are, and making sure of them.
 
-Each index makes every write dearer, so there are six for jobs, two for executions and one for parts;
+Each index makes every write dearer, so there are seven for jobs, two for executions and one for parts;
 `koan_ray.stores.mongo_filters` says which query walks which. The sparse ones hold only documents that have the field, and
 the one of jobs over items holds only those: other jobs pay for none of them. None of them is unique but the primary key,
 which every server has: it is what keeps a job from being there twice, and the key of a part is made of job, stream and
@@ -26,7 +26,9 @@ LEASES: Final = "leases"
 META: Final = "meta"
 LEADS: Final = "terms.spec.lead"  # true in jobs over items, absent in others, since there are jobs over items
 BLOBS: Final = "blobs"
-LATEST_INDEX: Final = "over_items"  # which databases of earlier versions lack
+LATEST_INDEX: Final = "over_items"
+RETRIES_INDEX: Final = "retries"
+LATEST_INDEXES: Final = frozenset({LATEST_INDEX, RETRIES_INDEX})  # which databases of earlier versions lack
 _NO_COLLECTION: Final = 26
 _CONFLICTS: Final = frozenset({67, 68, 85, 86})  # cannot create, exists already, conflict of options, conflict of keys
 
@@ -52,6 +54,7 @@ JOB_INDEXES: Final = (
     Index("completed", (("completed_at", 1), ("_id", 1))),
     Index("parent", (("parent_job_id", 1),), sparse=True),
     Index("correlation", (("correlation_id", 1),), sparse=True),
+    Index(RETRIES_INDEX, (("retry_of", 1),), sparse=True),
     Index(LATEST_INDEX, ((LEADS, 1), ("created_at", 1), ("_id", 1)), only=(LEADS, True)),
 )
 EXECUTION_INDEXES: Final = (

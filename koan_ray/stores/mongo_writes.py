@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from bson import encode as to_bson
 from pymongo import InsertOne, UpdateOne, errors
 
 from koan_ray.domain.status import ExecutionStatus
+from koan_ray.errors import RecordRefusedError
 from koan_ray.killpoints import killpoint
+from koan_ray.stores.bson_fit import objection, size_of
 from koan_ray.stores.codec import (
     STATE_FIELDS,
     Document,
@@ -104,7 +105,9 @@ class Writes:
         except errors.BulkWriteError as error:
             if is_unknown_outcome(error):
                 raise
-            duplicates, too_large = refused_operations(error)
+            duplicates, too_large, unwritable = refused_operations(error)
+            if unwritable:  # the others are written, and are recognised as ours when this is repeated without these
+                raise RecordRefusedError({changes[at].job.id: why for at, why in unwritable.items()}) from error
             doubtful += duplicates
             n_matched = error.details.get("nMatched", 0)
         updates = [place for place, change in enumerate(changes) if change.expect != 0 and place not in too_large]
@@ -147,7 +150,11 @@ class Writes:
             if is_unknown_outcome(error):
                 raise
             # A duplicate key. Of a guarded one: it is there and not running, so it is closed, and is not rewritten.
-            duplicates, _ = refused_operations(error)
+            duplicates, too_large, unwritable = refused_operations(error)
+            if too_large or unwritable:
+                everything = [*executions, *new]
+                unwritable |= dict.fromkeys(too_large, "its execution is larger than a document may be")
+                raise RecordRefusedError({everything[at].job_id: why for at, why in unwritable.items()}) from error
             known = [new[place - len(guarded)] for place in duplicates if place >= len(guarded)]
             n_changed = sum(int(error.details.get(name, 0)) for name in ("nModified", "nUpserted", "nInserted"))
             return n_changed + await self.write_executions(partition, known)
@@ -176,14 +183,18 @@ class Writes:
                 n_changed += await self.write_executions(partition, executions)
         return n_changed
 
+    def objection(self, record: JobRecord | ExecutionRecord) -> str | None:
+        """Return why no document can hold a record, in words; None if one can, whatever its size."""
+        return objection(record, self._inline_limit)
+
     def excess(self, job: JobRecord) -> tuple[int, int] | None:
         """Return the bytes of a job's document and the limit if it is too large; None if it fits."""
-        size = len(to_bson(encode_job(job, self._inline_limit)))
+        size = size_of(encode_job(job, self._inline_limit))
         return (size, MAX_DOCUMENT) if size > MAX_DOCUMENT else None
 
 
 def _too_large(changes: Sequence[Change], operations: Sequence[Any]) -> list[Change]:
-    sizes = [len(to_bson(operation._doc)) for operation in operations]  # noqa: SLF001 - what the driver would send
+    sizes = [size_of(operation._doc) for operation in operations]  # noqa: SLF001 - what the driver would send
     return [change for change, size in zip(changes, sizes, strict=True) if size > MAX_DOCUMENT]
 
 

@@ -1,6 +1,7 @@
 """Logs, traces and metrics.
 
 The OpenTelemetry API is used where the application uses it; the SDK is the application's to configure, or `configure`'s.
+Logs go where the application's own logging sends them; `configure_logging` is for processes that have none.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import os
 
 from koan_ray.errors import ConfigurationError
+from koan_ray.telemetry.logs import configure as configure_logging
 
+__all__ = ["configure", "configure_from_environment", "configure_logging"]
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 

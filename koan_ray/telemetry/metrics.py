@@ -10,6 +10,7 @@ OpenTelemetry is not imported for an application that has not done so.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -28,6 +29,15 @@ _FRESH_S = 1.0  # all instruments of one collection share a reading
 _lock = threading.Lock()
 _reads: list[Read] = []
 _is_installed = False
+
+
+def _after_fork() -> None:
+    """Read no engine of the process that this one is a copy of: its threads are not here to answer."""
+    global _lock, _reads
+    _lock, _reads = threading.Lock(), []
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def offer(read: Read) -> Callable[[], None]:

@@ -319,6 +319,31 @@ class StoreContract:
             assert (page.cursor is None) == (len(expected) <= query.limit), filters
             assert await store.count(query) == len(expected), filters
 
+    async def test_a_job_is_found_by_the_metadata_that_it_has_and_by_no_other(self, store: JobStore) -> None:
+        """Numbers by what they count, and a truth value is no number; also what no document holds as it is."""
+        values: list[Any] = [
+            True, False, 1, 0, 1.5, 2**53 + 1, 2**63, 2**70, -(2**63), -(2**70), "1", "", "true", None, [], {}, [1, 2],
+            [2, 1], [True], [1], {"a": 1, "b": 2}, {"a": True}, {"a.b": 1}, {"$ne": 1}, {"": {}}, [[2**70]], "nul\0",
+        ]  # fmt: skip
+        records = [job(metadata={"k": value, "n": place, "odd": {"$": 1}}) for place, value in enumerate(values)]
+        records += [job(metadata={"k": value, "n": place}) for place, value in enumerate(values)]
+        await store.apply([Change(record, 0) for record in [*records, job(metadata={"other": 1}), job()]])
+        for place, value in enumerate(values):
+            expected = {records[place].id, records[place + len(values)].id}
+            for sought in ({"k": value}, {"n": place, "k": value}):
+                query = parse_query({"metadata": sought})
+                assert {record.id for record in (await store.query(query)).jobs} == expected, sought
+                assert await store.count(query) == 2, sought
+        for sought, places in (({"k": 1.0}, [2]), ({"k": {"b": 2, "a": 1}}, [20]), ({"odd": {"$": 1}}, range(len(values)))):
+            query = parse_query({"metadata": sought})
+            found = {record.id for record in (await store.query(query)).jobs}
+            assert {records[place].id for place in places} <= found, sought
+            assert len(found) == (len(places) if "odd" in sought else 2 * len(places)), sought
+        for record in records[:3]:
+            kept = await store.get(record.id)
+            assert kept is not None
+            assert kept.particulars.metadata == record.particulars.metadata
+
     async def test_pages_are_stable_while_jobs_are_added_and_removed(self, store: JobStore) -> None:
         """Every job that was there throughout is seen exactly once."""
         kept = [job(at=AT + n // 3) for n in range(60)]

@@ -18,6 +18,7 @@ from koan_ray.domain.partitions import check_partition
 from koan_ray.domain.query import Page
 from koan_ray.domain.status import ExecutionStatus, JobStatus
 from koan_ray.errors import RecordCorruptError, StoreUnavailableError
+from koan_ray.stores.bson_fit import objection, size_of
 from koan_ray.stores.codec import (
     SCHEMA_VERSION,
     STATE_FIELDS,
@@ -161,6 +162,8 @@ class MemoryDocumentStore:
     async def apply(self, changes: Sequence[Change]) -> list[Change]:
         for change in changes:
             check_partition(change.job.particulars.residence.partition)
+        for change in changes:  # as a driver, which encodes all before it sends anything
+            size_of(encode_job(change.job))
         await self._begin(writes=True)
         refused = [change for change in changes if not self._apply_one(change)]
         if self.faults.tear > 0:
@@ -197,6 +200,9 @@ class MemoryDocumentStore:
         elif stored is None or not _is_same(stored, change):
             return False
         return True
+
+    def objection(self, record: JobRecord | ExecutionRecord) -> str | None:
+        return objection(record)
 
     def excess(self, job: JobRecord) -> tuple[int, int] | None:
         limit = self.database.max_document
@@ -239,7 +245,14 @@ class MemoryDocumentStore:
 
     def _executions_in(self, partition: str, job_id: str) -> list[ExecutionRecord]:
         documents = self.database.executions.get(partition, {}).values()
-        found = [decode_execution(document) for document in documents if document["job_id"] == job_id]
+        found = []
+        for document in documents:
+            if document["job_id"] == job_id:
+                try:
+                    found.append(decode_execution(document))
+                except RecordCorruptError as error:
+                    if self._on_corrupt is not None:
+                        self._on_corrupt(error.record_id, error)
         return sorted(found, key=lambda execution: (execution.started_at, execution.id))
 
     async def query(self, query: Query) -> Page:

@@ -100,7 +100,7 @@ class TestEngine:
 
     async def restart(self) -> None:
         """Another coordinator starts, with the same sources and job actors."""
-        self.store = MemoryStore()
+        self.store = MemoryStore(monotonic=self.clock.monotonic)
         self.coordinator = self._new_coordinator(self.store)
         await self.coordinator.start()
 
@@ -208,6 +208,7 @@ async def engine(
         faulted_retention_s=numbers.faulted_retention_s,
         max_finished=numbers.max_finished,
         max_part_bytes=numbers.max_part_bytes,
+        monotonic=time.monotonic,
     )
     made = TestEngine(numbers, time, kept, faults or Faults(), seed, sources or {})
     before = ambient.current_engine()

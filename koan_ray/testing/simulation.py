@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from koan_ray.domain.feasibility import unmet
+from koan_ray.domain.records import ErrorInfo
+from koan_ray.domain.status import Isolation
 from koan_ray.engine.attempt import Attempt
 from koan_ray.engine.early import Early
 from koan_ray.ports import ActorInfo, BatchReply, Push, Report, Running, Survey
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from contextlib import AbstractContextManager
 
+    from koan_ray.domain.feasibility import Node
     from koan_ray.domain.records import ActorSpec, Terms
     from koan_ray.engine.broker import Broker
     from koan_ray.engine.coordinator import Coordinator
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
 
 
 _TELL_AGAIN_S = 0.5
+_TICK_S = 1e-6
+_NEXT_WAITS_S = 0.5  # as in `koan_ray.engine.agent`
+_LEFT_IN_TIME = 0.5  # of what an actor that dies has said and what has not arrived, as much arrives all the same
 
 
 @dataclass
@@ -81,6 +88,7 @@ class _SimActor:
         self.inline_limit = launcher.settings.inline_limit
         self.span: Callable[[Order, str], AbstractContextManager[Any]] | None = None
         self.is_dead = False
+        self.is_buried = False  # the coordinator knows
         self._terms: dict[str, Terms] = {}
         self._live: dict[str, _Live] = {}
         self._todo: deque[_Live] = deque()
@@ -156,12 +164,23 @@ class _SimActor:
         if not self.is_dead:
             self.is_dead = True
             for live in self._live.values():
-                if live.task is not None:
-                    live.task.cancel()
+                _end_body(live, cause)
             for live in self._resuming:  # their tasks end now; there is no place to wait for
                 if live.waits_for is not None:
                     live.waits_for()
             self._launcher.died(self, cause)
+
+    def lose_child(self, live: _Live, cause: str) -> None:
+        """The process of a body of its own (``Isolation.PROCESS``) is gone; this one goes on."""
+        if self.is_dead or live.order.execution_id not in self._live or live.attempt is None:
+            return
+        _end_body(live, cause)
+        began_at, took_s = live.attempt.began_at, live.attempt.age_s
+        error = ErrorInfo("ProcessLost", f"the job's own process ended without a report: {cause}")
+        report = Report(live.order.execution_id, live.order.job_id, "crashed", began_at, took_s, error=error)
+        self._n_active -= not live.is_parked
+        self._file(live, report)
+        self._fill()
 
     # --- places, as in Agent -----------------------------------------------------------------------------------------
 
@@ -184,7 +203,8 @@ class _SimActor:
                 # In a context of its own: the body must not inherit the context of whoever happened to make room.
                 live.task = asyncio.get_running_loop().create_task(self._perform(live), context=contextvars.Context())
                 terms = self._terms[live.order.terms_id]
-                live.attempt = Attempt(live.order, terms, self._launcher.load(terms.code_id), self)
+                host: Any = _SimChild(self, live) if terms.isolation is Isolation.PROCESS else self
+                live.attempt = Attempt(live.order, terms, self._launcher.load(terms.code_id), host)
                 if terms.timeout_s is not None:
                     self.clock.call_later(terms.timeout_s, lambda live=live: self._time_out(live))  # type: ignore[misc]
             else:
@@ -197,7 +217,7 @@ class _SimActor:
         self._launcher.began(live.order)
         is_async = attempt.job_type.definition.runs_on_loop(attempt.terms)
         report = await attempt.perform() if is_async else attempt.perform_blocking()
-        if self._has_died():
+        if self._has_died() or live.order.execution_id not in self._live:
             return
         if self._launcher.strikes("die_at_end"):
             self.die("simulated: died after a body had ended")
@@ -231,7 +251,7 @@ class _SimActor:
     async def _keep_telling(self) -> None:
         while self._outbox and not self.is_dead:
             arrived = asyncio.Event()
-            self._launcher.later(self, arrived.set)
+            self._launcher.later(self, _Said(arrived.set))
             await arrived.wait()
             coordinator, told = self._launcher.coordinator, list(self._outbox)
             known = None
@@ -261,6 +281,7 @@ class _SimActor:
             del self._live[execution_id]
         for live in waits:
             live.is_waiting = True
+            self.clock.call_later(_NEXT_WAITS_S, lambda live=live: self._give_up_waiting(live))  # type: ignore[misc]
         running = [
             Running(
                 live.order.execution_id,
@@ -274,7 +295,13 @@ class _SimActor:
         reply = BatchReply(ended, running, returned)
         if ended:
             self._held[batch] = ended
-        self._launcher.later(self, lambda: self.events.batch_answered(self.name, batch, reply))
+        self._launcher.later(self, _Said(lambda: self.events.batch_answered(self.name, batch, reply)))
+
+    def _give_up_waiting(self, live: _Live) -> None:
+        """Give back a chunk whose turn has not come in time."""
+        if live in self._todo and not self.is_dead:
+            self._todo.remove(live)
+            self._file(live, Report(live.order.execution_id, live.order.job_id, "returned", self.clock.now(), 0.0))
 
     def _push(self, turned: Sequence[str] = ()) -> None:
         """Tell which of these bodies wait and which do not; again, if the coordinator has not decided on this actor."""
@@ -287,7 +314,7 @@ class _SimActor:
             if not self._launcher.pushed(push) and turned:
                 self.clock.call_later(_TELL_AGAIN_S, lambda: None if self.is_dead else self._push(turned))
 
-        self._launcher.later(self, arrive)
+        self._launcher.later(self, _Said(arrive))
 
     # --- Host ------------------------------------------------------------------------------------------------------------
 
@@ -325,6 +352,37 @@ class _SimActor:
         return False
 
 
+class _Said:
+    """A message from an actor."""
+
+    def __init__(self, action: Callable[[], Any]) -> None:
+        self._action = action
+
+    def __call__(self) -> None:
+        self._action()
+
+
+class _SimChild:
+    """The process that a body has to itself, as the host of its attempt."""
+
+    def __init__(self, actor: _SimActor, live: _Live) -> None:
+        self._actor, self._live = actor, live
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._actor, name)
+
+    def die(self, cause: str) -> None:
+        self._actor.lose_child(self._live, cause)
+
+
+def _end_body(live: _Live, cause: str) -> None:
+    """Let nothing of a body go on whose process is gone; a plain one stops when it looks at its token."""
+    if live.attempt is not None:
+        live.attempt.token._set(cause)  # noqa: SLF001 - set by the engine only
+    if live.task is not None:
+        live.task.cancel()
+
+
 class SimLauncher:
     """Simulated job actors; see `koan_ray.ports.Launcher`.
 
@@ -337,6 +395,8 @@ class SimLauncher:
     ) -> None:  # fmt: skip
         self.settings, self.clock, self.load, self.faults = settings, clock, load, faults
         self.bodies: list[tuple[str, str]] = []
+        self.cluster: list[Node] | None = None  # None: nobody asks what a node has
+        self._unplaced: list[tuple[str, ActorEvents]] = []  # actors that no node has room for
         self.coordinator: Coordinator | None = None  # None: it has crashed
         self.crashed = asyncio.Event()
         self.broker: Broker
@@ -353,13 +413,32 @@ class SimLauncher:
         """Nobody else is here."""
         return False
 
+    def nodes(self) -> Sequence[Node] | None:
+        """Return `cluster`."""
+        return self.cluster
+
+    def join(self, node: Node) -> None:
+        """A node joins the cluster: actors that have waited for one like it are placed."""
+        self.cluster = [*(self.cluster or ()), node]
+        waiting, self._unplaced = self._unplaced, []
+        for name, events in waiting:
+            if (actor := self._actors.get(name)) is not None:
+                self._place(actor, events)
+
     def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
         """Start an actor, or fail to."""
         actor = self._actors[name] = _SimActor(self, name, spec, events)
         if self.strikes("fail_start"):
             actor.die("simulated: could not be started")
         else:
-            self.later(actor, lambda: events.actor_ready(name, ActorInfo("sim", name, 1)))
+            self._place(actor, events)
+
+    def _place(self, actor: _SimActor, events: ActorEvents) -> None:
+        """Have an actor become ready where a node has what it needs; leave it waiting, as Ray does, where none has."""
+        if self.cluster is not None and unmet(actor.spec, self.cluster) is not None:
+            self._unplaced.append((actor.name, events))
+        else:
+            self.later(actor, lambda: events.actor_ready(actor.name, ActorInfo("sim", actor.name, 1)))
 
     def send(self, name: str, batch: int, orders: OrderBatch, *, label: str) -> None:
         """Hand over a batch."""
@@ -445,25 +524,43 @@ class SimLauncher:
         self.bodies.append((order.job_id, order.execution_id))
 
     def later(self, actor: _SimActor, action: Callable[[], Any], *, overtakes: bool = False) -> None:
-        """Deliver a message to or from an actor, unless it is dead by then; in order, but for those that overtake."""
+        """Deliver a message to or from an actor, unless it is dead by then; in order, but for those that overtake.
+
+        What it has said may arrive although it is dead by then; not after the word of its death, though.
+        """
         delay = self._random.random() * self.faults.max_delay_s
+        coordinator = self.coordinator
 
         def deliver() -> None:
-            if not actor.is_dead:
+            was_said = isinstance(action, _Said) and not actor.is_buried and self.coordinator is coordinator
+            if not actor.is_dead or (was_said and self._random.random() < _LEFT_IN_TIME):
                 action()
 
         if delay and overtakes:
             self.clock.call_later(delay, deliver)
         elif delay:
-            self._arrives_at = max(self._arrives_at, self.clock.monotonic() + delay)  # messages do not overtake
+            # Messages do not overtake, and timers for the same instant are in no order.
+            self._arrives_at = max(self._arrives_at + _TICK_S, self.clock.monotonic() + delay)
             self.clock.call_later(self._arrives_at - self.clock.monotonic(), deliver)
         else:
             asyncio.get_running_loop().call_soon(deliver)
 
     def died(self, actor: _SimActor, cause: str) -> None:
-        """Tell the coordinator, after a moment."""
-        if self._actors.pop(actor.name, None) is not None:
-            asyncio.get_running_loop().call_soon(lambda: actor.events.actor_dead(actor.name, cause))
+        """Tell the coordinator, after a moment in which it takes the actor for alive."""
+        if self._actors.pop(actor.name, None) is None:
+            return
+        coordinator = self.coordinator
+
+        def bury() -> None:
+            actor.is_buried = True
+            if self.coordinator is coordinator:
+                actor.events.actor_dead(actor.name, cause)
+
+        delay = self._random.random() * self.faults.max_delay_s
+        if delay:
+            self.clock.call_later(delay, bury)
+        else:
+            asyncio.get_running_loop().call_soon(bury)
 
     def tell_broker(self, state: list[Any]) -> None:
         """Bring progress to the broker."""

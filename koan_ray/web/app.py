@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount
 
@@ -18,7 +19,9 @@ from koan_ray.config import load_settings
 from koan_ray.errors import KoanRayError
 from koan_ray.web import jobs, kinds, overview, problems, streams, system
 from koan_ray.web.dashboard import Dashboard
+from koan_ray.web.ending import is_server_ending
 from koan_ray.web.guard import Shell
+from koan_ray.web.head import Head
 from koan_ray.web.problems import ProblemError, field_path
 from koan_ray.web.routing import Table
 from koan_ray.web.schemas import Problem
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 TABLES = (system.routes, jobs.routes, kinds.routes, overview.routes, streams.routes)
 _description = Table("system")
+_WORTH_PACKING = 1_000  # bytes of a response; streams of events are never packed, since each has to arrive at once
 
 
 @_description.get("/openapi.json", Role.VIEWER, include_in_schema=False)
@@ -80,7 +84,11 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Shell, hosts=service.hosts)],
+        middleware=[
+            Middleware(Head),
+            Middleware(GZipMiddleware, minimum_size=_WORTH_PACKING),
+            Middleware(Shell, hosts=service.hosts, is_ending=lambda: service.hub.is_closed or is_server_ending()),
+        ],
         lifespan=_lifespan,
     )
     app.state.koan = service
@@ -105,7 +113,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _answer_with_problems(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> Response:
-        return problems.respond(problems.from_error(error), request.scope)
+        return problems.respond(problems.noted(error, request.url.path), request.scope)
 
     async def invalid(request: Request, error: Exception) -> Response:
         found: list[Any] = list(error.errors()) if isinstance(error, RequestValidationError) else []
@@ -123,6 +131,8 @@ def _answer_with_problems(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+        if status == 404:
+            return problems.respond(problems.no_such_route(request.url.path), request.scope)
         return problems.respond(ProblemError(status, _about(status, headers), headers=headers), request.scope)
 
     for kind in (ProblemError, KoanRayError, TimeoutError):
@@ -132,8 +142,6 @@ def _answer_with_problems(app: FastAPI) -> None:
 
 
 def _about(status: int, headers: dict[str, str]) -> str:
-    if status == 404:
-        return "there is no such route or file; /openapi.json lists the routes"
     if status == 405:
         return f"this route does not take this method; it takes {headers.get('Allow', 'others')}"
     return "the request could not be read; see /openapi.json for what this route takes"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
-from koan_ray.web.problems import ProblemError
+from koan_ray.web.problems import ProblemError, no_such_route
 from koan_ray.web.routing import GuardedRoute
 
 if TYPE_CHECKING:
@@ -45,18 +46,27 @@ class Dashboard:
                 headers={"Allow": allowed},
             )
         if path == "api" or path.startswith("api/") or scope["method"] not in ("GET", "HEAD") or "\0" in path:
-            raise ProblemError(404, "there is no such route; /openapi.json lists those that there are", slug="no-such-route")
+            raise no_such_route(path)
         # Files have a dot in their names.
         is_page = "." not in path.rpartition("/")[2]
+        if is_page and path and not _wants_page(scope):
+            raise no_such_route(path)
         if is_page and path and (self._directory / "index.html").is_file():
-            # The page names its places behind a '#': so it works wherever the app is mounted, without knowing where.
-            await RedirectResponse(f"{scope.get('root_path', '')}/", 307)(scope, receive, send)
+            # The page names its places behind a '#': so it works wherever the app is mounted, without knowing where. For the
+            # same reason the way to it is a relative one: a proxy may have taken off the front of the path.
+            await RedirectResponse("../" * path.count("/") or "./", 307)(scope, receive, send)
             return
         if not (self._directory / "index.html").is_file() and is_page:
             await HTMLResponse(_PLACEHOLDER, headers={"Cache-Control": "no-cache"})(scope, receive, send)
             return
         wanted = "index.html" if is_page else path
         await self._files({**scope, "path": f"{scope.get('root_path', '')}/{wanted}"}, receive, _revalidated(send))
+
+
+def _wants_page(scope: Scope) -> bool:
+    """Tell whether a page will do: programs that look for a route name what they take, and HTML is not among it."""
+    taken = Headers(scope=scope).get("accept", "*/*")
+    return "text/html" in taken or "*/*" in taken.partition(",")[0]
 
 
 def _methods_of(scope: Scope) -> str:

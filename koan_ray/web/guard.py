@@ -15,6 +15,7 @@ import secrets
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
@@ -34,6 +35,7 @@ from koan_ray.web.security import (
     Role,
     cookies_of,
     is_equal,
+    origin_of,
 )
 
 if TYPE_CHECKING:
@@ -73,11 +75,16 @@ _BRACKETS: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)  # or
 
 
 class Shell:
-    """Around the app: whose name is called, which headers every response carries, and what becomes of a surprise."""
+    """Around the app: whose name is called, which headers every response carries, and what becomes of a surprise.
 
-    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
-        self._app, self._hosts = app, hosts
-        self._log = logs.get_logger()
+    Args:
+        app: What is served.
+        hosts: Names that it may be called by.
+        is_ending: Tells whether app or server go down.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Hosts, is_ending: Callable[[], bool]) -> None:
+        self._app, self._hosts, self._is_ending = app, hosts, is_ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or WebSocket."""
@@ -96,7 +103,7 @@ class Shell:
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
                 headers["X-Request-ID"] = scope["state"]["request_id"]
-                if scope.get("scheme") == "https":
+                if scope.get("scheme") == "https" or self._hosts.is_behind_tls:
                     headers.setdefault("Strict-Transport-Security", "max-age=31536000")
             await send(message)
 
@@ -109,14 +116,20 @@ class Shell:
             )
             await refuse(problem, scope, receive, sending)
             return
-        try:
-            await self._app(scope, receive, sending)
-        except Exception as error:
-            self._log.error("request_failed", request_id=scope["state"]["request_id"], path=_path(scope), exc_info=True)
-            if is_http and not began:
-                await problems.respond(problems.from_error(error), scope)(scope, receive, sending)
-            elif not isinstance(error, KoanRayError):
-                raise
+        with logs.bound(request_id=scope["state"]["request_id"]):
+            try:
+                await self._app(scope, receive, sending)
+            except asyncio.CancelledError:
+                # A server that ends cancels what takes longer than its patience, and prints a traceback of each task that
+                # then ends as cancelled. There is nothing more to be done here: the task ends now, as it was asked to.
+                if not self._is_ending():
+                    raise
+            except Exception as error:
+                problem = problems.noted(error, _path(scope))
+                if is_http and not began:
+                    await problems.respond(problem, scope)(scope, receive, sending)
+                elif not isinstance(error, KoanRayError):
+                    raise
 
 
 class Guard:
@@ -155,7 +168,7 @@ class Guard:
                     self._audit.check()
             await go(scope, receive, answer)
         except (ProblemError, KoanRayError, TimeoutError) as error:
-            problem = problems.from_error(error)
+            problem = problems.noted(error, _path(scope))
             answer.slug = problem.slug
             await problems.respond(problem, scope)(scope, receive, answer)
         finally:
@@ -192,11 +205,20 @@ class Guard:
         origin = caller.headers.get("origin")
         site = caller.headers.get("sec-fetch-site")
         if origin is not None and not self._hosts.is_own(origin, *_where(caller)):
-            raise ProblemError(
-                403, "the request comes from another site's page; only our own may do this", slug="foreign-origin"
-            )
+            raise ProblemError(403, f"the request {self._foreign(origin, caller)}", slug="foreign-origin")
         if site is not None and site not in _SAME_SITE:
             raise ProblemError(403, "the browser says that another site's page asks for this", slug="foreign-origin")
+
+    def _foreign(self, origin: str, caller: HTTPConnection) -> str:
+        """Return why an origin is not ours; one of our own names that was called otherwise has a proxy before us."""
+        scheme, host = _where(caller)
+        netloc = urlsplit(origin).netloc if origin_of(origin) is not None else ""
+        if netloc and self._hosts.has(netloc):
+            return (
+                f"comes from a page of {origin[:100]}, and has reached this server as {scheme}://{host[:100]}; if a proxy "
+                f'stands between, set [web] public_url = "{origin[:100]}"'
+            )
+        return "comes from another site's page; only our own may do this"
 
     def _check_csrf(self, caller: HTTPConnection, principal: Principal) -> None:
         is_known = "origin" in caller.headers or caller.headers.get("sec-fetch-site") == "same-origin"
@@ -362,7 +384,7 @@ class Guard:
         except WebSocketDisconnect:
             pass
         except (ProblemError, KoanRayError) as error:
-            problem = problems.from_error(error)
+            problem = problems.noted(error, _path(scope))
             await _close(socket, 4000 + problem.status, problem.detail)
         finally:
             self._n_sockets -= 1
@@ -375,7 +397,7 @@ class Guard:
     async def _greet(self, route: GuardedSocket, socket: WebSocket) -> Principal:
         origin = socket.headers.get("origin")
         if origin is not None and not self._hosts.is_own(origin, *_where(socket)):
-            raise ProblemError(403, "the WebSocket is opened by another site's page", slug="foreign-origin")
+            raise ProblemError(403, f"the WebSocket {self._foreign(origin, socket)}", slug="foreign-origin")
         if "token" in socket.query_params or "access_token" in socket.query_params:
             raise ProblemError(
                 400, f"a token does not belong into a URL, which ends up in logs; send it as the subprotocol "

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from koan_ray.domain.ids import new_id
 from koan_ray.errors import KoanRayError
 from koan_ray.telemetry import logs
+from koan_ray.web.ending import is_server_ending
 from koan_ray.web.problems import ProblemError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _BUSY_PACE_S: Final = (0.5, 0.01)  # when there is more than anybody can read; w
 _BUSY: Final = 50  # changes of one answer
 _RETRY_S: Final = 0.5
 _BATCHES: Final = 16  # that a reader may be behind
+_LOOKS_EVERY_S: Final = 0.1  # whether the server ends, while streams are open
 
 
 class Event:
@@ -114,6 +116,8 @@ class Hub:
         self._link, self._limit = link, limit
         self._readings: set[Reading] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._enders: set[Callable[[], None]] = set()  # of streams that are open
+        self._looking: asyncio.Task[None] | None = None
         self._log = logs.get_logger()
         self._is_closed = False
         self.last_number = int(time.time() * 1000)  # grows over restarts, so that a reader never sees an older number
@@ -135,7 +139,10 @@ class Hub:
             self.n_streams -= 1
 
     def check(self) -> None:
-        """Refuse a stream when there are as many as there may be."""
+        """Refuse a stream when there are as many as there may be, or when the app goes down."""
+        if self._is_closed:
+            problem = "the server is going down; connect again to the next one"
+            raise ProblemError(503, problem, slug="going-down", headers={"Retry-After": "2"})
         if self.n_streams >= self._limit:
             raise ProblemError(
                 429, f"{self._limit} streams are open, the most that may be ([web.limits] streams)", slug="too-many-streams",
@@ -146,6 +153,31 @@ class Hub:
     def is_closed(self) -> bool:
         """The app is going down: streams end."""
         return self._is_closed
+
+    @contextlib.contextmanager
+    def ending(self, end: Callable[[], None]) -> Iterator[None]:
+        """Have ``end`` called if the app or the server around it goes down while the block lasts; now if it does so already.
+
+        A server ends the app when the last response has ended, and streams end with the app: somebody has to look.
+        """
+        self._enders.add(end)
+        if self._is_closed:
+            end()
+        elif self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+        try:
+            yield
+        finally:
+            self._enders.discard(end)
+            if not self._enders and self._looking is not None:
+                self._looking.cancel()
+                self._looking = None
+
+    async def _look(self) -> None:
+        while not is_server_ending():  # noqa: ASYNC110 - nobody would set an event
+            await asyncio.sleep(_LOOKS_EVERY_S)
+        self._looking = None
+        self.end()
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[Reading]:
@@ -158,17 +190,26 @@ class Hub:
                 asyncio.create_task(self._listen(self._link.broker, self._progressed)),
             ]
         try:
-            yield reading
+            with self.ending(reading.end):
+                yield reading
         finally:
             self._readings.discard(reading)
             if not self._readings:
                 await self._stop()
 
-    async def close(self) -> None:
-        """End all streams."""
+    def open(self) -> None:
+        """Let streams begin; again, for an app that is started after it was ended."""
+        self._is_closed = False
+
+    def end(self) -> None:
+        """Have all streams end now, and let none begin."""
         self._is_closed = True
-        for reading in self._readings:
-            reading.end()
+        for end in list(self._enders):
+            end()
+
+    async def close(self) -> None:
+        """End all streams, and listen to nobody."""
+        self.end()
         await self._stop()
 
     async def _stop(self) -> None:
@@ -184,8 +225,8 @@ class Hub:
             while True:
                 try:
                     news = await call("news", listener_id, epoch, _PARK_S, timeout_s=_PARK_S + 10)
-                except KoanRayError as error:
-                    self._log.warning("feed_interrupted", problem=str(error))
+                except Exception as error:  # noqa: BLE001 - whatever it is, streams go on and learn of a gap
+                    self._log.warning("feed_interrupted", problem=f"{type(error).__name__}: {error}")
                     is_behind = True
                     await asyncio.sleep(_RETRY_S)
                     continue

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Query, Request
+from fastapi import Body, Query, Request
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from koan_ray.definition import encode_metadata
+from koan_ray.domain import words
 from koan_ray.domain.ids import new_id
+from koan_ray.domain.metadata import MetadataError, is_metadata_key, plain_metadata
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import InvalidContextError, KoanRayError, LimitExceededError, UnknownKindError
 from koan_ray.registry import resolve
 from koan_ray.run import Persistence, RunSettings
 from koan_ray.web import presenting
-from koan_ray.web.problems import ProblemError, field_path, from_error
+from koan_ray.web.problems import ProblemError, from_error
 from koan_ray.web.redaction import Redactor, is_secret_name
 from koan_ray.web.routing import Table
 from koan_ray.web.schemas import (
@@ -60,6 +62,7 @@ _BULK_PAGE = 500
 _N_ERRORS, _N_IDS = 20, 100
 _FINAL = frozenset(status for status in JobStatus if status.is_final)
 _UNFINISHED = frozenset(JobStatus) - _FINAL
+_NO_REASON, _FROM_THE_START = CancelAsk(), RetryAsk()  # what a request without a body asks for
 _RETRYABLE = frozenset({JobStatus.FAILED, JobStatus.CANCELLED})
 
 
@@ -78,7 +81,7 @@ async def list_jobs(api: Api, who: Caller, query: Annotated[ListQuery, Query()])
     if query.text is not None and not who.may(Role.READER):
         # What an error says is not theirs to read, so it must not be theirs to guess either; pages may be short.
         jobs = [job for job in jobs if _is_named(job, query.text.casefold())]
-    return JobPage(items=[presenting.summary(job) for job in jobs], cursor=page.cursor)
+    return JobPage(items=presenting.summaries(jobs), cursor=page.cursor)
 
 
 def _is_named(job: JobRecord, sought: str) -> bool:
@@ -150,7 +153,7 @@ async def list_children(job_id: JobId, api: Api, _who: Caller, page: Annotated[P
     _check_limit(api, page.limit)
     await api.reader.job(job_id)
     found = await api.reader.children(job_id, page.limit, page.cursor)
-    return JobPage(items=[presenting.summary(job) for job in found.jobs], cursor=found.cursor)
+    return JobPage(items=presenting.summaries(found.jobs), cursor=found.cursor)
 
 
 @routes.get("/api/jobs/{job_id}/tree", Role.VIEWER, problems=(404,))
@@ -167,7 +170,7 @@ async def get_tree(job_id: JobId, api: Api, _who: Caller) -> Tree:
                 node.more = is_cut = True
                 continue
             page = await api.reader.children(node.job.id, left)
-            node.children = [TreeNode(job=presenting.summary(job), children=[]) for job in page.jobs]
+            node.children = [TreeNode(job=shown, children=[]) for shown in presenting.summaries(page.jobs)]
             node.more = page.cursor is not None
             is_cut, n_jobs = is_cut or node.more, n_jobs + len(node.children)
             below += node.children
@@ -194,28 +197,38 @@ def _check_limit(api: Service, limit: int) -> None:
 
 
 def _metadata_filter(text: str) -> dict[str, Any]:
-    """Return the metadata that a query asks for: plain keys and single values, nothing that could be an operator."""
+    """Return the metadata that a query asks for: JSON values under plain keys, nothing that could be an operator."""
     try:
         found = BulkFilters.model_validate({"metadata": from_json(text, allow_inf_nan=False)}).metadata
     except ValueError as error:
         what = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise _unusable(
-            "query.metadata", f'expected a JSON object of single values, such as {{"tenant": 7}}: {what}'
-        ) from None
+        raise _unusable("query.metadata", f'expected a JSON object, such as {{"tenant": 7}}: {what}') from None
     return _plain_metadata(found or {}, "query.metadata")
 
 
 def _plain_metadata(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
-    for name, value in metadata.items():
-        if name.startswith("$") or "." in name or "\0" in name or not name.isprintable():
-            raise _unusable(f"{where}.{name[:100]}", "expected a key without '.', NUL or a leading '$'")
-        if is_secret_name(name):
-            raise _unusable(f"{where}.{name[:100]}", "is the name of a secret, which nobody can look for")
-        if isinstance(value, int) and abs(value) >= 2**63:
-            raise _unusable(f"{where}.{name[:100]}", "expected a whole number of at most 64 bits")
     if len(metadata) > 16:
         raise _unusable(where, f"expected at most 16 keys, got {len(metadata)}")
-    return dict(metadata)
+    try:
+        found = plain_metadata(metadata)
+    except MetadataError as error:
+        raise _unusable(f"{where}.{error.path[:100]}", error.problem) from None
+    _check_keys(found, where)
+    return found
+
+
+def _check_keys(value: Any, where: str) -> None:
+    """Refuse keys at any depth that could be an operator, or that name a secret."""
+    if isinstance(value, list):
+        for item in value:
+            _check_keys(item, where)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if not is_metadata_key(name) or not name.isprintable():
+                raise _unusable(f"{where}.{name[:100]}", "expected a key without '.', NUL or a leading '$'")
+            if is_secret_name(name):
+                raise _unusable(f"{where}.{name[:100]}", "is the name of a secret, which nobody can look for")
+            _check_keys(item, f"{where}.{name[:100]}")
 
 
 def _unusable(field: str, what: str) -> ProblemError:
@@ -256,12 +269,7 @@ def _job_type(kind: str) -> type[Job[Any, Any]]:
 def _encoded(job_type: type[Job[Any, Any]], context: Any) -> bytes:
     """Return a context as the kind's declared type, as JSON."""
     definition = job_type.definition
-    try:
-        value = definition.context_adapter.validate_json(to_json(context))
-    except ValidationError as error:
-        found = [(field_path(item["loc"]) or "(whole context)", item["msg"]) for item in error.errors(include_url=False)]
-        raise InvalidContextError(job_type.kind, found) from None
-    return definition.encode_context(value)
+    return definition.encode_context(definition.parse_context(to_json(context)))
 
 
 def _run_settings(ask: SubmitAsk) -> RunSettings:
@@ -276,8 +284,10 @@ def _run_settings(ask: SubmitAsk) -> RunSettings:
     elif ask.persist:
         persistence = Persistence()
     return RunSettings(
-        persistence=persistence, audit=ask.audit, metadata=metadata, correlation_id=ask.correlation_id, name=ask.name,
-        description=ask.description, delay_s=ask.delay_s,
+        persistence=persistence, audit=ask.audit, metadata=metadata,
+        correlation_id=words.correlation_id(ask.correlation_id, "body"),
+        name=None if ask.name is None else words.job_name(ask.name), description=words.description(ask.description),
+        delay_s=ask.delay_s,
     )  # fmt: skip
 
 
@@ -378,21 +388,22 @@ async def _change_one(
 
 
 @routes.post("/api/jobs/{job_id}/cancel", Role.OPERATOR, problems=(404, 409, 413, 415))
-async def cancel_job(job_id: JobId, api: Api, who: Caller, ask: CancelAsk | None = None) -> Cancelled:
+async def cancel_job(job_id: JobId, api: Api, who: Caller, ask: Annotated[CancelAsk, Body()] = _NO_REASON) -> Cancelled:
     """Cancel a job and its children. Of one that has ended, the answer is how it ended."""
-    reason = ask.reason if ask is not None and ask.reason else f"cancelled by {who.name}"
+    reason = ask.reason or f"cancelled by {who.name}"
     status = await api.link.coordinator("cancel", job_id, reason)
     return Cancelled(job_id=job_id, status=JobStatus(status))
 
 
 @routes.post("/api/jobs/{job_id}/retry", Role.OPERATOR, status_code=201, problems=(404, 409, 413, 415))
-async def retry_job(job_id: JobId, api: Api, _who: Caller, request: Request, ask: RetryAsk | None = None) -> JobSummary:
+async def retry_job(
+    job_id: JobId, api: Api, _who: Caller, request: Request, ask: Annotated[RetryAsk, Body()] = _FROM_THE_START
+) -> JobSummary:
     """Run a failed or cancelled job anew, as a new job that names this one as ``retry_of``.
 
     A batch may go on where it stopped (``resume``); 409 if it has not come to a checkpoint.
     """
-    resume = ask is not None and ask.resume
-    return await _run_again(api, request, "retry", job_id, resume)
+    return await _run_again(api, request, "retry", job_id, ask.resume)
 
 
 @routes.post("/api/jobs/{job_id}/retry-failed-items", Role.OPERATOR, status_code=201, problems=(404, 409))

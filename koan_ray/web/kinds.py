@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote
 
-from fastapi import Path
+from fastapi import Path, Request
 
 from koan_ray.errors import KoanRayError
 from koan_ray.registry import everything, find
@@ -40,14 +41,21 @@ async def list_kinds(api: Api, _who: Caller) -> Kinds:
 
 
 @routes.get("/api/kinds/{kind}", Role.VIEWER, problems=(404,))
-async def get_kind(kind: Annotated[Kind, Path()], api: Api, _who: Caller) -> KindSummary:
-    """Return one kind."""
+async def get_kind(kind: Annotated[Kind, Path()], request: Request, api: Api, _who: Caller) -> KindSummary:
+    """Return one kind; what is no plain character of a path stands percent-encoded in it, a slash as ``%2F``."""
+    kind = _as_sent(request) or kind
     runnable, unroutable, stored = await api.cached("kinds", _FRESH_S, lambda: _elsewhere(api))
     if find(kind) is None and kind not in runnable and kind not in unroutable and kind not in stored:
         raise ProblemError(
             404, f"kind {kind!r}: is not known here; GET /api/kinds lists those that are", slug="unknown-kind"
         )
     return _summary(kind, runnable, unroutable)
+
+
+def _as_sent(request: Request) -> str | None:
+    """Return the kind as the caller has encoded it: there are servers that decode a path twice."""
+    _, is_ours, encoded = request.scope.get("raw_path", b"").partition(b"/api/kinds/")
+    return unquote(encoded.decode("ascii", "replace"), errors="replace") if is_ours else None
 
 
 async def _elsewhere(api: Service) -> tuple[frozenset[str], Counter[str], frozenset[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,19 @@ from koan_ray.domain.durations import seconds
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.domain.records import Progress as ProgressRecord
 from koan_ray.domain.status import JobStatus
+from koan_ray.domain.texts import said
 from koan_ray.engine.catalog import MEMORY
+from koan_ray.errors import KoanRayError
 from koan_ray.registry import find
-from koan_ray.web.problems import ProblemError
+from koan_ray.telemetry import logs
 from koan_ray.web.reading import is_archived
 from koan_ray.web.redaction import Redactor, clean_schema, clean_text
-from koan_ray.web.schemas import JOB_ID, Execution, FailedItem, ItemCounts, JobDetail, JobError, JobSummary, Progress
+from koan_ray.web.schemas import Execution, FailedItem, ItemCounts, JobDetail, JobError, JobSummary, Progress
 from koan_ray.web.security import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from koan_ray.domain.records import ExecutionRecord, JobRecord
     from koan_ray.domain.retry import RetryPolicy
     from koan_ray.web.security import Principal
@@ -45,6 +48,17 @@ def summary(job: JobRecord) -> JobSummary:
     And without the message of its error: what is secret in there is known only to who has read the context.
     """
     return JobSummary(**_summary(job, Redactor()))
+
+
+def summaries(jobs: Iterable[JobRecord]) -> list[JobSummary]:
+    """Return the rows of a list; a job that cannot be shown is left out, and the log says which."""
+    found: list[JobSummary] = []
+    for job in jobs:
+        try:
+            found.append(summary(job))
+        except Exception as error:  # noqa: BLE001 - one odd record must not hide all others
+            logs.get_logger().error("job_not_shown", job_id=job.id, problem=said(error, 500))
+    return found
 
 
 def detail(job: JobRecord, who: Principal) -> JobDetail:
@@ -77,19 +91,32 @@ def payload(job: JobRecord, what: str, redactor: Redactor) -> Any:
         value = from_json(encoded)
     except ValueError:
         return None
-    return redactor.value(value, schema_of(job.terms.kind, what))
+    value = redactor.value(value, schema_of(job.terms.kind, what))
+    # Contents have the names of fields, a schema for people has their aliases.
+    return redactor.value(value, schema_of(job.terms.kind, what, by_alias=False)) if _has_aliases(job, what) else value
 
 
-def schema_of(kind: str, what: str) -> dict[str, Any] | None:
+def _has_aliases(job: JobRecord, what: str) -> bool:
+    job_type = find(job.terms.kind)
+    if job_type is None:
+        return False
+    definition = job_type.definition
+    try:
+        return (definition.context_codec if what == "context" else definition.result_codec).reads_by_name
+    except KoanRayError:  # its types cannot be resolved
+        return False
+
+
+def schema_of(kind: str, what: str, *, by_alias: bool = True) -> dict[str, Any] | None:
     """Return the JSON Schema of a kind's context or result, if the kind is defined here and its type has one."""
     job_type = find(kind)
     if job_type is None:
         return None
     definition = job_type.definition
-    adapter = definition.context_adapter if what == "context" else definition.result_adapter
     try:
+        adapter = definition.context_adapter if what == "context" else definition.result_adapter
         mode = "validation" if what == "context" else "serialization"
-        schema: dict[str, Any] = adapter.json_schema(mode=mode)  # type: ignore[arg-type]
+        schema: dict[str, Any] = adapter.json_schema(mode=mode, by_alias=by_alias)  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - a type of the user's without a schema; the kind is shown without
         return None
     cleaned: dict[str, Any] = clean_schema(schema)
@@ -184,20 +211,6 @@ def progress_state(job_id: str, progress: ProgressRecord, status: JobStatus) -> 
         estimated_completion=None if status.is_final else instant(progress.estimated_at),
         updated_at=instant(progress.updated_at or None),
     )
-
-
-def checked_id(job_id: str) -> str:
-    """Return an id as it is stored.
-
-    Raises:
-        ProblemError: It is no UUID in lower case.
-    """
-    if re.fullmatch(JOB_ID, job_id) is None:
-        raise ProblemError(
-            422, "the id of a job is a UUID in lower case, such as 0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10", slug="not-an-id",
-            errors=[("path.job_id", "is no UUID in lower case")],
-        )  # fmt: skip
-    return job_id
 
 
 def error_of(error: ErrorInfo | None, who: Principal, redactor: Redactor) -> JobError | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import Response
 
 from koan_ray import errors
+from koan_ray.telemetry import logs
 from koan_ray.web.redaction import clean_text
 from koan_ray.web.schemas import FieldProblem, Problem
 
@@ -34,6 +36,8 @@ _TITLES: Final = {
     503: "Unavailable at present",
 }
 _RETRY_AFTER_S: Final = 2
+_OF_A_JOB: Final = re.compile("/?api/jobs/([^/]+)")
+_log = logs.get_logger()
 _MAX_ERRORS: Final = 50
 
 
@@ -59,6 +63,28 @@ class ProblemError(Exception):
 
     def __str__(self) -> str:
         return f"{self.status}: {self.detail}"
+
+
+def no_such_route(path: str) -> ProblemError:
+    """Return what is wrong with an address that is none; one that ought to name a job says what an id looks like."""
+    if (found := _OF_A_JOB.match(path)) is not None:
+        return from_error(errors.JobNotFoundError(found[1], looked_in=()))
+    return ProblemError(404, "there is no such route or file; /openapi.json lists the routes", slug="no-such-route")
+
+
+def noted(error: Exception, path: str | None = None) -> ProblemError:
+    """Return the problem that an error is to a caller, and tell the log of what is not the caller's own doing.
+
+    The request's id is part of each record, and of the answer.
+    """
+    problem = from_error(error)
+    if problem.status >= 500 and not isinstance(error, ProblemError):
+        about = {} if path is None else {"path": path}
+        if problem.status == 503:
+            _log.warning("request_unanswered", problem=str(error), **about)
+        else:
+            _log.error("request_failed", exc_info=error, **about)
+    return problem
 
 
 def document(problem: ProblemError, instance: str, request_id: str = "") -> Problem:

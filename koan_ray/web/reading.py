@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from koan_ray import wiring
 from koan_ray.domain.archival import is_archive
-from koan_ray.domain.query import Page, Query, merged, parse_query
+from koan_ray.domain.query import Page, Query, parse_query
 from koan_ray.domain.records import FAILED, told
 from koan_ray.domain.status import JobStatus
 from koan_ray.engine.catalog import MEMORY, Catalog
@@ -177,8 +177,8 @@ class Reader:
         asked = [self._page_of(opened, query) for opened in self._asked(query)]
         if memory and self._asks_memory(query):
             asked.append(self._page_of_memory(filters))
-        page = merged(query, await asyncio.gather(*asked))
-        return page._replace(jobs=await self._with_latest(page.jobs))
+        page = query.merged(await asyncio.gather(*asked))
+        return page._replace(jobs=await self._as_now(page.jobs))
 
     async def count(self, filters: Mapping[str, Any], at_most: int, *, memory: bool = True) -> Counted:
         """Return how many jobs match, counted up to ``at_most`` in each place."""
@@ -238,12 +238,13 @@ class Reader:
         for _ in range(2 if len(self._sources) > 1 else 1):  # again: it may have moved between two sources meanwhile
             found, problem = await self._in_sources(job_id)
             if found is not None:
-                return (await self._with_latest([found]))[0]
+                return (await self._as_now([found]))[0]
         record = cast("JobRecord | None", await self._link.coordinator("look", "job", job_id))
         if record is None and problem is not None:
             raise problem
         if record is None:
-            raise JobNotFoundError(job_id)
+            sources = (f"source {name!r}" for name in self._sources)
+            raise JobNotFoundError(job_id, looked_in=("the engine's memory", *sources))
         return (await self._with_latest([record]))[0]
 
     async def _in_sources(self, job_id: str) -> tuple[JobRecord | None, KoanRayError | None]:
@@ -318,6 +319,21 @@ class Reader:
         """
         return await (await self._sources[source].store()).partitions()
 
+    async def _as_now(self, jobs: list[JobRecord]) -> list[JobRecord]:
+        """Add what only coordinator and broker know of jobs that have not ended."""
+        return await self._with_reasons(await self._with_latest(jobs))
+
+    async def _with_reasons(self, jobs: list[JobRecord]) -> list[JobRecord]:
+        """Say of stored jobs that do not run what they wait for; without the coordinator, what is stored."""
+        asked = [job.id for job in jobs if _may_wait(job)]
+        if not asked:
+            return jobs
+        try:
+            reasons = await self._link.coordinator("look", "reasons", asked, timeout_s=1.0)
+        except KoanRayError:
+            return jobs
+        return [job.evolve(reason=why) if (why := reasons.get(job.id)) is not None else job for job in jobs]
+
     async def _with_latest(self, jobs: list[JobRecord]) -> list[JobRecord]:
         """Bring the progress of what runs up to date; without the broker it is as it was written last."""
         running = [job.id for job in jobs if job.status is JobStatus.RUNNING]
@@ -335,6 +351,13 @@ class Reader:
             else job
             for job in jobs
         ]
+
+
+def _may_wait(job: JobRecord) -> bool:
+    """Tell whether the coordinator may know of something in the way of a job; of those in its memory it has said so."""
+    if job.particulars.residence.source is None:
+        return False
+    return job.status is JobStatus.QUEUED or (job.status is JobStatus.RUNNING and job.has_items)
 
 
 def is_archived(job: JobRecord) -> bool:

@@ -1,15 +1,17 @@
 """Takes secrets out of what leaves the process: values under telling names, fields declared secret, credentials in texts.
 
-Three rules. A value whose key says what it is (``password``, ``api_key``, …) is replaced. A field that its JSON Schema
-declares secret (pydantic's `SecretStr` and `SecretBytes`: ``writeOnly`` or ``format: password``) is replaced, whatever its
-name. And the values that were replaced in a job's context or result are replaced in all of its texts, too: an exception
-likes to repeat them.
+Four rules. A value that is stored as a secret (`koan_ray.exact`) is replaced, whoever declared it. A value whose key says
+what it is (``password``, ``api_key``, …) is replaced. A field that its JSON Schema declares secret (pydantic's `SecretStr`
+and `SecretBytes`: ``writeOnly`` or ``format: password``) is replaced, whatever its name. And the values that were replaced
+in a job's context or result are replaced in all of its texts, too: an exception likes to repeat them.
 """
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, Final
+
+from koan_ray.domain.texts import readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,8 +31,7 @@ _ASSIGNED: Final = re.compile(
     re.IGNORECASE,
 )
 _BEARER: Final = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
-# C0 and C1 control characters but tab and newline, and the marks that turn text around.
-_CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_TURNING: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # the marks that turn text around
 
 
 def is_secret_name(name: str) -> bool:
@@ -40,10 +41,11 @@ def is_secret_name(name: str) -> bool:
 
 def clean_text(text: str) -> str:
     """Return a text without credentials and without characters that a terminal or a log could mistake for its own."""
+    text = readable(text)  # first: an escape sequence in its middle would hide a name from the patterns
     text = _USERINFO.sub(r"\g<scheme>***@", text)
     text = _ASSIGNED.sub(rf"\g<name>\g<is>{REDACTED}", text)
     text = _BEARER.sub(rf"\g<scheme> {REDACTED}", text)
-    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+    return _TURNING.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def clean_schema(schema: Any) -> Any:
@@ -91,7 +93,8 @@ class Redactor:
         """Return a text without the secrets that were found so far."""
         if text is None:
             return None
-        for secret in sorted(self._found, key=len, reverse=True):
+        text = readable(text)  # as texts of jobs are stored, so a secret may be in there as that made it
+        for secret in sorted({*self._found, *map(readable, self._found)}, key=len, reverse=True):
             if secret in text:
                 text = text.replace(secret, REDACTED)
         return clean_text(text)
@@ -103,6 +106,8 @@ class Redactor:
         if depth > 100:
             return REDACTED
         if isinstance(value, dict):
+            if len(value) == 1 and "koan:secret" in value:  # the class that declared it may not be known here
+                return self._hide(value)
             return {
                 name: self._hide(item)
                 if is_secret_name(name)

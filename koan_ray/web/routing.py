@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.routing import WebSocketRoute
+from starlette.routing import Match, WebSocketRoute, compile_path
 
-from koan_ray.web.schemas import Problem
+from koan_ray.web.schemas import JOB_ID, Problem
 from koan_ray.web.security import Role
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 ROLE: Final = "x-koan-role"
+_IS_ID: Final = re.compile(JOB_ID)
 _PROBLEMS: Final = {
     400: "Not JSON, or not a request that can be read.", 401: "No valid credential.", 403: "The roles do not cover it.",
     404: "There is no such thing.", 409: "The state is not what the request relied on.", 413: "The request is too large.",
@@ -38,6 +40,14 @@ class GuardedRoute(APIRoute):
         self.role = Role(declared)
         super().__init__(path, endpoint, **options)
         self.query_names = frozenset(_query_names(self.dependant.query_params))
+        # A kind may hold slashes. Said here and not in the path, which stands in the description of the API.
+        self.path_regex, _, self.param_convertors = compile_path(path.replace("{kind}", "{kind:path}"))
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match as usual, but what is no id is none: ``/api/jobs/cancel`` is a route of its own, whatever the method."""
+        match, child = super().matches(scope)
+        job_id = child.get("path_params", {}).get("job_id")
+        return (match, child) if job_id is None or _IS_ID.fullmatch(job_id) else (Match.NONE, {})
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the guard decide, then the endpoint."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from koan_ray.domain.query import ORDERS
 from koan_ray.domain.status import ExecutionStatus, JobStatus
@@ -23,7 +23,16 @@ _PARTITION = r"^([a-z0-9_-]{1,64}|\*)?$"
 _SOURCE = r"^[A-Za-z0-9_.-]{1,64}$"
 JOB_ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
+
+def _checked_flag(value: object) -> object:
+    if value not in (True, False, "true", "false") or isinstance(value, int | float) is not isinstance(value, bool):
+        msg = f"expected true or false, got {value!r:.50}"
+        raise ValueError(msg)
+    return value
+
+
 Kind = Annotated[str, Field(pattern=_KIND)]
+Flag = Annotated[bool, BeforeValidator(_checked_flag)]  # in a query; pydantic alone takes 0, off, yes, …
 JobId = Annotated[str, Field(pattern=JOB_ID, description="A UUID in lower case.")]
 Order = Literal["created_at", "-created_at", "queued_at", "-queued_at", "started_at", "-started_at", "completed_at",
                 "-completed_at"]  # fmt: skip
@@ -237,7 +246,7 @@ class JobFilters(Ask):
     created_before: datetime | None = None
     completed_after: datetime | None = None
     completed_before: datetime | None = None
-    has_items: bool | None = Field(None, description="True: only jobs over items (batches); false: only others.")
+    has_items: Flag | None = Field(None, description="True: only jobs over items (batches); false: only others.")
     source: Annotated[str, Field(pattern=_SOURCE)] | None = None
     partition: Annotated[str, Field(pattern=_PARTITION)] | None = Field(
         None, description="Null: all but the archives. '*': all."
@@ -262,13 +271,10 @@ class PageQuery(Ask):
     cursor: Annotated[str, Field(max_length=400)] | None = None
 
 
-Scalar = str | int | float | bool | None
-
-
 class BulkFilters(JobFilters):
     """The filters of a cancel or retry of many jobs; metadata as an object."""
 
-    metadata: dict[Annotated[str, Field(min_length=1, max_length=200)], Scalar] | None = None
+    metadata: dict[Annotated[str, Field(min_length=1, max_length=200)], Any] | None = None
 
 
 class BulkAsk(Ask):
@@ -305,8 +311,8 @@ class SubmitAsk(Ask):
 
     kind: Kind
     context: Any = None
-    persist: Persist | bool | None = None
-    audit: bool = False
+    persist: Persist | StrictBool | None = None
+    audit: StrictBool = False
     name: Annotated[str, Field(max_length=MAX_NAME)] | None = None
     description: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
     metadata: dict[Annotated[str, Field(min_length=1, max_length=200)], Any] | None = None
@@ -323,13 +329,13 @@ class CancelAsk(Ask):
 class RetryAsk(Ask):
     """Run a job anew. ``resume``: a batch goes on from its checkpoint; what its items have produced is not done again."""
 
-    resume: bool = False
+    resume: StrictBool = False
 
 
 class ArchiveAsk(Ask):
     """Apply the archival policies now; ``dry_run``: only count."""
 
-    dry_run: bool = False
+    dry_run: StrictBool = False
 
 
 class LoginAsk(Ask):

@@ -215,6 +215,11 @@ class Hosts:
         public_host = (urlsplit(public_url).hostname or "") if public_url else ""
         self._hosts = {host.lower().strip("[]") for host in (*hosts, public_host) if host}
 
+    @property
+    def is_behind_tls(self) -> bool:
+        """Browsers reach us by HTTPS, whatever a proxy speaks to us."""
+        return self._public is not None and self._public[0] == "https"
+
     def has(self, header: str) -> bool:
         """Tell whether a ``Host`` header names us."""
         return host_name(header) in self._hosts

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import secrets
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 
@@ -18,6 +18,7 @@ from koan_ray.telemetry.metrics import merged, offer
 from koan_ray.web.audit import AuditTrail
 from koan_ray.web.guard import Guard
 from koan_ray.web.hub import Hub
+from koan_ray.web.keys import session_key
 from koan_ray.web.reading import Link, Reader
 from koan_ray.web.security import Credentials, Hosts, Principal, new_token, token, tokens_of
 
@@ -58,8 +59,7 @@ class Service:
         known = [*tokens, *tokens_of(web.tokens)]
         if not known and authenticate is None:
             known = [_announced()]
-        key = web.session_key.get_secret_value().encode() if web.session_key is not None else secrets.token_bytes(32)
-        self.credentials = Credentials(known, web.session_lifetime.total_seconds(), key)
+        self.credentials = Credentials(known, web.session_lifetime.total_seconds(), session_key(web))
         self.audit = AuditTrail(web.audit_file or None, web.audit_bytes)
         self.guard = Guard(self.credentials, self.hosts, web.limits, self.audit, authenticate, self.counters)
         import_modules(web.modules)
@@ -115,11 +115,16 @@ class Service:
 
     def is_https(self, request: Request) -> bool:
         """Tell whether browsers reach this API over TLS."""
-        return request.url.scheme == "https" or self.web.public_url.startswith("https:")
+        return request.url.scheme == "https" or self.hosts.is_behind_tls
+
+    def cookie_path(self, request: Request) -> str:
+        """Return the path under which browsers see this API: where a proxy shows it, or where an app has mounted it."""
+        return urlsplit(self.web.public_url).path.rstrip("/") or request.scope.get("root_path") or "/"
 
     def start(self) -> None:
         """Join the engine now rather than at the first request, and be measured from now on."""
         _ = self.session
+        self.hub.open()
         self._stop_measuring()
         self._stop_measuring = offer(self._own_measures)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import stat
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koan_ray.errors import ConfigurationError
+from koan_ray.telemetry import logs
 from koan_ray.web.app import create_app
 from koan_ray.web.security import new_token, token
 
@@ -91,7 +93,7 @@ def read_token(path: str) -> str:
 
 
 def server(engine: Engine, settings: Settings, door: Door) -> Any:
-    """Return a uvicorn server of the API; nothing listens yet.
+    """Return a uvicorn server of the API; nothing listens yet. It ends when its ``should_exit`` is set.
 
     Raises:
         ConfigurationError: uvicorn is not installed.
@@ -103,12 +105,24 @@ def server(engine: Engine, settings: Settings, door: Door) -> Any:
         raise ConfigurationError(msg) from None
     from koan_ray.web.patience import prompt_protocol
 
+    class PromptServer(uvicorn.Server):
+        """Ends its streams first; whoever runs it takes the signals, because a second one would cut off what ends."""
+
+        def capture_signals(self) -> Any:
+            return contextlib.nullcontext()
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            app.state.koan.hub.end()
+            await super().shutdown(sockets)
+
+    logs.adopt("uvicorn")
     app = create_app(engine, settings=settings, tokens=door.tokens)
     config = uvicorn.Config(
         app,
         host=settings.web.host,
         port=settings.web.port,
         http=prompt_protocol(),
+        log_config=None,  # uvicorn's records go where ours go
         log_level="warning",
         access_log=False,
         proxy_headers=False,  # a caller's word for where it comes from is not taken
@@ -118,7 +132,7 @@ def server(engine: Engine, settings: Settings, door: Door) -> Any:
         h11_max_incomplete_event_size=_MAX_HEAD,
         ws_max_size=_MAX_MESSAGE,
     )
-    return uvicorn.Server(config)
+    return PromptServer(config)
 
 
 def url(settings: Settings, port: int | None = None) -> str:

@@ -9,11 +9,15 @@ from collections import deque
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import Header, Query
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from koan_ray.domain.ids import checked_id
 from koan_ray.domain.status import JobStatus
+from koan_ray.domain.texts import said
 from koan_ray.progress import JobProgressUpdate
+from koan_ray.telemetry import logs
 from koan_ray.web import presenting, problems
 from koan_ray.web.hub import Batch, Event
 from koan_ray.web.redaction import clean_text
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 routes = Table("live")
 _KEEP_ALIVE_S: Final = 15.0
 _BUFFER: Final = 64
+_GOING_DOWN: Final = 1012  # of a WebSocket: connect again, as uvicorn says it
 _SSE: Final = "text/event-stream"
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -66,6 +71,10 @@ class _Updates:
         self._updates: deque[JobProgressUpdate | BaseException] = deque(maxlen=_BUFFER)
         self._stop = service.session.watch_id(job.id, self._deliver)
 
+    def end(self) -> None:
+        """Let the reader go."""
+        self._news.set()
+
     def _deliver(self, update: JobProgressUpdate | BaseException) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed under its reader
             self._loop.call_soon_threadsafe(self._put, update)
@@ -92,21 +101,22 @@ async def _progress(service: Service, job: JobRecord, who: Principal, after: int
     """Yield the states of a job that are newer than ``after`` until its end; None now and then when there is no news."""
     updates = _Updates(service, job)
     try:
-        while not service.hub.is_closed and not who.is_expired(time.time()):
-            update = await updates.next(_KEEP_ALIVE_S)
-            if update is None:
-                yield None
-            elif isinstance(update, BaseException):
-                if not isinstance(update, Exception):
-                    raise update
-                raise problems.from_error(update) from update
-            else:
-                is_final = update.status.is_final
-                if update.sequence > after or is_final:
-                    after = max(update.sequence, after + is_final)  # the end is told, whatever had been told before
-                    yield _shown(update, after)
-                if is_final:
-                    return
+        with service.hub.ending(updates.end):
+            while not service.hub.is_closed and not who.is_expired(time.time()):
+                update = await updates.next(_KEEP_ALIVE_S)
+                if update is None:
+                    yield None
+                elif isinstance(update, BaseException):
+                    if not isinstance(update, Exception):
+                        raise update
+                    raise problems.noted(update) from update
+                else:
+                    is_final = update.status.is_final
+                    if update.sequence > after or is_final:
+                        after = max(update.sequence, after + is_final)  # the end is told, whatever had been told before
+                        yield _shown(update, after)
+                    if is_final:
+                        return
     finally:
         updates.close()
 
@@ -144,7 +154,7 @@ LastEventId = Annotated[
         204: {"description": "The job has ended, and its end was seen."},
     },
 )
-async def job_events(job_id: JobId, api: Api, who: Caller, last_event_id: LastEventId = "") -> Response:
+async def job_events(job_id: JobId, api: Api, who: Caller, request: Request, last_event_id: LastEventId = "") -> Response:
     """Follow one job: its latest progress now, each newer one, and last the one with its final status.
 
     The id of an event is the progress sequence, of the last one with ``-end`` behind it. With ``Last-Event-ID`` only newer
@@ -169,7 +179,7 @@ async def job_events(job_id: JobId, api: Api, who: Caller, last_event_id: LastEv
                             end = _END if progress.status.is_final else ""
                             yield sse("progress", progress.model_dump_json(), f"{progress.sequence}{end}")
             except problems.ProblemError as problem:
-                yield sse("problem", problems.document(problem, "").model_dump_json())
+                yield sse("problem", problems.document(problem, "", request.state.request_id).model_dump_json())
 
     return EventStream(events(), headers=_HEADERS)
 
@@ -232,7 +242,17 @@ def _shown_batch(batch: Batch, filters: EventFilters, shown: dict[str, None]) ->
 
 
 def _as_sse(event: Event) -> str:
-    return sse(event.name, event.data(_render), event.number or None)
+    data = _data(event)
+    return ": one change cannot be shown\n\n" if data is None else sse(event.name, data, event.number or None)
+
+
+def _data(event: Event) -> str | None:
+    """Return the JSON of an event; None for one that cannot be shown, and the log says which: the others go on."""
+    try:
+        return event.data(_render)
+    except Exception as error:  # noqa: BLE001 - one odd record must not end everybody's stream
+        logs.get_logger().error("change_not_shown", job_id=event.job_id, problem=said(error, 500))
+        return None
 
 
 def _passes(event: Event, filters: EventFilters, shown: dict[str, None]) -> bool:
@@ -270,7 +290,7 @@ def _render(event: Event) -> str:
 async def job_socket(socket: WebSocket, who: Principal) -> None:
     """Follow one job; closes with 1000 after its end."""
     api: Service = socket.app.state.koan
-    job = await api.reader.job(presenting.checked_id(str(socket.path_params["job_id"])))
+    job = await api.reader.job(checked_id(str(socket.path_params["job_id"])))
 
     async def tell() -> None:
         async with contextlib.aclosing(_progress(api, job, who, -1)) as updates:
@@ -278,7 +298,7 @@ async def job_socket(socket: WebSocket, who: Principal) -> None:
                 if progress is not None:
                     await socket.send_text(_message("progress", progress.sequence, progress.model_dump_json()))
 
-    await _talk(socket, tell())
+    await _talk(socket, tell(), api)
 
 
 @routes.socket("/api/ws", Role.VIEWER)
@@ -290,16 +310,17 @@ async def all_socket(socket: WebSocket, who: Principal) -> None:
         async with contextlib.aclosing(_batches(api, who, is_back=False)) as batches:
             async for batch in batches:
                 for event in batch.events if batch is not None else ():
-                    await socket.send_text(_message(event.name, event.number, event.data(_render)))
+                    if (data := _data(event)) is not None:
+                        await socket.send_text(_message(event.name, event.number, data))
 
-    await _talk(socket, tell())
+    await _talk(socket, tell(), api)
 
 
 def _message(name: str, event_id: int, data: str) -> str:
     return f'{{"event":"{name}","id":{event_id},"data":{data}}}'
 
 
-async def _talk(socket: WebSocket, telling: Any) -> None:
+async def _talk(socket: WebSocket, telling: Any, api: Service) -> None:
     """Tell until there is nothing more, or the other side is gone; what it says is not read."""
     told = asyncio.ensure_future(telling)
     gone = asyncio.ensure_future(_until_gone(socket))
@@ -307,7 +328,7 @@ async def _talk(socket: WebSocket, telling: Any) -> None:
         await asyncio.wait([told, gone], return_when=asyncio.FIRST_COMPLETED)
         if told.done():
             told.result()
-            await socket.close(1000)
+            await socket.close(_GOING_DOWN if api.hub.is_closed else 1000)
     finally:
         for task in (told, gone):
             task.cancel()

@@ -74,7 +74,7 @@ async def log_in(ask: LoginAsk, api: Api, request: Request, response: Response) 
     request.state.principal = principal
     value, with_cookie = api.credentials.cookie(principal)
     response.set_cookie(
-        COOKIE, value, max_age=int(api.web.session_lifetime.total_seconds()), path=request.scope.get("root_path") or "/",
+        COOKIE, value, max_age=int(api.web.session_lifetime.total_seconds()), path=api.cookie_path(request),
         secure=api.is_https(request), httponly=True, samesite="strict",
     )  # fmt: skip
     return _session(with_cookie)
@@ -87,9 +87,11 @@ async def get_session(_api: Api, who: Caller) -> Session:
 
 
 @routes.delete("/api/session", Role.VIEWER, status_code=204)
-async def log_out(_who: Caller, request: Request, response: Response) -> None:
+async def log_out(api: Api, _who: Caller, request: Request, response: Response) -> None:
     """Take the cookie away."""
-    response.delete_cookie(COOKIE, path=request.scope.get("root_path") or "/", httponly=True, samesite="strict")
+    response.delete_cookie(
+        COOKIE, path=api.cookie_path(request), secure=api.is_https(request), httponly=True, samesite="strict"
+    )
 
 
 def _session(who: Principal) -> Session:

@@ -265,7 +265,8 @@ def test_exit_codes_tell_what_went_wrong(some):
     for command in ("show", "tree", "executions", "cancel", "retry", "watch"):
         assert "not found" in run("jobs", command, NO_SUCH, code=3).stderr
     assert "not found" in run("jobs", "remove", "--yes", NO_SUCH, code=3).stderr
-    assert "expected the id of a job" in run("jobs", "show", "\x1b[1mx", code=2).stderr
+    for command in (["show"], ["tree"], ["executions"], ["cancel"], ["retry"], ["watch"], ["remove", "--yes"]):
+        assert "An id is a UUID" in run("jobs", *command, "\x1b[1mx", code=3).stderr
     assert "expected one or several of" in run("jobs", "list", "-s", "sleeping", code=2).stderr
     assert "does not belong to a query" in run("jobs", "list", "--cursor", "zzz", code=2).stderr
     assert "limit" in run("jobs", "list", "-n", "0", code=2).stderr
@@ -392,6 +393,20 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(local_engine, eventually):
     assert "Stopped watching; 1 job goes on." in done.stderr
     Gated.gates[2].set()
     assert job.wait().get(10) == 2
+
+
+def test_more_ctrl_c_and_sigterm_end_the_watching_no_differently(local_engine, eventually):
+    Gated.gates[4] = threading.Event()
+    job = started(Gated, 4)
+    eventually(lambda: job.refresh().get(10).status is koan.JobStatus.RUNNING)
+    main = threading.main_thread().ident
+    for number, delay in ((signal.SIGTERM, 0.5), (signal.SIGINT, 0.501), (signal.SIGINT, 0.51), (signal.SIGTERM, 0.6)):
+        threading.Timer(delay, signal.pthread_kill, (main, number)).start()
+    done = run("jobs", "watch", job.id, code=130)
+    eventually(lambda: not any(isinstance(each, threading.Timer) for each in threading.enumerate()))
+    assert "Stopped watching; 1 job goes on." in done.stderr
+    Gated.gates[4].set()
+    assert job.wait().get(10) == 4
 
 
 def test_the_queue_is_told_of_until_ctrl_c(local_engine, eventually):

@@ -195,7 +195,7 @@ def test_bad_input_is_refused_with_a_message_that_names_it(engine):
         Email.start(Context(to="x" * 20_000)).run().get(timeout=30)
     with pytest.raises(koan.JobNotFoundError, match="01a20c6f"):
         koan.Jobs.get("01a20c6f-6160-747e-bf9c-40cedc36e91f").get(timeout=30)
-    with pytest.raises(koan.ConfigurationError, match="'not-an-id'"):
+    with pytest.raises(koan.JobNotFoundError, match="'not-an-id'"):
         koan.Jobs.get("not-an-id").get(timeout=30)
     with pytest.raises(koan.ConfigurationError, match="did you mean 'status'"):
         koan.Jobs.query(stauts="failed").get(timeout=30)

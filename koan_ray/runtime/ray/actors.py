@@ -22,11 +22,15 @@ import ray
 from koan_ray import ambient, wiring
 from koan_ray.engine.agent import Agent
 from koan_ray.engine.session import Session
+from koan_ray.errors import CoordinatorUnavailableError, KoanRayError
 from koan_ray.ports import ActorInfo, LoopClock, Survey
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import Shipping
 from koan_ray.runtime.loop import LoopThread
-from koan_ray.runtime.ray import options
+from koan_ray.runtime.ray import (
+    forks,  # noqa: F401 - what it does, it does when it is imported
+    options,
+)
 from koan_ray.runtime.ray.launcher import RayLauncher
 from koan_ray.runtime.ray.metrics import RayMetrics
 from koan_ray.runtime.ray.transport import RayTransport
@@ -49,10 +53,13 @@ class CoordinatorActor:
     def __init__(self, settings: EngineSettings, namespace: str) -> None:
         # No I/O here: a constructor that fails is restarted for ever. The first call does the rest.
         _tune_collector()
+        logs.configure(settings.log_level, settings.log_format, "coordinator")
         self._thread = LoopThread("koan-coordinator")
         clock = LoopClock(self._thread.loop)
         launcher = RayLauncher(namespace, settings, self._thread)
         self._core = wiring.coordinator(settings, launcher, clock)
+        launcher.failures = self._core.failures
+        self._thread.on_failure = self._core.failures.note
         self._settings = settings
         self._when_started = _starting_first(self._core)
         _measure(lambda: self._thread.run(self._core.measure()), namespace, "coordinator")
@@ -128,8 +135,19 @@ def _starting_first(core: Coordinator) -> Callable[[str, tuple[Any, ...]], Corou
         nonlocal starting
         if starting is None:
             starting = asyncio.get_running_loop().create_task(core.start())
-        if not starting.done():
-            await asyncio.shield(starting)
+        if not core.is_started:
+            mine = starting
+            try:
+                await asyncio.shield(mine)
+            except KoanRayError:
+                starting = None if starting is mine else starting  # the next call tries again
+                raise
+            except Exception as error:
+                if starting is mine:
+                    starting = None
+                    core.failures.note("start", error)
+                msg = f"the coordinator could not start: {type(error).__name__}: {error}; it tries again with the next call"
+                raise CoordinatorUnavailableError(msg) from error
         return await getattr(core, method)(*args)
 
     return call
@@ -139,8 +157,10 @@ class BrokerActor:
     """Fans progress out; holds no truth."""
 
     def __init__(self, settings: EngineSettings) -> None:
+        logs.configure(settings.log_level, settings.log_format, "broker")
         self._thread = LoopThread("koan-broker")
         self._core = wiring.broker(settings, LoopClock(self._thread.loop))
+        self._thread.on_failure = self._core.failures.note
         _measure(lambda: self._thread.run(self._core.measure()), settings.namespace, "broker")
 
     def _call(self, method: str, request: bytes) -> bytes:
@@ -179,6 +199,7 @@ class JobActor:
 
     def __init__(self, name: str, spec: ActorSpec, settings: EngineSettings, namespace: str) -> None:
         self._name, self._spec = name, spec
+        logs.configure(settings.log_level, settings.log_format, "job actor")
         self._uplink = _Uplink(namespace)
         self._shipping = Shipping()
         transport = self._uplink.transport
@@ -193,7 +214,11 @@ class JobActor:
         self._agent.keep_in_touch()
 
     def _load(self, code_id: str, blob: bytes) -> type[Job[Any, Any]]:
-        return self._shipping.load(code_id, blob)
+        try:
+            return self._shipping.load(code_id, blob)
+        except BaseException:
+            logs.get_logger().warning("class_not_loaded", code_id=code_id, actor=self._name, exc_info=True)
+            raise
 
     def info(self) -> ActorInfo:
         """Return where this actor lives."""

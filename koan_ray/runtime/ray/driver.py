@@ -15,7 +15,7 @@ from koan_ray.engine.session import Session
 from koan_ray.errors import ConfigurationError, RuntimeUnavailableError
 from koan_ray.runtime.code import Shipping
 from koan_ray.runtime.knocking import knock
-from koan_ray.runtime.ray import options
+from koan_ray.runtime.ray import forks, options
 from koan_ray.runtime.ray.actors import BrokerActor, CoordinatorActor
 from koan_ray.runtime.ray.transport import RayTransport
 from koan_ray.telemetry import traces
@@ -40,6 +40,7 @@ class RayRuntime:
     @classmethod
     def start(cls, address: str | None, settings: Settings, *, is_explicit: bool) -> RayRuntime:
         """Start or join Ray and the engine on it; ``is_explicit``: these settings were asked for, not defaults."""
+        forks.check()
         wiring.check_sources(wiring.engine_settings(settings))  # here: in the coordinator nobody would see the error
         owns_ray = not ray.is_initialized()
         if owns_ray:
@@ -79,7 +80,7 @@ class RayRuntime:
 
     def _check(self, in_force: EngineSettings) -> None:
         mine, theirs = self._settings, in_force
-        names = [name for name in type(mine).__slots__ if getattr(mine, name) != getattr(theirs, name)]
+        names = mine.differences(theirs)
         if names:
             listed = "; ".join(f"{name}: {theirs.shown(name)} != {mine.shown(name)}" for name in names)
             msg = (

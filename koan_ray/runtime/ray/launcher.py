@@ -13,24 +13,29 @@ import contextlib
 import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
+from ray.exceptions import RayTaskError
 from ray.experimental import internal_kv
 from ray.util import list_named_actors
 
+from koan_ray.domain.feasibility import Node
+from koan_ray.engine.tasks import Failures
 from koan_ray.runtime.ray import options, translate
+from koan_ray.telemetry import logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from koan_ray.domain.records import ActorSpec, Terms
     from koan_ray.engine.settings import EngineSettings
-    from koan_ray.ports import ActorEvents, OrderBatch, Survey
+    from koan_ray.ports import ActorEvents, Log, OrderBatch, Survey
     from koan_ray.runtime.loop import LoopThread
 
 _REWATCH_S = 0.5
 _SURVEY_S = 5.0  # a job actor that does not answer for so long is ended
+_KILL_TRIES = 5
 _KEEP_TRIES = 5
 _KEEP_AGAIN_S = 0.5
 
@@ -56,10 +61,12 @@ class RayLauncher:
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="koan-launcher")
         self._capacity = 1
         self._is_crowded = False
+        self._nodes: list[Node] | None = None
         self._is_looking = False
         self._actor_class: Any = None
         self._open_refs: set[Any] = set()
         self._surveyed: dict[str, Any] = {}  # handles of an earlier coordinator's actors
+        self.failures = Failures(cast("Log", logs.get_logger()))  # the coordinator's, once there is one
 
     def capacity(self) -> int:
         """Return the cluster's CPUs as of a moment ago."""
@@ -72,9 +79,15 @@ class RayLauncher:
         """Tell whether tasks or actors of anybody wait for resources, as of a moment ago."""
         return self._is_crowded
 
+    def nodes(self) -> list[Node] | None:
+        """Return what the nodes have, as of a moment ago; None before the first look."""
+        return self._nodes
+
     def _look(self) -> None:
         try:
             self._capacity = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            nodes = (node for node in ray.nodes() if node["Alive"])
+            self._nodes = [Node(node["Resources"], node.get("Labels") or {}) for node in nodes]
             self._is_crowded = _has_pending_demand()
         except Exception:  # noqa: BLE001, S110 - the GCS is away for now; what we know stands
             pass
@@ -94,15 +107,24 @@ class RayLauncher:
                 self._actor_class = options.shell(JobActor, options.JOB_GROUPS)
             chosen = options.job_actor(spec, actor.name, self._namespace, lent=lent)
             actor.handle = self._actor_class.options(**chosen).remote(actor.name, spec, self._settings, self._namespace)
+            self._then(actor, actor.handle.info.remote(), lambda info: actor.events.actor_ready(actor.name, info))
         except Exception as error:  # noqa: BLE001 - Ray refuses bad options with whatever it likes
+            self._kill(actor)
             self._loop.call(self._dead, actor, f"{type(error).__name__}: {error}"[:500])
             return
-        self._then(actor, actor.handle.info.remote(), lambda info: actor.events.actor_ready(actor.name, info))
         self._watch(actor)
 
     def _watch(self, actor: _Actor) -> None:
-        if actor.name in self._actors and actor.handle is not None:
-            actor.handle.watch.remote().future().add_done_callback(lambda future: self._watched(actor, future.exception()))
+        """Learn of the actor's death: what cannot be asked now is asked again, or nobody ever would."""
+        if actor.name not in self._actors or actor.handle is None:
+            return
+        try:
+            future = actor.handle.watch.remote().future()
+        except Exception as error:  # noqa: BLE001 - Ray raises what it likes at submission
+            self.failures.note("watch of an actor", error)
+            self._loop.call(self._loop.loop.call_later, _REWATCH_S, self._watch, actor)
+            return
+        future.add_done_callback(lambda future: self._watched(actor, future.exception()))
 
     def _watched(self, actor: _Actor, error: BaseException | None) -> None:
         if error is None or translate.is_unknown(error):
@@ -172,8 +194,17 @@ class RayLauncher:
             self._slow.submit(self._kill, actor)
 
     def _kill(self, actor: _Actor) -> None:
-        if actor.handle is not None:
-            ray.kill(actor.handle, no_restart=True)
+        """Kill an actor, again until Ray has taken the order: nobody else ends it, and its place is not free before."""
+        for _ in range(_KILL_TRIES):
+            if actor.handle is None:
+                return
+            try:
+                ray.kill(actor.handle, no_restart=True)
+            except Exception as error:  # noqa: BLE001 - the GCS is away or busy
+                self.failures.note("kill of an actor", error)
+                time.sleep(_KEEP_AGAIN_S)
+            else:
+                return
 
     def settled(self, name: str, batches: tuple[int, ...]) -> None:
         """Tell an actor that the ends of these batches are stored."""
@@ -240,7 +271,8 @@ class RayLauncher:
     def _then(self, actor: _Actor, ref: Any, tell: Callable[[Any], None]) -> None:
         """Bring an answer to the loop, unless the actor is dead by then.
 
-        Errors are not looked at: `watch` tells of every death.
+        That it died is no matter here: `watch` tells of every death. One that lives and has raised is of no use any more,
+        and what it was asked is settled with its death.
         """
 
         def on_loop(answer: Any) -> None:
@@ -253,7 +285,10 @@ class RayLauncher:
 
         def answered(answer: Any) -> None:
             self._open_refs.discard(ref)
-            if not isinstance(answer, Exception):
+            if isinstance(answer, RayTaskError):
+                self.failures.note("job actor", answer)
+                self.kill(actor.name)
+            elif not isinstance(answer, Exception):
                 self._loop.call(on_loop, answer)
 
         ref._on_completed(answered)  # noqa: SLF001 - a future for each call costs more than the call's answer

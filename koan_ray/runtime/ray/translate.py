@@ -23,6 +23,9 @@ def is_unknown(error: BaseException) -> bool:
 
 def cause_of_death(error: BaseException) -> str:
     """Return why an actor died, in one line: what Ray knows, without the list of what it may have been."""
+    if isinstance(error, exceptions.RuntimeEnvSetupError):  # the last line of the trace that it holds is what helps
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"its runtime_env could not be set up: {lines[-1] if lines else 'for no known reason'}"[:500]
     text = _GUESSES.sub("", str(error)).strip()
     for line in text.splitlines():
         if "memory" in line.lower():

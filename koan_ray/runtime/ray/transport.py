@@ -103,8 +103,14 @@ class RayTransport:
                 self._outstanding.pop(number, None)
             if isinstance(answer, BaseException):
                 self._failed(whom, method, args, done, turn, answer)
+                return
+            try:
+                read = pickle.loads(answer)  # noqa: S301 - from this cluster
+            except Exception as error:  # noqa: BLE001 - of another version, perhaps; whoever waits is to learn of it
+                msg = f"{whom}.{method}: its answer cannot be read ({type(error).__name__}: {error})"
+                done(None, RuntimeUnavailableError(msg))
             else:
-                done(pickle.loads(answer), None)  # noqa: S301 - from this cluster
+                done(read, None)
 
         ref._on_completed(answered)  # noqa: SLF001 - what future() is made of, without the future
 

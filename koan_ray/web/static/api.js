@@ -75,7 +75,12 @@ export async function call(method, path, { body, query, signal } = {}, isAgain =
 }
 
 async function problemOf(answer) {
-  const plain = { status: answer.status, title: `Error ${answer.status}`, detail: "The server gave no reason; its log has more." };
+  // Every answer of the API has an id, under which the server's log has more; one without comes from somewhere in between.
+  const requestId = answer.headers.get("x-request-id") ?? "";
+  const detail = requestId
+    ? "The server gave no reason; its log has more under the number of this request."
+    : "No reason was given. The answer is not from the server itself; perhaps a proxy in front of it cannot reach it.";
+  const plain = { status: answer.status, title: `Error ${answer.status}`, detail, request_id: requestId };
   try {
     const document = await answer.json();
     return new Problem({ ...plain, ...document, status: answer.status });

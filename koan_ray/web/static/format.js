@@ -144,6 +144,7 @@ const REASONS = {
   interrupted: "interrupted; runs again", exhausted: "no attempts left", non_retryable: "not to be retried", poison: "its process died too often",
   timeout: "took too long", deadline: "missed its deadline", result_rejected: "returned what its kind does not declare",
   context_rejected: "its context no longer fits its kind", unknown_kind: "nobody here has its class",
+  unwritable: "what it produced cannot be stored",
 };
 
 const ENDS = { retry: "tried again", lost: "its process was lost", rescheduled: "put off by itself", interrupted: "stopped by the engine" };

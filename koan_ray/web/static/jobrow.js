@@ -12,6 +12,7 @@ export function note(job) {
     return why + relative(Date.parse(job.due_at));
   }
   if (job.cancel_requested && !FINAL.has(job.status)) return "is being cancelled";
+  if (job.reason && !FINAL.has(job.status)) return reason(job.reason); // what it waits for
   return isDone(job) ? "" : job.progress_message || "";
 }
 

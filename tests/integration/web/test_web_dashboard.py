@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urljoin
 
 import pytest
 
@@ -32,8 +33,15 @@ def test_the_page_is_at_the_root_and_nowhere_else(api):
     assert b'<script type="module" src="app.js">' in api.get("/", None).content
     for path in ("/jobs", "/jobs/0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10", "/nowhere/at/all"):
         answer = api.get(path, None, follow_redirects=False)
-        assert (answer.status_code, answer.headers["location"]) == (307, "/")
+        assert answer.status_code == 307
+        assert urljoin(f"https://a.proxy/prefix{path}", answer.headers["location"]) == "https://a.proxy/prefix/"
     assert api.get("/missing.js", None).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/nowhere/at/all", "/api/nowhere", "/api/jobs/ABC", "/api/jobs/cancel/it"])
+def test_a_program_that_takes_no_page_is_answered_with_a_problem(api, path):
+    answer = api.get(path, None, headers={"Accept": "application/json"}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
 
 
 def test_the_page_holds_no_script_no_style_and_nothing_from_elsewhere():

@@ -183,7 +183,7 @@ def test_websockets_are_limited_and_given_back(api):
 
 
 def test_a_websocket_of_no_job_is_closed_with_what_is_wrong(api):
-    for job_id, code in (("0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10", 4404), ("x", 4422)):
+    for job_id, code in (("0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10", 4404), ("x", 4404)):
         with api.socket(f"/api/jobs/{job_id}/ws", subprotocols=subprotocols("viewer")) as socket:
             with pytest.raises(WebSocketDisconnect) as closed:
                 socket.receive_json()

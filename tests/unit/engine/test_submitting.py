@@ -168,7 +168,7 @@ def test_a_result_that_no_document_can_hold_fails_its_job_and_costs_no_lease(dat
             assert bodies[giant.id] == 1
             assert {lease.term for lease in database.leases.values()} == {1}
             (execution,) = await giant.executions()
-            assert (execution.status, execution.reason) == (ExecutionStatus.FAILED, "result_rejected")
+            assert (execution.status, execution.reason) == (ExecutionStatus.FAILED, "unwritable")
             assert database.jobs["hot"][giant.id]["status"] == JobStatus.FAILED
             assert engine.coordinator._kinds.n_live == 0
 

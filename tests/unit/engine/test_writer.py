@@ -37,7 +37,7 @@ class Shaky(MemoryStore):
 async def with_writer(test):
     store, told, fenced = Shaky(), [], []
     clock = VirtualClock(asyncio.get_running_loop())
-    await test(store, Writer(store, clock, told.extend, fenced.append), told, fenced)
+    await test(store, Writer(store, clock, told.extend, fenced.append, lambda job, why: None), told, fenced)
 
 
 def test_what_gathers_during_a_flush_goes_together_with_the_next():

@@ -21,6 +21,23 @@ async def where() -> tuple[str, bool]:
     return threading.current_thread().name, asyncio.get_running_loop() is not None
 
 
+def visit(visit_it) -> None:
+    """Do something in a thread that may take the turn: the main one never does."""
+    raised = []
+
+    def go() -> None:
+        try:
+            visit_it()
+        except BaseException as error:
+            raised.append(error)
+
+    visitor = threading.Thread(target=go, name="visitor")
+    visitor.start()
+    visitor.join(20)
+    if raised:
+        raise raised[0]
+
+
 def asleep(thread: LoopThread) -> None:
     """Wait until the loop's own thread sleeps."""
     while thread._loop._sleep.wakes_at == 0.0:
@@ -28,10 +45,46 @@ def asleep(thread: LoopThread) -> None:
 
 
 def test_a_thread_that_brings_work_does_it_itself_while_the_loop_sleeps(thread):
+    def comes() -> None:
+        asleep(thread)
+        assert thread.run(where()) == ("visitor", True)
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()
+
+    visit(comes)
+
+
+def test_the_main_thread_leaves_everything_to_the_loop_because_ctrl_c_is_raised_there(thread):
     asleep(thread)
-    assert thread.run(where()) == (threading.current_thread().name, True)
-    with pytest.raises(RuntimeError):
-        asyncio.get_running_loop()
+    assert threading.current_thread() is threading.main_thread()
+    assert thread.run(where()) == ("test-loop", True)
+
+
+def test_nothing_that_is_called_on_the_loop_ends_it_or_the_thread_that_has_the_turn(thread):
+    noted = []
+    thread.on_failure = lambda where, error: noted.append((where, type(error)))
+
+    def leaves(*_args) -> None:
+        raise SystemExit("a callback of somebody")
+
+    async def leaves_as_a_task() -> None:
+        raise SystemExit("a task of somebody")
+
+    def comes() -> None:
+        asleep(thread)
+        thread.call(leaves)
+        thread.begin(leaves_as_a_task(), lambda _answer, _error: None)
+        thread.begin(where(), leaves)
+        assert thread.run(where())[1]
+
+    visit(comes)
+    thread.call(leaves)
+    thread.loop.call_soon_threadsafe(lambda: thread.loop.call_later(0.01, leaves))
+    thread.loop.call_soon_threadsafe(lambda: {}["x"])
+    thread.run(asyncio.sleep(0.1))
+    assert noted.count(("test-loop", KeyError)) == 1
+    assert noted.count(("test-loop", SystemExit)) >= 4
+    assert thread._thread.is_alive()
 
 
 def test_work_is_left_to_the_loop_while_it_is_busy(thread):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ray.exceptions import RuntimeEnvSetupError
 
 from koan_ray.runtime.ray.translate import cause_of_death
 
@@ -28,3 +29,9 @@ def test_a_process_that_ended_is_not_said_to_be_out_of_memory_unless_it_was(text
     cause = cause_of_death(RuntimeError(text))
     assert told in cause
     assert not_told not in cause
+
+
+def test_an_environment_that_cannot_be_set_up_is_told_with_what_prevents_it():
+    trace = "Could not create the actor because its associated runtime env failed to be created.\nTraceback\n  File x\n"
+    cause = cause_of_death(RuntimeEnvSetupError(f"{trace}ImportError: You must `pip install smart_open[s3]`\n"))
+    assert cause == "its runtime_env could not be set up: ImportError: You must `pip install smart_open[s3]`"

@@ -197,7 +197,7 @@ def test_text_that_is_no_unicode_does_not_stop_a_batch():
         name="file\udcff", error=ErrorInfo("E", "no such file: \udcff", "\udc80"), progress=Progress(1, 1.0, "\udcff", 2**80)
     )
     found = decode_job(through_bson(encode_job(record)))
-    assert found.error.message == "no such file: ?"
+    assert found.error.message == "no such file: \\xff"
     assert found.progress.current_step == 2**63 - 1
 
 
