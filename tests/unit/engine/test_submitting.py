@@ -210,7 +210,7 @@ def test_a_row_that_cannot_be_kept_where_it_asks_to_be_is_refused_alone(database
 
 def test_jobs_submitted_at_once_do_not_wait_for_a_source_that_only_one_of_them_needs(database):
     async def scenario():
-        async with engine_on(database) as engine:
+        async with engine_on(database):
             good = [Once.start(n).run() for n in range(3)]
             bad = Once.start(9).persist("nowhere").run()
             more = [Once.start(n).persist().run() for n in range(3, 6)]
