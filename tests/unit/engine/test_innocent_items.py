@@ -377,6 +377,26 @@ def test_a_lead_that_dies_takes_no_losses_with_it():
     testing.run(scenario())
 
 
+def test_a_dedicated_job_shares_its_process_with_none_before_or_after_it():
+    """Brief ones, of which an actor would be sent the next before the last is answered."""
+
+    class Dedicated(koan.Job[int, int]):
+        kind = "innocent.Dedicated"
+        isolation = koan.Isolation.DEDICATED
+
+        async def execute(self, context, progress, cancellation) -> int:
+            world.ran_in[context].append(ambient.attempt.get()._host.name)
+            return context
+
+    async def scenario():
+        async with testing.engine(max_actors=2, faults=testing.Faults(max_delay_s=0.004)):
+            jobs = [await Dedicated.start(n).run() for n in range(20)]
+            assert [await job.wait() for job in jobs] == list(range(20))
+
+    testing.run(scenario())
+    assert len({name for names in world.ran_in.values() for name in names}) == 20
+
+
 @pytest.mark.parametrize("n_bodies", [1, 3])
 def test_a_job_is_given_up_only_for_a_process_that_it_had_to_itself(n_bodies):
     """Jobs that are no items: all of them were in processes that poison jobs have ended, and only those are given up."""
