@@ -22,7 +22,7 @@ from koan_ray.domain.query import METADATA_KEYS, is_metadata_key
 from koan_ray.domain.records import ActorSpec, Terms, identified
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, Isolation, ParentPolicy
-from koan_ray.domain.texts import readable
+from koan_ray.domain.texts import readable, said
 from koan_ray.errors import ConfigurationError, InvalidContextError, JobDefinitionError, PayloadTooLargeError
 from koan_ray.exact import Codec, NotExactError
 
@@ -227,6 +227,8 @@ class Definition:
             raise InvalidContextError(self.kind, _problems(error)) from None
         except NotExactError as error:
             raise InvalidContextError(self.kind, [(readable(error.path) or _WHOLE, readable(error.what))]) from None
+        except Exception as error:
+            raise InvalidContextError(self.kind, [(_WHOLE, f"its validation raised {_raised(error)}")]) from error
 
     def parse_context(self, written: bytes) -> Any:
         """Return a context that somebody wrote as JSON, as the declared type.
@@ -279,6 +281,8 @@ class Definition:
             raise ResultRejectedError(self._mismatch(result, problem)) from None
         except NotExactError as error:
             raise ResultRejectedError(self._mismatch(result, readable(str(error)))) from None
+        except Exception as error:
+            raise ResultRejectedError(self._mismatch(result, f"its validation raised {_raised(error)}")) from error
 
     def _mismatch(self, result: object, problem: str) -> str:
         declared = _name(self.result_type)
@@ -352,6 +356,10 @@ def _refuse_lost(given: Any, value: Any, path: tuple[str, ...] = ()) -> None:
         for place, (one, other) in enumerate(zip(given, value, strict=True)):
             if one is not other:
                 _refuse_lost(one, other, (*path, str(place)))
+
+
+def _raised(error: Exception) -> str:
+    return f"{type(error).__name__}: {said(error, 500)}"
 
 
 def _problems(error: ValidationError) -> list[tuple[str, str]]:

@@ -46,13 +46,15 @@ def difference(given: Any, got: Any) -> Difference | None:
         return Difference((), "is nested too deeply to be compared")
 
 
-def _difference(given: Any, got: Any, path: tuple[str, ...]) -> Difference | None:  # noqa: PLR0911, C901 - a table of types
+def _difference(given: Any, got: Any, path: tuple[str, ...]) -> Difference | None:  # noqa: PLR0911, PLR0912, C901 - by type
     if given is got:
         return None
     kind = type(given)
     if kind is not type(got):
         if is_number_of_numpy(given) and type(got) is float:
             return _difference(float(given), got, path)
+        if kind is int and type(got) is float and given == got:  # which is read only where a float is declared
+            return None
         return Difference(path, _other_type(given, got))
     if kind in _PLAIN:
         return None if given == got else _changed(path, given, got)

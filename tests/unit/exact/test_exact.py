@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -178,6 +179,10 @@ class EitherAlike(BaseModel):
     it: A | B
 
 
+class Branch(BaseModel):
+    it: A | B | list[Branch | A | B]
+
+
 class Excluded(BaseModel):
     a: int = Field(default=1, exclude=True)
 
@@ -220,6 +225,11 @@ KEPT = [
     (dt.timedelta, dt.timedelta.min), (dt.timedelta, dt.timedelta(microseconds=1)),
     (decimal.Decimal, decimal.Decimal("1.50")), (uuid.UUID, uuid.UUID(int=1)), (pathlib.Path, pathlib.Path("/x")),
     (ipaddress.IPv4Address, ipaddress.ip_address("1.2.3.4")), (complex, complex(1, math.nan)),
+    (A | B, B(x=1)), (EitherAlike, EitherAlike(it=B(x=1))), (list[A | B], [A(x=1), B(x=1), B(x=2)]), (dict | A, A(x=1)),
+    (str | bytes, b"x"), (pathlib.Path | str, "x"), (str | pathlib.Path, pathlib.Path("x")),
+    (uuid.UUID | str, str(uuid.UUID(int=1))), (list[int] | tuple[int, ...], (1,)),
+    (str | decimal.Decimal, decimal.Decimal("1.5")), (dt.date | dt.datetime, dt.datetime(2020, 1, 1)),
+    (Branch, Branch(it=[Branch(it=B(x=1)), A(x=1)])), (Sequence[int], (1, 2)), (Sequence[int], [1, 2]), (A | B | None, None),
     (int | float | bool | str, True), (int | float | str, 1.0), (tuple, (1, (2, 3))), (list, [(1,)]), (set, {1, 2}),
 ]  # fmt: skip
 
@@ -252,8 +262,6 @@ REFUSED = [
     (A, Sub(x=1), "(whole context)"),
     (HoldsA, HoldsA.model_construct(a=Sub(x=1)), "a"),
     (HoldsA, HoldsA(a=Sub(x=1)), "a"),
-    (A | B, B(x=1), "(whole context)"),
-    (EitherAlike, EitherAlike(it=B(x=1)), "it"),
     (Excluded, Excluded(a=5), "a"),
     (Swapped, Swapped(a=1, b=2), "a"),
     (A, A.model_construct(x="five"), "x"),
