@@ -380,7 +380,8 @@ def _kind(job_type: type[Any]) -> str:
 
 _ITS_OWN = frozenset({  # what a job class says of itself, and the methods that it has for the engine to call
     "kind", "retry", "timeout", "resources", "isolation", "concurrency", "when_parent_ends", "claim", "execute", "items",
-    "get_items", "process_item", "build_result",
+    "get_items", "process_item", "build_result", "count_items", "resume_from", "get_cursor", "should_retry",
+    "get_retry_delay",
 })  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def _flat(value: Any) -> Any:
         made = {_name(key): _flat(item) for key, item in value.items()}
         if len(made) < len(value):
             msg = f"a dict with the keys {', '.join(map(repr, value))[:200]} has two of one name there; give them others"
-            raise ValueError(msg)  # noqa: TRY004 - it is what they hold
+            raise ValueError(msg)
         return made
     return from_json(to_json(value))
 
