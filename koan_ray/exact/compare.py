@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import pickle
 from collections import deque
 from collections.abc import Mapping
 from datetime import datetime, time
@@ -161,11 +162,22 @@ def _of_objects(given: Any, got: Any, path: tuple[str, ...]) -> Difference | Non
             return _of_mappings(mine, others, path)
         slots = [name for cls in type(given).__mro__ for name in _names(cls.__dict__.get("__slots__", ()))]
         return _of_attributes(given, got, path, slots)
+    problem = ""
     try:
-        is_same = bool(given == got)
+        if bool(given == got):
+            return None
     except Exception as error:  # noqa: BLE001 - an __eq__ of a user's
-        return Difference(path, f"cannot be compared: its __eq__ raised {type(error).__name__}")
-    return None if is_same else _changed(path, given, got)
+        problem = f"cannot be compared: its __eq__ raised {type(error).__name__}"
+    if _same_state(given, got):  # arrays, whose comparison has no truth value, and what holds something that is no number
+        return None
+    return Difference(path, problem) if problem else _changed(path, given, got)
+
+
+def _same_state(given: Any, got: Any) -> bool:
+    try:
+        return pickle.dumps(given, protocol=5) == pickle.dumps(got, protocol=5)
+    except Exception:  # noqa: BLE001 - what a user's class does when it is pickled
+        return False
 
 
 def _names(slots: Any) -> list[str]:

@@ -26,6 +26,7 @@ from pydantic import (
     Field,
     Json,
     PlainSerializer,
+    PlainValidator,
     PrivateAttr,
     RootModel,
     Secret,
@@ -329,6 +330,24 @@ def test_a_value_whose_comparison_raises_is_refused_and_not_more():
 
     with pytest.raises(koan.InvalidContextError, match="its __eq__ raised RuntimeError"):
         job_of(Odd).encode_context(Odd())
+
+
+def test_arrays_are_compared_by_what_they_hold():
+    def array(dtype):
+        return Annotated[
+            np.ndarray,
+            PlainValidator(lambda value: np.asarray(value, dtype)),
+            PlainSerializer(lambda value: [None if np.isnan(item) else item for item in value.tolist()]),
+        ]
+
+    definition = job_of(array(float))
+    for value in (np.array([1.0, 2.5]), np.array([1.0, math.nan])):
+        got = definition.decode_context(definition.encode_context(value))
+        assert got.tobytes() == value.tobytes()
+    with pytest.raises(koan.InvalidContextError, match="cannot be compared: its __eq__ raised ValueError"):
+        job_of(
+            Annotated[np.ndarray, PlainValidator(np.asarray), PlainSerializer(lambda value: [*value.tolist(), 1])]
+        ).encode_context(np.array([1.0, 2.0]))
 
 
 def test_a_class_without_a_comparison_is_compared_by_what_it_consists_of():
