@@ -269,5 +269,9 @@ class Submitting:
 
 
 def _same_json(one: bytes, other: bytes) -> bool:
-    """Tell whether two contexts are equal; a store may have changed spaces."""
-    return one == other or json.loads(one) == json.loads(other)
+    """Tell whether two contexts are equal; a store may have changed spaces. ``1``, ``1.0`` and ``true`` are three values."""
+    return one == other or _canonical(one) == _canonical(other)
+
+
+def _canonical(encoded: bytes) -> str:
+    return json.dumps(json.loads(encoded), sort_keys=True)
