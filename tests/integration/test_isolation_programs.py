@@ -423,6 +423,28 @@ def test_bodies_may_use_processes(engine, job_type, method):
     assert outcome(job_type.start(method).run().get(10), 60) == [2, 4, 6]
 
 
+def count_jobs() -> str:
+    try:
+        return str(koan.Jobs.count().get(5))
+    except koan.ConfigurationError as error:
+        return str(error)
+
+
+class AskEngine(koan.Job[None, list]):
+    isolation = koan.Isolation.PROCESS
+    retry = ONCE
+
+    def execute(self, context, progress, cancellation) -> list:
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            return [count_jobs(), pool.apply(count_jobs)]
+
+
+def test_neither_a_body_nor_its_own_processes_can_use_the_engine_and_both_say_so(engine):
+    saw = outcome(AskEngine.start().run().get(10))
+    assert len(saw) == 2
+    assert all("Isolation.PROCESS cannot use the engine" in each for each in saw)
+
+
 class AskParallel(koan.Job[None, list]):
     isolation = koan.Isolation.PROCESS
 
