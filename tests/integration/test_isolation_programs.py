@@ -522,3 +522,21 @@ print(ended[child], len(ended) > 3, processes.children())
 def test_whatever_descends_from_a_process_is_ended_also_when_it_was_orphaned():
     said = subprocess.run([sys.executable, "-c", _ADOPTER], capture_output=True, text=True, timeout=30, check=True).stdout
     assert said.split(maxsplit=2) == [str(int(signal.SIGKILL)), "True", "[]\n"]
+
+
+_KILLER = """
+import subprocess, threading
+from koan_ray.runtime import processes
+
+program = subprocess.Popen("sleep 61 & setsid sleep 61 & wait", shell=True)
+waiting = threading.Thread(target=program.wait)
+waiting.start()
+processes.kill_descendants(10.0)
+waiting.join()
+print(program.returncode, [pid for pid in processes.children() if processes._runs(pid)])
+"""
+
+
+def test_whoever_waits_for_a_program_that_is_killed_with_its_actor_learns_that_it_was():
+    said = subprocess.run([sys.executable, "-c", _KILLER], capture_output=True, text=True, timeout=30, check=True).stdout
+    assert said == "-9 []\n"
