@@ -27,6 +27,18 @@ class Forks(koan.Job[str, str]):
     def execute(self, context, progress, cancellation) -> str:
         return in_copy(globals()[context])
 
+class Both(koan.Job[None, int]):
+    def execute(self, context, progress, cancellation) -> int:
+        os.fork()
+        progress.report(0.5, str(os.getpid()))
+        return os.getpid()
+
+class BothAsync(Both):
+    async def execute(self, context, progress, cancellation) -> int:
+        os.fork()
+        progress.report(0.5, str(os.getpid()))
+        return os.getpid()
+
 def said(action):
     try:
         return "ok", action()
@@ -172,6 +184,14 @@ def test_a_copy_of_a_body_says_so_too():
     out = told("for what in ('double', 'fresh'): print(Forks.start(what).run().get(10).wait(20).get(20), flush=True)")
     assert "forked copy of process" in out.splitlines()[0]
     assert out.splitlines()[1] == "('ok', (4, True))"
+
+
+def test_of_a_body_that_forks_and_returns_twice_the_original_alone_has_a_result():
+    body = """
+for kind in (Both, BothAsync) * 3:
+    assert kind.start(None).run().get(10).wait(20).get(20) == os.getpid()
+"""
+    told(body)
 
 
 def test_a_process_forked_before_there_is_an_engine_has_its_own():
