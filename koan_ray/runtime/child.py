@@ -165,20 +165,20 @@ class _Child:
         frames = Frames()
         poller = select.poll()
         poller.register(keeper, select.POLLIN)
-        poller.register(line, select.POLLIN | select.POLLOUT)
+        poller.register(line, select.POLLIN)
         is_open = True
         while not self._is_over:
             left_s = self._gone_by - time.monotonic()
             if left_s <= 0:
                 self._give_up()
                 break
+            if is_open:
+                poller.modify(line, select.POLLIN | (select.POLLOUT if self._out else 0))
             ready = {fd for fd, _ in poller.poll(min(left_s, _LOOK_S) * 1000 + 1)}
             if is_open and line.fileno() in ready:
                 is_open = self._talk(line, frames)
                 if not is_open:
                     poller.unregister(line)
-                else:
-                    poller.modify(line, select.POLLIN | (select.POLLOUT if self._out else 0))
             if keeper.fileno() in ready:
                 self._hear_keeper(keeper)
         if is_open and self._report is None:  # what it had said before it ended

@@ -10,7 +10,7 @@
 * The *keeper* forks the body, and waits. When the body has ended, when it is asked to, and when the job actor is gone, it
   kills the body and everything that descends from it, daemons included, and says how the body ended. Because that is a
   message of the keeper, and not the end of a stream, no copy of a stream in some other process can hold it up.
-* The *body* leads a session of its own, so that signals to its group reach nobody else.
+* The *body* leads a process group of its own, so that signals to its group reach nobody else.
 
 What holds when one of them is killed: the body and its programs die with their keeper (the kernel kills the body, the
 nursery the others); keepers live on without a nursery, and the next attempt starts a new one; all end with the job actor,
@@ -248,7 +248,7 @@ def _asked(control: socket.socket) -> float | None:
 
 
 def _become_body(keeper: int, not_for_it: list[int]) -> None:
-    """Leave behind what is the keeper's: signals, file descriptors, the session."""
+    """Leave behind what is the keeper's: signals, file descriptors, the process group."""
     processes.die_with_parent(keeper)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -257,7 +257,7 @@ def _become_body(keeper: int, not_for_it: list[int]) -> None:
         signal.signal(each, signal.SIG_DFL)
     for fd in not_for_it:
         os.close(fd)
-    os.setsid()
+    os.setpgid(0, 0)  # no session: its leader cannot make a group, as bodies may want to
 
 
 def _reset_signals() -> None:

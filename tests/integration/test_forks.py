@@ -25,7 +25,7 @@ class Slow(koan.Job[None, int]):
 class Forks(koan.Job[str, str]):
     retry = koan.RetryPolicy(max_attempts=1)
     def execute(self, context, progress, cancellation) -> str:
-        return in_copy(globals()[context])
+        return in_copy({"double": double, "fresh": fresh, "init": koan.init}[context])
 
 class Both(koan.Job[None, int]):
     def execute(self, context, progress, cancellation) -> int:
@@ -211,14 +211,13 @@ print(in_copy(lambda: koan.init()))
 print(in_copy(fresh))
 print(in_copy(lambda: waiting.get(10)))
 print(Forks.start("double").run().get(20).wait(30).get(30))
-print(Forks.start("koan_init").run().get(20).wait(30).get(30))
+print(Forks.start("init").run().get(20).wait(30).get(30))
 pid = os.fork()
 if pid == 0:
     sys.exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 """
-    program = "def koan_init():\n    koan.init()\n" + body
-    lines = told(program, ray=True, within=180).splitlines()
+    lines = told(body, ray=True, within=180).splitlines()
     assert "forked copy of process" in lines[0]
     assert "Ray does not work in a forked copy" in lines[1]
     assert lines[2] == "('ok', (4, True))"

@@ -222,6 +222,7 @@ class Acts:
         os.chdir(tempfile.mkdtemp())
         os.rmdir(os.getcwd())
         os.umask(0o777)
+        os.setpgrp()
         os.nice(5)
         return "done"
 
