@@ -144,7 +144,10 @@ class _Host:
 
 
 class _NoEngine:
-    """Stands where the engine would be: the process of one attempt cannot reach it."""
+    """Stands where the engine would be: the process of one attempt cannot reach it, and neither can its copies."""
+
+    def disown(self, error: BaseException) -> None:
+        """There is nothing to let go of."""
 
     def __getattr__(self, name: str) -> Any:
         msg = "jobs with Isolation.PROCESS cannot use the engine or Ray; use Isolation.POOLED or DEDICATED for such a job"
@@ -171,7 +174,7 @@ def _perform(line: _Line, me: int) -> int:
     if work.logging is not None:
         logs.configure(*work.logging)
     ambient.set_engine(_NoEngine())
-    os.register_at_fork(after_in_child=lambda: ambient.set_engine(_NoEngine()))  # copies of this process, neither
+    os.register_at_fork(after_in_child=lambda: ambient.set_engine(_NoEngine()))
     try:
         job_type = read(work.code)
     except BaseException as error:  # noqa: BLE001 - importing user code may raise anything

@@ -24,6 +24,7 @@ from koan_ray.engine.agent import Agent
 from koan_ray.engine.session import Session
 from koan_ray.errors import CoordinatorUnavailableError, KoanRayError
 from koan_ray.ports import ActorInfo, LoopClock, Survey
+from koan_ray.runtime import processes
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import Shipping
 from koan_ray.runtime.loop import LoopThread
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from koan_ray.engine.settings import EngineSettings
     from koan_ray.jobs import Job
     from koan_ray.ports import Push
+
+
+_PROGRAMS_S = 0.4  # for programs of bodies to end
 
 
 class CoordinatorActor:
@@ -250,6 +254,11 @@ class JobActor:
     def cancel(self, execution_id: str, cause: str) -> None:
         """Ask a body to stop."""
         self._agent.cancel(execution_id, cause)
+
+    @ray.method(concurrency_group="control")
+    def end_programs(self) -> None:
+        """End all processes that descend from this one, which is about to be killed. Ray ends its children only."""
+        processes.kill_descendants(_PROGRAMS_S)
 
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _REWATCH_S = 0.5
 _SURVEY_S = 5.0  # a job actor that does not answer for so long is ended
 _KILL_TRIES = 5
+_PROGRAMS_S = 0.5  # for an actor that is killed to end the programs of its bodies; one that holds the GIL cannot
 _KEEP_TRIES = 5
 _KEEP_AGAIN_S = 0.5
 
@@ -185,15 +186,22 @@ class RayLauncher:
         actor.handle.attend.options(name=label).remote(execution_id).future().add_done_callback(ended)
 
     def retire(self, name: str) -> None:
-        """End an idle actor."""
-        self.kill(name)
+        """End an idle actor. Programs that its bodies have left running go on."""
+        if (actor := self._actors.get(name)) is not None:
+            self._slow.submit(self._end, actor)
 
     def kill(self, name: str) -> None:
-        """End an actor; its `watch` call says when it is gone."""
+        """End an actor and the programs of its bodies, which do not stop; its `watch` call says when it is gone."""
         if (actor := self._actors.get(name)) is not None:
             self._slow.submit(self._kill, actor)
 
     def _kill(self, actor: _Actor) -> None:
+        if actor.handle is not None:
+            with contextlib.suppress(Exception):  # it may hang or be gone, and is ended all the same
+                ray.wait([actor.handle.end_programs.remote()], timeout=_PROGRAMS_S)
+            self._end(actor)
+
+    def _end(self, actor: _Actor) -> None:
         """Kill an actor, again until Ray has taken the order: nobody else ends it, and its place is not free before."""
         for _ in range(_KILL_TRIES):
             if actor.handle is None:
