@@ -17,12 +17,12 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from koan_ray import ambient
+from koan_ray import ambient, telemetry
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.engine.attempt import Attempt, describe
 from koan_ray.errors import ConfigurationError
 from koan_ray.ports import LoopClock, Report
-from koan_ray.telemetry import logs
+from koan_ray.telemetry import logs, traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from koan_ray.ports import Clock, Order
 
 _SHIP_EVERY_S = 0.02
+_FLUSH_S = 1.0  # for the last spans; the job's end waits for it, where the collector does not answer
 _starting = threading.Lock()
 
 
@@ -72,13 +73,15 @@ class _Child:
         self._order, self._attempt, self._grace_s = order, attempt, grace_s
         self._cause: str | None = None
         self._timer: threading.Timer | None = None
-        limits = (grace_s, attempt._host.inline_limit, logs.in_force())  # noqa: SLF001 - the child's host stands in for it
+        limits = (grace_s, attempt._host.inline_limit)  # noqa: SLF001 - the child's host stands in for this one
+        told = (logs.in_force(), telemetry.in_force())
         context = multiprocessing.get_context("forkserver")
         self._pipe, theirs = context.Pipe()
         with _starting, _hidden_main():
-            context.set_forkserver_preload(["koan_ray.runtime.child"])
+            exporting = ["koan_ray.telemetry.exports"] if told[1] is not None else []  # importing it takes long
+            context.set_forkserver_preload(["koan_ray.runtime.child", *exporting])
             self._process: BaseProcess = context.Process(
-                target=_main, args=(theirs, order, terms, code, limits), daemon=True
+                target=_main, args=(theirs, order, terms, code, limits, told), daemon=True
             )
             self._process.start()
         theirs.close()
@@ -213,14 +216,20 @@ class _NoEngine:
         raise ConfigurationError(msg)
 
 
-def _main(pipe: Connection, order: Order, terms: Terms, code: bytes, limits: tuple[float, int, logs.Logging | None]) -> None:
+def _main(
+    pipe: Connection, order: Order, terms: Terms, code: bytes, limits: tuple[float, int],
+    told: tuple[logs.Logging | None, telemetry.Export | None],
+) -> None:  # fmt: skip
     from koan_ray.runtime.code import read  # not at the top: the forkserver must not hold a class loader's state
 
-    grace_s, inline_limit, logging = limits
+    grace_s, inline_limit = limits
+    logging, exporting = told
     if logging is not None:
         logs.configure(*logging)
     host, pid = _ChildHost(pipe, inline_limit), os.getpid()
     ambient.set_engine(_NoEngine())
+    if telemetry.follow(exporting):
+        host.span = traces.attempt_span
     try:
         job_type = read(code)
     except BaseException as error:  # noqa: BLE001 - importing user code may raise anything
@@ -237,6 +246,7 @@ def _main(pipe: Connection, order: Order, terms: Terms, code: bytes, limits: tup
     if os.getpid() != pid:  # a copy of this process, which the body has made, has nothing to say
         os._exit(0)
     host.send("report", report._replace(metrics=(*report.metrics, ("child_pid", os.getpid()))))
+    telemetry.flush(_FLUSH_S)
     # Not sys.exit: threads and atexit handlers that a body left behind must not hold its process.
     sys.stdout.flush()
     sys.stderr.flush()

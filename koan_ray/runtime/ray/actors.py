@@ -30,7 +30,7 @@ from koan_ray.runtime.ray import options
 from koan_ray.runtime.ray.launcher import RayLauncher
 from koan_ray.runtime.ray.metrics import RayMetrics
 from koan_ray.runtime.ray.transport import RayTransport
-from koan_ray.telemetry import configure_from_environment, logs, traces
+from koan_ray.telemetry import configure_from_environment, flush, logs, traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -182,6 +182,7 @@ class JobActor:
     def __init__(self, name: str, spec: ActorSpec, settings: EngineSettings, namespace: str) -> None:
         self._name, self._spec = name, spec
         logs.configure(settings.log_level, settings.log_format, "job actor")
+        configure_from_environment("koan_ray.job_actor", measures=False)  # before the agent looks for leftovers of bodies
         self._uplink = _Uplink(namespace)
         self._shipping = Shipping()
         transport = self._uplink.transport
@@ -233,6 +234,11 @@ class JobActor:
         """Ask a body to stop."""
         self._agent.cancel(execution_id, cause)
 
+    @ray.method(concurrency_group="control")
+    def flush(self) -> None:
+        """Send the spans of what has ended: this actor is about to be."""
+        flush()
+
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:
         """Never return: the caller learns of this process's death at once."""
@@ -270,6 +276,7 @@ class _Uplink:
 
 def _leave(why: str) -> None:
     logs.get_logger().warning("job_actor_orphaned", reason=why)
+    flush()
     os._exit(0)
 
 
