@@ -19,14 +19,14 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from koan_ray import ambient
+from koan_ray import ambient, telemetry
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.engine.attempt import Attempt, describe
 from koan_ray.errors import ConfigurationError
 from koan_ray.ports import LoopClock, Report
 from koan_ray.runtime.code import read
 from koan_ray.runtime.frames import Frames, GarbledError, frame
-from koan_ray.telemetry import logs
+from koan_ray.telemetry import logs, traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 UNSENT = 97  # the exit code of a process whose report could not be sent
 _SHIP_EVERY_S = 0.02
+_FLUSH_S = 0.8  # for the last spans; below what a process that has reported is given to leave
 _LOOK_S = 1.0  # whether the connection is still there
 _HIGH_FD = 800  # bodies that close file descriptors close the first few hundred; `select` takes those below 1024
 
@@ -50,6 +51,7 @@ class Work(NamedTuple):
     grace_s: float
     inline_limit: int
     logging: logs.Logging | None
+    exporting: telemetry.Export | None
     path: list[str]
     argv: list[str]
     directory: str | None
@@ -180,6 +182,8 @@ def _perform(line: _Line, me: int) -> int:
     except BaseException as error:  # noqa: BLE001 - importing user code may raise anything
         return _sent(line, _unloadable(work.order, error))
     host = _Host(line, work.inline_limit)
+    if telemetry.follow(work.exporting):
+        host.span = traces.attempt_span
     attempt = Attempt(work.order, work.terms, job_type, host)
     threading.Thread(target=_listen, args=(line, attempt, work.grace_s), name="koan-listen", daemon=True).start()
     threading.Thread(target=host.ship, name="koan-ship", daemon=True).start()
@@ -199,6 +203,7 @@ def _perform(line: _Line, me: int) -> int:
     if os.getpid() != me:  # a copy of this process, which the body has made, has nothing to say
         os._exit(0)
     code = _sent(line, report._replace(metrics=(*report.metrics, ("child_pid", me))))
+    telemetry.flush(_FLUSH_S)
     if runner is not None:
         with contextlib.suppress(BaseException):
             runner.close()

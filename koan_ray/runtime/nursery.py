@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import select
 import signal
@@ -120,6 +121,9 @@ def serve(fd: int, parent: int) -> None:
     """Fork a keeper for each request, until the job actor closes the line or ends; then end all that was started."""
     from koan_ray.runtime.body import perform  # what the keepers' children need is imported here, once
 
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        with contextlib.suppress(ImportError):  # each child would say so; and importing it takes long
+            importlib.import_module("koan_ray.telemetry.exports")
     gc.collect()
     gc.freeze()  # a collection in a child does not touch, and so copy, what all of them share
     _reset_signals()

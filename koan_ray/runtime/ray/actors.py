@@ -35,7 +35,7 @@ from koan_ray.runtime.ray import (
 from koan_ray.runtime.ray.launcher import RayLauncher
 from koan_ray.runtime.ray.metrics import RayMetrics
 from koan_ray.runtime.ray.transport import RayTransport
-from koan_ray.telemetry import configure_from_environment, logs, traces
+from koan_ray.telemetry import configure_from_environment, flush, logs, traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -204,6 +204,7 @@ class JobActor:
     def __init__(self, name: str, spec: ActorSpec, settings: EngineSettings, namespace: str) -> None:
         self._name, self._spec = name, spec
         logs.configure(settings.log_level, settings.log_format, "job actor")
+        configure_from_environment("koan_ray.job_actor", measures=False)  # before the agent looks for leftovers of bodies
         self._uplink = _Uplink(namespace)
         self._shipping = Shipping()
         transport = self._uplink.transport
@@ -260,6 +261,10 @@ class JobActor:
         """End all processes that descend from this one, which is about to be killed. Ray ends its children only."""
         processes.kill_descendants(_PROGRAMS_S)
 
+    def flush(self) -> None:
+        """Send the spans of what has ended: this actor is about to be."""
+        flush()
+
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:
         """Never return: the caller learns of this process's death at once."""
@@ -297,6 +302,7 @@ class _Uplink:
 
 def _leave(why: str) -> None:
     logs.get_logger().warning("job_actor_orphaned", reason=why)
+    flush()
     os._exit(0)
 
 
