@@ -8,7 +8,6 @@ stopped within the grace period.
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
 import os
 import sys
@@ -224,8 +223,7 @@ def _main(pipe: Connection, order: Order, terms: Terms, code: bytes, limits: tup
     attempt = Attempt(order, terms, job_type, host)
     threading.Thread(target=_listen, args=(pipe, attempt, grace_s), daemon=True).start()
     threading.Thread(target=host.ship, daemon=True).start()
-    on_loop = job_type.definition.runs_on_loop(terms)
-    report = asyncio.run(attempt.perform()) if on_loop else attempt.perform_blocking()
+    report = attempt.perform_here()
     if os.getpid() != pid:  # a copy of this process, which the body has made, has nothing to say
         os._exit(0)
     host.send("report", report._replace(metrics=(*report.metrics, ("child_pid", os.getpid()))))

@@ -23,7 +23,7 @@ from koan_ray.ports import ActorInfo, BatchReply, LoopClock
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import LocalCode
 from koan_ray.runtime.loop import LoopThread
-from koan_ray.telemetry import metrics, traces
+from koan_ray.telemetry import logs, metrics, traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +138,7 @@ class LocalLauncher:
         """Make an agent; it is ready at once."""
         agent = Agent(
             name, spec.concurrency, self._settings, clock=self._clock, uplink=self._runtime, load=self._runtime.code.load,
-            children=self._children, span=wiring.attempt_span, watch_process=False,
+            children=self._children, span=wiring.attempt_span, watch_process=False, log=logs.get_logger(),
         )  # fmt: skip
         threads = ThreadPoolExecutor(2, thread_name_prefix="koan-batch")
         with self._lock:

@@ -188,6 +188,7 @@ class JobActor:
         self._agent = Agent(
             name, spec.concurrency, settings, clock=LoopClock(), uplink=self._uplink, load=self._load,
             children=ForkserverChildren(settings.cancel_grace_s), span=wiring.attempt_span, on_orphaned=_leave,
+            log=logs.get_logger(),
         )  # fmt: skip
         self._gone = threading.Event()
         self._agent.keep_in_touch()
