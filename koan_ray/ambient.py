@@ -71,6 +71,14 @@ attempt: ContextVar[Parking | None] = ContextVar("koan_ray_attempt", default=Non
 _engine: EnginePort | None = None
 # How a thread waits for an event; a runtime may replace it, for example to tell Ray that a task is blocked.
 block: Callable[[Any, float | None], bool] | None = None
+# Whose body a thread belongs to whose context does not say so; a runtime that runs bodies in this process sets it.
+whose_thread: Callable[[], Parking | None] | None = None
+
+
+def waiting() -> Parking | None:
+    """Return the attempt that a wait which begins here belongs to, if it is in a body or in a thread of one."""
+    found = attempt.get()
+    return whose_thread() if found is None and whose_thread is not None else found
 
 
 def set_engine(engine: EnginePort | None) -> None:

@@ -61,7 +61,7 @@ class Pending(Generic[T]):
         """
         if not self._done:
             limit = None if timeout is None else seconds(timeout, name="timeout")
-            parking = ambient.attempt.get() if self._yields_place else None
+            parking = ambient.waiting() if self._yields_place else None
             if parking is None:
                 self._block(limit)
             else:
@@ -74,7 +74,7 @@ class Pending(Generic[T]):
 
     def __await__(self) -> Generator[object, None, T]:
         if not self._done:
-            parking = ambient.attempt.get() if self._yields_place else None
+            parking = ambient.waiting() if self._yields_place else None
             if parking is None:
                 yield from self._suspend().__await__()
             else:

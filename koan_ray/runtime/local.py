@@ -20,6 +20,7 @@ from koan_ray.engine.agent import Agent
 from koan_ray.engine.session import Session
 from koan_ray.errors import RuntimeUnavailableError
 from koan_ray.ports import ActorInfo, BatchReply, LoopClock
+from koan_ray.runtime import lineage
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import LocalCode
 from koan_ray.runtime.loop import LoopThread
@@ -49,6 +50,7 @@ class LocalRuntime:
     """Coordinator and broker on a loop thread, job actors as agents; also the transport to them."""
 
     def __init__(self, settings: EngineSettings) -> None:
+        lineage.follow()
         self._thread = LoopThread("koan-engine")
         clock = LoopClock(self._thread.loop)
         self.code = LocalCode()

@@ -302,7 +302,7 @@ def test_a_loop_whose_files_a_body_has_closed_is_replaced_and_those_on_it_have_f
         await asyncio.sleep(3600)
 
     async def closes_files(context):
-        while not is_there.is_set():
+        while not is_there.is_set():  # noqa: ASYNC110 - of another loop, perhaps
             await asyncio.sleep(0)
         asyncio.get_running_loop()._selector.close()
         await asyncio.sleep(3600)
