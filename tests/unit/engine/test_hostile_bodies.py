@@ -704,3 +704,63 @@ def koan_attempt():
     from koan_ray import ambient
 
     return ambient.attempt.get()
+
+
+def test_a_thread_of_unknown_origin_waits_for_a_body_that_has_a_place():
+    rig = Rig(concurrency=2)
+    go_on, is_there = threading.Event(), threading.Event()
+
+    def waits(context):
+        is_there.set()
+        go_on.wait(10)
+
+    caller = threading.Thread(target=rig.run, args=(body(waits),))
+    caller.start()
+    assert is_there.wait(5)
+    stand_in = rig.agent.stand_in()
+    stand_in.park(blocking=True)
+    assert (rig.agent._n_active, rig.agent._n_parked, rig.agent.stand_in()) == (0, 1, None)
+    stand_in.resume()
+    assert (rig.agent._n_active, rig.agent._n_parked) == (1, 0)
+    go_on.set()
+    caller.join(5)
+    rig.check()
+    rig.agent.stop()
+
+
+def test_waits_that_overlap_in_several_threads_give_one_place_away_and_take_one_back():
+    """One that has ended stands in line for the place while another begins: it goes on, and the body stays away."""
+    rig = Rig(concurrency=1)
+    leave, is_there, other_leave, other_is_there = (threading.Event() for _ in range(4))
+
+    def waits(context):
+        waits.attempt = koan_attempt()
+        waits.attempt.park(blocking=True)
+        is_there.set()
+        leave.wait(10)
+
+    def holds(context):
+        other_is_there.set()
+        other_leave.wait(10)
+
+    first = threading.Thread(target=rig.run, args=(body(waits),))
+    first.start()
+    assert is_there.wait(5)
+    second = threading.Thread(target=rig.run, args=(body(holds),))
+    second.start()
+    assert other_is_there.wait(5)
+    resumes = threading.Thread(target=waits.attempt.resume)
+    resumes.start()
+    assert until(lambda: len(rig.agent._resuming) == 1)
+    waits.attempt.park(blocking=True)
+    resumes.join(5)
+    assert not resumes.is_alive()
+    assert (rig.agent._n_active, rig.agent._n_parked, len(rig.agent._resuming)) == (1, 1, 0)
+    other_leave.set()
+    second.join(5)
+    waits.attempt.resume()
+    assert (rig.agent._n_active, rig.agent._n_parked) == (1, 0)
+    leave.set()
+    first.join(5)
+    rig.check()
+    rig.agent.stop()
