@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from koan_ray.ports import Clock, Order
 
 _MAX_RETRY_DELAY_S: Final = 366 * 86400.0
+_PEAK_FOR_S: Final = 0.001
 _MOST_FRAMES: Final = 100  # of a stack trace, whose end is kept
 
 
@@ -423,18 +424,29 @@ class Attempt:
         self, outcome: str, *, result: bytes | None = None, error: ErrorInfo | None = None, delay_s: float = 0.0,
         advice: Advice | None = None,
     ) -> Report:  # fmt: skip
-        order = self.order
+        order, ended = self.order, self._host.clock.monotonic()
         metrics: tuple[tuple[str, Any], ...] = (
             ("cpu_seconds", thread_time() - self._cpu),
-            ("peak_rss", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+            ("peak_rss", _peak_rss(ended)),
             ("queue_wait", max(0.0, self.began_at - order.queued_at)),
         )
         if self.stopped_by is not None:
             metrics = (*metrics, ("stopped_by", self.stopped_by))
         return Report(
-            order.execution_id, order.job_id, outcome, self.began_at, self._host.clock.monotonic() - self._began, result,
+            order.execution_id, order.job_id, outcome, self.began_at, ended - self._began, result,
             error, delay_s, advice, self._last_progress(), metrics,
         )  # fmt: skip
+
+
+_peak = (float("-inf"), 0)  # when it was read, and bytes
+
+
+def _peak_rss(now: float) -> int:
+    """Return the most memory that the process has had, as of a millisecond ago: to read it takes longer than many bodies."""
+    global _peak  # noqa: PLW0603 - of the process
+    if not 0.0 <= now - _peak[0] < _PEAK_FOR_S:
+        _peak = now, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _peak[1]
 
 
 def describe(error: BaseException) -> ErrorInfo:
