@@ -7,13 +7,14 @@ import the other.
 from __future__ import annotations
 
 import importlib
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from koan_ray.errors import RuntimeUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from koan_ray.domain.records import Checkpoint, JobView, Part
     from koan_ray.jobs import Job, JobExecution
@@ -79,6 +80,34 @@ def waiting() -> Parking | None:
     """Return the attempt that a wait which begins here belongs to, if it is in a body or in a thread of one."""
     found = attempt.get()
     return whose_thread() if found is None and whose_thread is not None else found
+
+
+@contextmanager
+def away() -> Iterator[None]:
+    """In a job's body: other jobs may use its place while the calling thread blocks in here, for something of theirs."""
+    parking = waiting()
+    if parking is None:
+        yield
+        return
+    parking.park(blocking=True)
+    try:
+        yield
+    finally:
+        parking.resume()
+
+
+@asynccontextmanager
+async def away_async() -> AsyncIterator[None]:
+    """As `away`, for a task that waits."""
+    parking = waiting()
+    if parking is None:
+        yield
+        return
+    parking.park(blocking=False)
+    try:
+        yield
+    finally:
+        await parking.resume_async()
 
 
 def set_engine(engine: EnginePort | None) -> None:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, overload
 
+from koan_ray import ambient
 from koan_ray.domain.durations import instant
 from koan_ray.domain.progress import estimate_completion
 from koan_ray.domain.status import JobStatus
@@ -275,7 +276,11 @@ class ProgressStream:
         stop = self._watch(deliver)
         try:
             while True:
-                update = await updates.get()
+                if updates.empty():
+                    async with ambient.away_async():
+                        update = await updates.get()
+                else:
+                    update = updates.get_nowait()
                 if isinstance(update, BaseException):
                     raise update
                 yield update
@@ -296,7 +301,11 @@ class ProgressStream:
         stop = self._watch(deliver)
         try:
             while True:
-                update = updates.get()
+                try:
+                    update = updates.get_nowait()
+                except queue.Empty:
+                    with ambient.away():
+                        update = updates.get()
                 if isinstance(update, BaseException):
                     raise update
                 yield update

@@ -32,6 +32,7 @@ import asyncio
 import contextlib
 import contextvars
 import os
+import sys
 import threading
 from collections import Counter, deque
 from queue import SimpleQueue
@@ -660,7 +661,10 @@ class Agent:
                     self._start_runner(loop, live)
                     return
                 if (now := self.clock.monotonic()) - yielded_at > _YIELD_EVERY_S:
+                    live.starts_on, live.was_seen = loop, False  # somebody may block or break the loop meanwhile
                     await _let_others()
+                    if not self._begins_here(live, loop):
+                        return
                     yielded_at = now
         except BaseException as problem:  # noqa: BLE001 - as in `_run_plain_bodies`
             self._give_up(live, problem)
@@ -981,10 +985,14 @@ class _Leftovers:
         self._cwd = os.getcwd()  # noqa: PTH109 - compared as text after every body
         self._environment = dict(os.environ._data)  # type: ignore[attr-defined]  # noqa: SLF001 - bytes: compared in C
         self._n_threads = _foreign_threads()
+        self._depth = sys.getrecursionlimit()
         self._looked_at = 0.0
 
     def found(self) -> str | None:
         """Return why the process is not as it was, if so. Cheap: asked after every body."""
+        if sys.getrecursionlimit() < self._depth:  # of all threads, ours among them
+            sys.setrecursionlimit(self._depth)
+            return "a job lowered the recursion limit"
         try:
             if os.environ._data != self._environment:  # type: ignore[attr-defined]  # noqa: SLF001 - see above
                 return "a job changed the environment"

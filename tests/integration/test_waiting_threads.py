@@ -69,7 +69,12 @@ def in_loop_of_thread(n: int) -> int:
         return pool.submit(lambda: asyncio.run(child_async(n)) * 2).result()
 
 
-PLAIN = [in_thread, in_thread_of_thread, in_pool, in_shared_pool, in_other_pool, in_loop_of_thread]
+def in_stream(n: int) -> int:
+    job = Child.start(n).run().get()
+    return sum(update.status.is_final for update in job.progress_stream().blocking()) * 28
+
+
+PLAIN = [in_stream, in_thread, in_thread_of_thread, in_pool, in_shared_pool, in_other_pool, in_loop_of_thread]
 
 
 class Parent(koan.Job[int, int]):
@@ -85,6 +90,9 @@ class AsyncParent(koan.Job[int, int]):
             return await asyncio.get_running_loop().run_in_executor(None, child, 7)
         if context == 2:
             return await asyncio.get_running_loop().run_in_executor(_shared, child, 7)
+        if context == 3:
+            job = await Child.start(7).run()
+            return sum([update.status.is_final async for update in job.progress_stream()]) * 28
         return _shared.submit(child, 7).result()  # blocks its loop, which the child would have begun on
 
 
@@ -100,7 +108,7 @@ def test_a_plain_body_that_waits_in_another_thread_gives_its_place_to_its_child(
     assert Parent.start(way).run().get(10).wait(10).get() == 28
 
 
-@pytest.mark.parametrize("way", range(4), ids=["to_thread", "run_in_executor", "own executor", "blocking"])
+@pytest.mark.parametrize("way", range(5), ids=["to_thread", "run_in_executor", "own executor", "stream", "blocking"])
 def test_an_async_body_that_waits_in_another_thread_gives_its_place_to_its_child(one_actor, way):
     assert AsyncParent.start(way).run().get(10).wait(10).get() == 28
 

@@ -468,6 +468,19 @@ def test_a_body_that_has_changed_os_environ_for_something_else_ends(monkeypatch)
     rig.agent.stop()
 
 
+def test_a_recursion_limit_that_a_body_has_lowered_is_put_back():
+    rig = Rig()
+    rig.agent._leftovers = agent_module._Leftovers(EngineSettings())
+    limit = sys.getrecursionlimit()
+
+    def execute(context):
+        sys.setrecursionlimit(limit - 1)
+
+    assert rig.run(body(execute)).outcome == "succeeded"
+    assert (sys.getrecursionlimit(), rig.agent._recycle) == (limit, "a job lowered the recursion limit")
+    rig.agent.stop()
+
+
 # --- async behind plain --------------------------------------------------------------------------------------------------
 
 
