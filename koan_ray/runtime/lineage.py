@@ -11,6 +11,7 @@ has a place: nobody else is there who could have started it.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _MARK: Final = "_koan_started_by"
 _once = threading.Lock()
+_process = object()  # this one; another after a fork, because the bodies of the original are not the copy's
 
 
 def follow(stand_in: Callable[[], ambient.Parking | None] | None = None) -> None:
@@ -36,14 +38,21 @@ def follow(stand_in: Callable[[], ambient.Parking | None] | None = None) -> None
     with _once:
         if not hasattr(threading.Thread.start, _MARK):
             threading.Thread.start = _noting_start(threading.Thread.start)  # type: ignore[method-assign]
+            os.register_at_fork(after_in_child=_forget)
             ThreadPoolExecutor.submit = _noting_submit(ThreadPoolExecutor.submit)  # type: ignore[method-assign]
     ambient.whose_thread = lambda: _starter() or (stand_in() if stand_in is not None else None)
 
 
+def _forget() -> None:
+    global _process  # noqa: PLW0603 - of the process
+    _process = object()
+    ambient.whose_thread = None
+
+
 def _starter() -> ambient.Parking | None:
     """Return the body that has started this thread, if one has."""
-    mark: Callable[[], ambient.Parking | None] | None = getattr(threading.current_thread(), _MARK, None)
-    return mark() if mark is not None else None
+    mark: tuple[object, Callable[[], ambient.Parking | None]] | None = getattr(threading.current_thread(), _MARK, None)
+    return mark[1]() if mark is not None and mark[0] is _process else None
 
 
 def _noting_start(original: Callable[[threading.Thread], None]) -> Any:
@@ -51,7 +60,9 @@ def _noting_start(original: Callable[[threading.Thread], None]) -> Any:
     def start(self: threading.Thread) -> None:
         body = ambient.attempt.get() or _starter()
         if body is not None:
-            setattr(self, _MARK, weakref.ref(body))  # an idle thread of a pool must not keep what a body was given
+            setattr(
+                self, _MARK, (_process, weakref.ref(body))
+            )  # an idle thread of a pool must not keep what a body was given
         original(self)
 
     setattr(start, _MARK, True)
