@@ -66,6 +66,7 @@ _YIELD_EVERY_S = 0.005  # a runner lets its loop do other things
 _NEXT_WAITS_S = 0.5  # a chunk of items waits for its turn; another actor may have nothing to do
 _MAX_IDLE_THREADS = 4
 _MAX_LEAKED_THREADS = 16
+_MOST_NOTES = 100
 _CLEAN = contextvars.Context()  # as a runner's is when no body has left anything in it
 
 
@@ -204,6 +205,7 @@ class Agent:
         self._stuck_loops: dict[asyncio.AbstractEventLoop, BodyLoop] = {}
         self._loading: dict[str, threading.Lock] = {}  # by code: what imports a class, so that all have the same one
         self.troubles: Counter[str] = Counter()  # what bodies did to our threads and loops, by event
+        self._notes: deque[tuple[str, dict[str, Any]]] = deque(maxlen=_MOST_NOTES)  # that are not logged yet
         self._stopped = False
         self._leftovers = _Leftovers(settings) if watch_process else None
         self._recycle: str | None = None
@@ -401,9 +403,16 @@ class Agent:
             return next((attempt for attempt in having if attempt is not None), None)
 
     def _note(self, event: str, **fields: Any) -> None:
-        """Log that a body did something to a thread or loop of ours, and count it."""
+        """Count that a body did something to a thread or loop of ours. The ticker logs it at its next look, without the lock.
+
+        It is not woken for it: what it notes itself, again and again, would keep it awake.
+        """
         self.troubles[event] += 1
-        with contextlib.suppress(Exception):  # where logs go is the application's, and may be a body's doing, too
+        self._notes.append((event, fields))
+
+    def _log_notes(self) -> None:
+        while self._notes:
+            event, fields = self._notes.popleft()
             self._log.warning(event, **fields)
 
     # --- places ----------------------------------------------------------------------------------------------------
@@ -451,10 +460,13 @@ class Agent:
     def _let_go_on(self, live: _Live) -> None:
         granted, live.waits_for = live.waits_for, None
         if granted is not None:
-            try:
-                granted()
-            except RuntimeError:  # it waited on a loop of its own that is closed: nobody goes on there
-                self._note("waiter_gone", execution_id=live.order.execution_id)
+            self._grant(live, granted)
+
+    def _grant(self, live: _Live, granted: Callable[[], None]) -> None:
+        try:
+            granted()
+        except RuntimeError:  # it waited on a loop of its own that is closed: nobody goes on there
+            self._note("waiter_gone", execution_id=live.order.execution_id)
 
     def _begin(self, live: _Live) -> None:
         """Have a body that has a place begin on a loop or in a thread. Needs the lock."""
@@ -466,8 +478,8 @@ class Agent:
                 inbox.live = live
                 inbox.bell.put(None)
             else:
-                self._n_threads += 1
                 threading.Thread(target=self._body_thread, args=(live,), name="koan-body", daemon=True).start()
+                self._n_threads += 1
         except Exception as error:  # noqa: BLE001 - no thread or file is left: bodies have taken them all
             self._note("body_not_begun", problem=said(error, 500))
             self._recycle = self._recycle or f"it cannot begin bodies any more: {said(error, 500)}"
@@ -480,6 +492,16 @@ class Agent:
         loop = self._user_loop
         live.starts_on, live.was_seen = loop, False
         loop.loop.call_soon_threadsafe(self._start_runner, loop, live, context, context=contextvars.Context())
+
+    def _move(self, live: _Live) -> None:
+        """Begin on another loop a body that its own will not begin. Needs the lock."""
+        attempt = live.attempt
+        try:
+            self._begin_on_loop(live, attempt.context if attempt is not None else None)
+        except Exception as error:  # noqa: BLE001 - as in `_begin`
+            self._note("body_not_begun", problem=said(error, 500))
+            self._take_place(live)
+            self._file(live, attempt.unreportable(error) if attempt is not None else self._returned(live.order))
 
     def _new_loop(self) -> BodyLoop:
         def trouble(why: str) -> None:
@@ -688,7 +710,7 @@ class Agent:
             for live in list(self._live.values()):
                 attempt = live.attempt
                 if live.starts_on is loop:
-                    self._begin_on_loop(live, attempt.context if attempt is not None else None)
+                    self._move(live)
                 elif attempt is not None and attempt.runs_on is loop.loop:
                     problem = RuntimeError("the event loop of this job was closed or broken by a body that ran on it")
                     self._take_place(live)
@@ -735,7 +757,7 @@ class Agent:
             self._n_parked += 1
             self._turned[attempt.order.execution_id] = None
             if granted is not None:  # another wait of it has ended and stood in line; it goes on while this one lasts
-                granted()
+                self._grant(live, granted)
             self._fill_places()
             if self._n_active == 0:
                 live.box.settled.set()  # the coordinator may send the jobs that this one waits for
@@ -832,6 +854,8 @@ class Agent:
             self._push_news(now)
         except BaseException as problem:  # noqa: BLE001 - as above
             self._trouble("push", problem)
+        with contextlib.suppress(BaseException):  # where logs go is the application's, and may be a body's doing, too
+            self._log_notes()
         return max(0.0, next_at - now)
 
     def _trouble(self, section: str, problem: BaseException) -> None:
@@ -882,8 +906,7 @@ class Agent:
                 live.was_seen = True
                 continue
             self._step_aside(loop)
-            attempt = live.attempt
-            self._begin_on_loop(live, attempt.context if attempt is not None else None)
+            self._move(live)
 
     def _give_up_waiting(self, now: float) -> float:
         """Give back a chunk whose turn has not come in time; return when that is. Needs the lock."""

@@ -21,7 +21,7 @@ from koan_ray.domain.records import Particulars
 from koan_ray.engine import agent as agent_module
 from koan_ray.engine.agent import Agent
 from koan_ray.engine.settings import EngineSettings
-from koan_ray.ports import LoopClock, Order, OrderBatch
+from koan_ray.ports import LoopClock, Order, OrderBatch, Silence
 
 ONCE = koan.RetryPolicy(max_attempts=1)
 PLAIN = Particulars()
@@ -675,6 +675,23 @@ def test_a_push_whose_answer_is_lost_is_made_again_and_a_late_answer_is_ignored(
     Silent.answers[1][1](True)
     assert rig.agent._outbox == []
     rig.agent.stop()
+
+
+def test_what_bodies_did_is_logged_by_the_ticker_and_a_log_that_raises_ends_nothing(rig):
+    said = []
+
+    class Log(Silence):
+        def warning(self, event, **fields):
+            said.append((event, fields))
+            raise SystemExit(1)
+
+    rig.agent._log = Log()
+    rig.run(body(stops))
+    rig.run(body(stops))
+    assert until(lambda: said)
+    assert said[0] == ("body_loop_interrupted", {"reason": "a body stopped it"})
+    rig.check()
+    assert rig.agent._ticker.is_alive()
 
 
 def test_a_ticker_that_has_ended_is_replaced_by_the_next_batch(rig):
