@@ -403,7 +403,7 @@ class Agent:
             return next((attempt for attempt in having if attempt is not None), None)
 
     def _note(self, event: str, **fields: Any) -> None:
-        """Count that a body did something to a thread or loop of ours. The ticker logs it at its next look, without the lock.
+        """Count that a body did something to a thread or loop of ours; the ticker logs it later, without the lock.
 
         It is not woken for it: what it notes itself, again and again, would keep it awake.
         """
