@@ -7,7 +7,6 @@ sent; whatever is left of the process has a moment to go by itself, and its keep
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import os
@@ -187,26 +186,11 @@ def _perform(line: _Line, me: int) -> int:
     attempt = Attempt(work.order, work.terms, job_type, host)
     threading.Thread(target=_listen, args=(line, attempt, work.grace_s), name="koan-listen", daemon=True).start()
     threading.Thread(target=host.ship, name="koan-ship", daemon=True).start()
-    runner: asyncio.Runner | None = None
-    if job_type.definition.runs_on_loop(work.terms):
-        # Not asyncio.run, which waits for the threads that a body has left before it returns.
-        runner = asyncio.Runner()
-        try:
-            report = runner.run(attempt.perform())
-        except BaseException as error:  # noqa: BLE001 - sys.exit() in a task that the body has started
-            report = Report(
-                work.order.execution_id, work.order.job_id, "failed", attempt.began_at, attempt.age_s, error=describe(error),
-                progress=attempt.take_progress(),
-            )  # fmt: skip
-    else:
-        report = attempt.perform_blocking()
+    report = attempt.perform_here()
     if os.getpid() != me:  # a copy of this process, which the body has made, has nothing to say
         os._exit(0)
     code = _sent(line, report._replace(metrics=(*report.metrics, ("child_pid", me))))
     telemetry.flush(_FLUSH_S)
-    if runner is not None:
-        with contextlib.suppress(BaseException):
-            runner.close()
     return code
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from koan_ray import telemetry
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.engine.attempt import describe
 from koan_ray.ports import Report
@@ -118,8 +119,8 @@ class _Child:
         with contextlib.suppress(OSError):  # it was removed
             directory = os.getcwd()  # noqa: PTH109 - goes as text
         return Work(
-            self._order, terms, code, self._grace_s, inline_limit, logs.in_force(), list(sys.path), list(sys.argv),
-            directory, dict(os.environ),
+            self._order, terms, code, self._grace_s, inline_limit, logs.in_force(), telemetry.in_force(),
+            list(sys.path), list(sys.argv), directory, dict(os.environ),
         )  # fmt: skip
 
     def follow(self) -> Report:

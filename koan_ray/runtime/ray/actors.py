@@ -24,7 +24,7 @@ from koan_ray.engine.agent import Agent
 from koan_ray.engine.session import Session
 from koan_ray.errors import CoordinatorUnavailableError, KoanRayError
 from koan_ray.ports import ActorInfo, LoopClock, Survey
-from koan_ray.runtime import processes
+from koan_ray.runtime import lineage, processes
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import Shipping
 from koan_ray.runtime.loop import LoopThread
@@ -214,7 +214,9 @@ class JobActor:
         self._agent = Agent(
             name, spec.concurrency, settings, clock=LoopClock(), uplink=self._uplink, load=self._load,
             children=ForkserverChildren(settings.cancel_grace_s), span=wiring.attempt_span, on_orphaned=_leave,
+            log=logs.get_logger(),
         )  # fmt: skip
+        lineage.follow(stand_in=self._agent.stand_in)
         self._gone = threading.Event()
         self._agent.keep_in_touch()
 
