@@ -382,7 +382,8 @@ class Attempt:
             advice = self._ask(self._job, error, info, outcome)
         except BaseException as problem:  # noqa: BLE001 - the policy is user code as well, and may raise again what it is shown
             found = describe(problem)
-            _log.warning("retry_policy_failed: job %s", self.order.job_id, exc_info=True)
+            # Not with exc_info: writing it down calls the exception's own code, which may raise anything.
+            _log.warning("retry_policy_failed: job %s\n%s", self.order.job_id, found.stack_trace)
             self.stopped_by = self.stopped_by or f"retry policy raised {found.type}"
             added = f" (and its own retry policy raised {found.type}: {found.message[:400]})"
             advice, info = Advice(), info._replace(message=info.message[: MAX_ERROR_MESSAGE - len(added)] + added)
