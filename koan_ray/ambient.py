@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from koan_ray.errors import RuntimeUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from koan_ray.domain.records import Checkpoint, JobView, Part
     from koan_ray.jobs import Job, JobDetails, JobExecution
@@ -74,6 +75,43 @@ attempt: ContextVar[Parking | None] = ContextVar("koan_ray_attempt", default=Non
 _engine: EnginePort | None = None
 # How a thread waits for an event; a runtime may replace it, for example to tell Ray that a task is blocked.
 block: Callable[[Any, float | None], bool] | None = None
+# Whose body a thread belongs to whose context does not say so; a runtime that runs bodies in this process sets it.
+whose_thread: Callable[[], Parking | None] | None = None
+
+
+def waiting() -> Parking | None:
+    """Return the attempt that a wait which begins here belongs to, if it is in a body or in a thread of one."""
+    found = attempt.get()
+    return whose_thread() if found is None and whose_thread is not None else found
+
+
+@contextmanager
+def away() -> Iterator[None]:
+    """In a job's body: other jobs may use its place while the calling thread blocks in here, for something of theirs."""
+    parking = waiting()
+    if parking is None:
+        yield
+        return
+    parking.park(blocking=True)
+    try:
+        yield
+    finally:
+        parking.resume()
+
+
+@asynccontextmanager
+async def away_async() -> AsyncIterator[None]:
+    """As `away`, for a task that waits."""
+    parking = waiting()
+    if parking is None:
+        yield
+        return
+    parking.park(blocking=False)
+    try:
+        yield
+    finally:
+        await parking.resume_async()
+
 
 # How many forks lie behind this process since the import of this module: what was made before the last one belongs to the
 # process that was copied, whose threads will never bring its outcome here.

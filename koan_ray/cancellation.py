@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 
@@ -51,4 +52,5 @@ class CancellationToken:
             self.cause, self._requested = cause, True
             waiting, self._waiting = self._waiting, []
         for loop, event in waiting:
-            loop.call_soon_threadsafe(event.set)
+            with contextlib.suppress(RuntimeError):  # a loop of the body's own that is closed: nobody waits there any more
+                loop.call_soon_threadsafe(event.set)

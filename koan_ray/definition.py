@@ -21,7 +21,7 @@ from koan_ray.domain.metadata import MetadataError, plain_metadata
 from koan_ray.domain.records import ActorSpec, Terms, identified
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import Claim, Isolation, ParentPolicy
-from koan_ray.domain.texts import quoted, readable
+from koan_ray.domain.texts import quoted, readable, said
 from koan_ray.errors import ConfigurationError, InvalidContextError, JobDefinitionError, PayloadTooLargeError
 from koan_ray.exact import Codec, NotExactError
 
@@ -247,6 +247,8 @@ class Definition:
             raise InvalidContextError(self.kind, _problems(error)) from None
         except NotExactError as error:
             raise InvalidContextError(self.kind, [(readable(error.path) or _WHOLE, readable(error.what))]) from None
+        except Exception as error:
+            raise InvalidContextError(self.kind, [(_WHOLE, f"its validation raised {_raised(error)}")]) from error
 
     def parse_context(self, written: bytes) -> Any:
         """Return a context that somebody wrote as JSON, as the declared type.
@@ -299,6 +301,8 @@ class Definition:
             raise ResultRejectedError(self._mismatch(result, problem)) from None
         except NotExactError as error:
             raise ResultRejectedError(self._mismatch(result, readable(str(error)))) from None
+        except Exception as error:
+            raise ResultRejectedError(self._mismatch(result, f"its validation raised {_raised(error)}")) from error
 
     def _mismatch(self, result: object, problem: str) -> str:
         declared = _name(self.result_type)
@@ -371,6 +375,10 @@ def _refuse_lost(given: Any, value: Any, path: tuple[str, ...] = ()) -> None:
                 _refuse_lost(one, other, (*path, str(place)))
 
 
+def _raised(error: Exception) -> str:
+    return f"{type(error).__name__}: {said(error, 500)}"
+
+
 def _problems(error: ValidationError) -> list[tuple[str, str]]:
     return [(".".join(map(str, item["loc"])) or _WHOLE, item["msg"]) for item in error.errors(include_url=False)]
 
@@ -392,7 +400,8 @@ def _kind(job_type: type[Any]) -> str:
 
 _ITS_OWN = frozenset({  # what a job class says of itself, and the methods that it has for the engine to call
     "kind", "retry", "timeout", "resources", "isolation", "concurrency", "when_parent_ends", "claim", "execute", "items",
-    "get_items", "process_item", "build_result",
+    "get_items", "process_item", "build_result", "count_items", "resume_from", "get_cursor", "should_retry",
+    "get_retry_delay",
 })  # fmt: skip
 
 

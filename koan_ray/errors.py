@@ -311,7 +311,11 @@ class JobWaitsWarning(UserWarning):
 
 
 class NonRetryable(Exception):  # noqa: N818 - the contract's name: control flow, not an error
-    """Raise it in a job to fail at once, whatever attempts are left: ``raise NonRetryable(error)``."""
+    """Raise it in a job to fail at once, whatever attempts are left: ``raise NonRetryable(error)``.
+
+    In an `ExceptionGroup`, as an `asyncio.TaskGroup` raises it, one at any depth ends the job, whatever is beside it. As the
+    ``__cause__`` of another exception it says nothing.
+    """
 
     def __init__(self, error: BaseException | str) -> None:
         super().__init__(error)
@@ -321,8 +325,11 @@ class NonRetryable(Exception):  # noqa: N818 - the contract's name: control flow
 class Reschedule(Exception):  # noqa: N818 - the contract's name: control flow, not an error
     """Raise it in a job to run again later without using an attempt: ``raise Reschedule(after=30)``.
 
+    In an `ExceptionGroup` it counts where nothing but `Reschedule` and `asyncio.CancelledError` is beside it, at any depth;
+    of several the longest wait does. Beside another error the attempt has failed.
+
     Args:
-        after: How long to wait; a `timedelta` or seconds, not negative.
+        after: How long to wait; a `timedelta` or seconds, not negative, at most a hundred years.
     """
 
     def __init__(self, after: Any = 0.0) -> None:

@@ -63,7 +63,7 @@ class Pending(Generic[T]):
         """
         if not self._done and not self._is_left_behind():
             limit = patience(timeout, name="timeout")
-            parking = ambient.attempt.get() if self._yields_place else None
+            parking = ambient.waiting() if self._yields_place else None
             if parking is None:
                 self._block(limit)
             else:
@@ -76,7 +76,7 @@ class Pending(Generic[T]):
 
     def __await__(self) -> Generator[object, None, T]:
         if not self._done and not self._is_left_behind():
-            parking = ambient.attempt.get() if self._yields_place else None
+            parking = ambient.waiting() if self._yields_place else None
             if parking is None:
                 yield from self._suspend().__await__()
             else:

@@ -304,7 +304,11 @@ class ProgressStream:
         stop = self._watch(deliver)
         try:
             while True:
-                update = await updates.get()
+                if updates.empty():
+                    async with ambient.away_async():
+                        update = await updates.get()
+                else:
+                    update = updates.get_nowait()
                 if isinstance(update, BaseException):
                     raise update
                 yield update
@@ -327,7 +331,11 @@ class ProgressStream:
             while True:
                 if forks != ambient.forks:
                     raise ambient.left_behind()
-                update = updates.get()
+                try:
+                    update = updates.get_nowait()
+                except queue.Empty:
+                    with ambient.away():
+                        update = updates.get()
                 if isinstance(update, BaseException):
                     raise update
                 yield update

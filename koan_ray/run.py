@@ -34,8 +34,8 @@ class Persistence(NamedTuple):
 def persistence(source: object, partition: object) -> Persistence:
     """Return what ``.persist()`` was given; `ConfigurationError` for what is no text, and no name of a partition."""
     for name, value in (("source", source), ("partition", partition)):
-        if value is not None and not isinstance(value, str):
-            msg = f"persist({name}={quoted(value)}): expected the name of a {name} as text"
+        if value is not None and (not isinstance(value, str) or not value.isprintable()):
+            msg = f"persist({name}={quoted(value)}): expected the name of a {name} as printable text"
             raise ConfigurationError(msg)
     if isinstance(partition, str):
         check_partition(partition)

@@ -25,17 +25,17 @@ def job_name(value: object) -> str:
 
 def description(value: object) -> str | None:
     """Return what a job is for; how long that may be is the session's to say."""
-    return None if value is None else _text(value, "named: description")
+    return None if value is None else _text(value, "named", "a description as text")
 
 
 def correlation_id(value: object, name: str) -> str | None:
     """Return a correlation id."""
-    return None if value is None else _text(value, f"{name}: correlation id")
+    return None if value is None else _text(value, name, "a correlation id as text")
 
 
 def cancel_reason(value: object) -> str | None:
     """Return why a job is cancelled; a long text is cut, because nobody looks for it."""
-    return (readable(_text(value, "cancel: reason"), MAX_REASON) or None) if value is not None else None
+    return (readable(_text(value, "cancel", "a reason as text"), MAX_REASON) or None) if value is not None else None
 
 
 def child_key(value: object) -> str | None:
@@ -46,8 +46,8 @@ def child_key(value: object) -> str | None:
     return None if value is None else str.__str__(value)
 
 
-def _text(value: object, name: str) -> str:
+def _text(value: object, name: str, expected: str) -> str:
     if not isinstance(value, str):
-        msg = f"{name}: expected text, got {quoted(value)}; use str(…)"
+        msg = f"{name}: expected {expected}, got {quoted(value)}"
         raise ConfigurationError(msg)
     return readable(value)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 from collections import Counter, OrderedDict
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import cloudpickle  # type: ignore[import-untyped]
 from pydantic_core import to_json
@@ -18,14 +19,15 @@ from pydantic_core import to_json
 from koan_ray.domain.items import FAILED, PROCESSED, PRODUCED, RETRY, SKIPPED, Failure, Outcomes
 from koan_ray.domain.records import MAX_ERROR_MESSAGE, MAX_PART, ErrorInfo
 from koan_ray.domain.texts import quoted, readable, said
-from koan_ray.engine.attempt import describe
+from koan_ray.engine.attempt import describe_any
+from koan_ray.engine.awaiting import awaited, is_awaitable
 from koan_ray.engine.produce import in_arrays
-from koan_ray.errors import NonRetryable
+from koan_ray.engine.raised import isa, meaning
 from koan_ray.exact import loose
 from koan_ray.finite import ItemResult, Success
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from koan_ray.cancellation import CancellationToken
     from koan_ray.domain.records import JobView
@@ -80,15 +82,17 @@ def shown(item: object) -> bytes:
 # --- in the actor ------------------------------------------------------------------------------------------------------
 
 _jobs: OrderedDict[str, FiniteJob[Any, Any, Any]] = OrderedDict()  # by lead; one object serves all of a job's items here
+_finding = threading.Lock()  # two chunks of a job may begin at the same time
 
 
 def _job_of(order: ChunkOrder, job_type: type[FiniteJob[Any, Any, Any]]) -> FiniteJob[Any, Any, Any]:
-    job = _jobs.get(order.lead)
-    if job is None:
-        job = _jobs[order.lead] = job_type._in_hand(order.view)  # noqa: SLF001 - instances are made by the engine
-        while len(_jobs) > _KEPT_JOBS:
-            _jobs.popitem(last=False)
-    return job
+    with _finding:
+        job = _jobs.get(order.lead)
+        if job is None:
+            job = _jobs[order.lead] = job_type._in_hand(order.view)  # noqa: SLF001 - instances are made by the engine
+            while len(_jobs) > _KEPT_JOBS:
+                _jobs.popitem(last=False)
+        return job
 
 
 class _Desk:
@@ -129,12 +133,9 @@ class _Desk:
     def refuse(self, place: int, error: object) -> None:
         """Note that an item failed with ``error``."""
         code = RETRY
-        if isinstance(error, NonRetryable):
-            error, code = error.error, FAILED
-        info = (
-            describe(error) if isinstance(error, BaseException) else ErrorInfo("ItemFailed", said(error, MAX_ERROR_MESSAGE))
-        )
-        self._fail(place, info, code)
+        if isa(error, BaseException) and (what := meaning(cast("BaseException", error))).outcome == "non_retryable":
+            error, code = what.error, FAILED
+        self._fail(place, describe_any(error, "ItemFailed"), code)
 
     def _keep(self, place: int, value: object) -> None:
         if not self.job.items.keep_values:
@@ -182,8 +183,8 @@ class _Desk:
     def result(self, duration_s: float) -> bytes:
         self.settle_plain()
         arrays = tuple(in_arrays(self.values))
-        said = Outcomes(bytes(self.codes), arrays, tuple(self.failures), tuple(self.reasons.items()), duration_s)
-        return pickle.dumps(tuple(said), protocol=5)
+        outcomes = Outcomes(bytes(self.codes), arrays, tuple(self.failures), tuple(self.reasons.items()), duration_s)
+        return pickle.dumps(tuple(outcomes), protocol=5)
 
 
 def read_outcomes(result: bytes) -> Outcomes:
@@ -193,8 +194,11 @@ def read_outcomes(result: bytes) -> Outcomes:
 
 def process_blocking(
     payload: bytes, job_type: type[FiniteJob[Any, Any, Any]], progress: JobProgress, token: CancellationToken
-) -> bytes:
-    """Process a chunk in this thread, one item after the other."""
+) -> bytes | Coroutine[Any, Any, bytes]:
+    """Process a chunk in this thread, one item after the other.
+
+    A coroutine when ``process_item`` turns out to give something to await: it goes on with that item, and the rest.
+    """
     desk = _Desk(payload, job_type)
     process, take, codes, put_aside = desk.job.process_item, desk.take, desk.codes, desk.plain.append
     plain_types = _PLAIN if desk.job.items.keep_values and not desk.job.items.ordered else ()
@@ -209,6 +213,8 @@ def process_blocking(
             elif type(result) is Success and type(value := result.value) in plain_types:
                 codes[place - 1] = PRODUCED
                 put_aside(value)
+            elif not isinstance(result, ItemResult) and is_awaitable(result):
+                return _process(desk, progress, token, from_place=place - 1, given=result)
             else:
                 take(place - 1, result)
         except asyncio.CancelledError as error:
@@ -237,17 +243,25 @@ async def process(
     payload: bytes, job_type: type[FiniteJob[Any, Any, Any]], progress: JobProgress, token: CancellationToken
 ) -> bytes:
     """Process a chunk on this loop, ``ItemOptions.concurrency`` items at a time."""
-    desk = _Desk(payload, job_type)
+    return await _process(_Desk(payload, job_type), progress, token)
+
+
+async def _process(
+    desk: _Desk, progress: JobProgress, token: CancellationToken, *, from_place: int = 0, given: Any = None
+) -> bytes:
+    """Process a chunk from a place on; ``given``: what the item there gave already, to be awaited."""
     now = asyncio.get_running_loop().time
     began = now()
     until = began + desk.order.limit_s if desk.order.limit_s is not None else float("inf")
-    places = iter(range(len(desk.items)))
+    places = iter(range(from_place, len(desk.items)))
     indexes = desk.order.indexes
 
-    async def go_on() -> None:
+    async def go_on(given: Any = None) -> None:
         for place in places:
             try:
-                desk.take(place, await desk.job.process_item(desk.items[place], indexes[place], progress))
+                result = given if given is not None else desk.job.process_item(desk.items[place], indexes[place], progress)
+                given = None
+                desk.take(place, await awaited(result) if is_awaitable(result) else result)
             except asyncio.CancelledError as error:
                 if token.requested:
                     return
@@ -257,8 +271,8 @@ async def process(
             if now() >= until or token.requested or desk.size > _FULL:
                 return
 
-    width = min(desk.job.items.concurrency, len(desk.items))
-    going = asyncio.gather(*[asyncio.ensure_future(go_on()) for _ in range(width)])
+    width = min(desk.job.items.concurrency, len(desk.items) - from_place)
+    going = asyncio.gather(*[asyncio.ensure_future(go_on(None if n else given)) for n in range(width)])
     going.add_done_callback(_look_at)  # asyncio logs what nobody has looked at
     asked_to_stop = asyncio.ensure_future(token.wait())
     both: set[asyncio.Future[Any]] = {going, asked_to_stop}

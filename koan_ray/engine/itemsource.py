@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import inspect
 import threading
 from hashlib import blake2b
 from itertools import islice
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import to_json
 
+from koan_ray.engine.awaiting import awaited, is_awaitable
 from koan_ray.errors import ItemsChangedError, JobDefinitionError, NonRetryable
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Source:
 
 def only(source: Any, indexes: list[int]) -> Any:
     """Return only the items with these indexes, in their order; reads no further than the last of them."""
-    if inspect.iscoroutine(source):
+    if is_awaitable(source):
         return _only_awaited(source, indexes)
     if hasattr(source, "__aiter__"):
         return _only_async(source, indexes)
@@ -239,7 +239,7 @@ def only(source: Any, indexes: list[int]) -> Any:
 
 
 async def _only_awaited(source: Any, indexes: list[int]) -> Any:
-    return only(await source, indexes)
+    return only(await awaited(source), indexes)
 
 
 def _only_plain(source: Any, indexes: list[int]) -> Iterator[Any]:
@@ -272,8 +272,8 @@ class _Rows:
     def __init__(self, source: Any) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
-        if inspect.iscoroutine(source):
-            source = self._run(source)
+        if is_awaitable(source):
+            source = self._run(awaited(source))
         self._async: Any = None
         if hasattr(source, "__aiter__"):
             self._async = source.__aiter__()

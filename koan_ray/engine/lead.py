@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import inspect
 import random
 import threading
 from collections import deque
@@ -34,8 +33,11 @@ from koan_ray.domain.records import MAX_ERROR_MESSAGE, ErrorInfo, Particulars
 from koan_ray.domain.status import FailureKind, JobStatus
 from koan_ray.domain.texts import readable, said
 from koan_ray.engine import chunks
+from koan_ray.engine.awaiting import awaited, is_awaitable
+from koan_ray.engine.bodyloop import run_here
 from koan_ray.engine.itemrecord import Record, Resumed
 from koan_ray.engine.itemsource import Source, only
+from koan_ray.engine.raised import name_of
 from koan_ray.errors import JobLostError, KoanRayError, NonRetryable, RemoteTraceback, TooManyFailedItemsError
 from koan_ray.finite import FiniteSummary
 from koan_ray.values import Values
@@ -478,7 +480,7 @@ class Lead:
         if self._session.reads_inline:
             await self._record.fetch()
             result = self._job.build_result(summary)
-            return await result if inspect.iscoroutine(result) else result
+            return await awaited(result) if is_awaitable(result) else result
         outcome: asyncio.Future[Any] = self._loop.create_future()
         context = contextvars.copy_context()
         threading.Thread(
@@ -493,8 +495,8 @@ class Lead:
     def _build_in_thread(self, summary: FiniteSummary, outcome: asyncio.Future[Any]) -> None:
         try:
             result = self._job.build_result(summary)
-            if inspect.iscoroutine(result):
-                result = asyncio.run(result)
+            if is_awaitable(result):
+                result = run_here(awaited(result))
         except BaseException as error:  # noqa: BLE001 - whatever user code raises becomes the outcome
             self._loop.call_soon_threadsafe(_conclude, outcome, None, error)
         else:
@@ -515,7 +517,7 @@ def _conclude(outcome: asyncio.Future[Any], result: Any, error: BaseException | 
         return
     if error is None:
         outcome.set_result(result)
-    elif isinstance(error, Exception):
+    elif isinstance(error, Exception) and not isinstance(error, StopIteration):  # which a future refuses
         outcome.set_exception(error)
     else:
-        outcome.set_exception(RuntimeError(f"build_result() raised {type(error).__name__}: {error}"))
+        outcome.set_exception(RuntimeError(f"build_result() raised {name_of(error)}: {said(error, 2000)}"))

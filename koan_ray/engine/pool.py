@@ -113,6 +113,8 @@ class Actor:
     @property
     def is_closed(self) -> bool:
         """It takes nothing, whatever room it has, because of what must be alone in its process."""
+        if self.spec.dedicated and self.is_used:
+            return True
         return self.is_spared or (self.has_suspect and not self.is_idle)
 
     @property

@@ -99,7 +99,9 @@ class Settling:
         if report.progress is not None and report.outcome != "succeeded":
             job = job.evolve(progress=report.progress)
         now = self._clock.now()
-        ended_at = max(now, active.execution.started_at + report.duration_s)  # the same, unless the clock was set back
+        ended_at = active.execution.started_at + report.duration_s
+        if ended_at < now:  # noqa: PLR1730 - as ever, unless the clock was set back; `max` is a call, for every job
+            ended_at = now
         if report.outcome == "succeeded":
             after = transitions.completed(job, report.result or b"null", at=ended_at, progress=report.progress)
             status, reason = ExecutionStatus.SUCCEEDED, Reason.SUCCEEDED

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from koan_ray.domain import transitions
 from koan_ray.domain.ids import made_at
-from koan_ray.domain.records import End, JobRecord, Particulars, Terms
+from koan_ray.domain.records import End, JobRecord, Particulars, Residence, Terms
 from koan_ray.domain.status import JobStatus, ParentPolicy, Reason
 from koan_ray.engine.catalog import written
 from koan_ray.engine.messages import Accepted, Row, Submission
@@ -86,14 +86,16 @@ class Submitting:
             )
         terms = [self._kinds.terms(terms_id) for terms_id in terms_ids]
         known: set[str] = set()
+        refused: dict[int, KoanRayError] = {}
         if not all(item.part for item in terms):  # chunks of items are kept nowhere
-            particulars = [await self._placed(about) for about in particulars]
-            await self._ready(particulars, rows)
+            particulars, problems = await self._all_placed(particulars)
+            refused = await self._ready(particulars, rows, problems)
             known = await self._known(particulars, rows)
         now = self._clock.now()
-        refused: dict[int, KoanRayError] = {}
         writers: set[Writer] = set()
         for place, raw in enumerate(rows):
+            if place in refused:
+                continue
             row = Row(*raw)
             job_terms, about = terms[row.terms], particulars[row.particulars]
             is_new = row.job_id not in self._live and row.job_id not in known
@@ -129,21 +131,44 @@ class Submitting:
         residence = self._catalog.place(residence)
         return about if residence == about.residence else about._replace(residence=residence)
 
-    async def _ready(self, particulars: Sequence[Particulars], rows: Sequence[tuple[Any, ...]]) -> None:
-        """Wait until every shard that these jobs fall into takes them.
+    async def _all_placed(self, asked: Sequence[Particulars]) -> tuple[list[Particulars], dict[int, KoanRayError]]:
+        """Fill in where jobs are kept; with what is wrong with those that cannot be kept where they ask to be."""
+        placed: list[Particulars] = []
+        problems: dict[int, KoanRayError] = {}
+        for number, about in enumerate(asked):
+            try:
+                placed.append(await self._placed(about))
+            except KoanRayError as error:
+                placed.append(about._replace(residence=Residence()))
+                problems[number] = error
+        return placed, problems
 
-        Raises:
-            ConfigurationError: A source cannot be used as configured.
-            StoreUnavailableError: A source has not become ready within 30 s; nothing was accepted.
+    async def _ready(
+        self, particulars: Sequence[Particulars], rows: Sequence[tuple[Any, ...]], problems: Mapping[int, KoanRayError]
+    ) -> dict[int, KoanRayError]:
+        """Wait until every shard that these jobs fall into takes them, and return by place which rows cannot be accepted.
+
+        Those are rows whose particulars have a problem, whose source cannot be used as configured (`ConfigurationError`), or
+        has not become ready within 30 s (`StoreUnavailableError`). Others that were submitted together are not concerned.
         """
+        refused = {place: problems[row[2]] for place, row in enumerate(rows) if row[2] in problems} if problems else {}
         sources = [about.residence.source for about in particulars]
         if not any(sources):
-            return
-        named = ((row[0], sources[row[2]]) for row in rows)
-        tenures = {self._catalog.sources[source].of(job_id) for job_id, source in named if source is not None}
-        waiting = [tenure.ready() for tenure in tenures if not tenure.is_ready]
+            return refused
+        tenures = [
+            self._catalog.sources[source].of(row[0]) if (source := sources[row[2]]) is not None else None for row in rows
+        ]
+        waiting = list({tenure for tenure in tenures if tenure is not None and not tenure.is_ready})
         if waiting:
-            await asyncio.gather(*waiting)
+            outcomes = await asyncio.gather(*[tenure.ready() for tenure in waiting], return_exceptions=True)
+            failed = {tenure: error for tenure, error in zip(waiting, outcomes, strict=True) if error is not None}
+            for place, tenure in enumerate(tenures):
+                error = failed.get(tenure) if tenure is not None else None
+                if isinstance(error, KoanRayError):
+                    refused.setdefault(place, error)
+                elif error is not None:
+                    raise error
+        return refused
 
     async def _known(self, particulars: Sequence[Particulars], rows: Sequence[tuple[Any, ...]]) -> set[str]:
         """Return the ids of jobs that were submitted before, of those that can have been archived since.
@@ -244,5 +269,9 @@ class Submitting:
 
 
 def _same_json(one: bytes, other: bytes) -> bool:
-    """Tell whether two contexts are equal; a store may have changed spaces."""
-    return one == other or json.loads(one) == json.loads(other)
+    """Tell whether two contexts are equal; a store may have changed spaces. ``1``, ``1.0`` and ``true`` are three values."""
+    return one == other or _canonical(one) == _canonical(other)
+
+
+def _canonical(encoded: bytes) -> str:
+    return json.dumps(json.loads(encoded), sort_keys=True)

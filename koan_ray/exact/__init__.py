@@ -8,11 +8,13 @@
                      │ no
                      └─► JSON with tags ─► read ─► the same? ────────► that
                            │ no
-                           └─► `NotExactError`: what, where, and the way out
+                           └─► with the member of each union ─► … ───► that
+                                 │ no
+                                 └─► `NotExactError`: what, where, and the way out
 
 Whether a type is *plain*, so that its values need no second look, is decided once from its core schema (`plain`). All other
 values are read back and compared (`compare`), so that what pydantic changes on the way (a subclass cut down to the declared
-class, the wrong member of a union, a validator that is not idempotent) is noticed where the value enters.
+class, a validator that is not idempotent, a serializer that rounds) is noticed where the value enters.
 
 What JSON has no form for is written as a *tag*, an object with one member whose name begins with ``koan:`` (`tags`):
 ``{"koan:float": "NaN"}``, ``{"koan:tuple": [1, 2]}``, ``{"koan:secret": "hunter2"}``. So contents are valid JSON everywhere,

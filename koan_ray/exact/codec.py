@@ -6,15 +6,16 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, ValidationError, to_json
 
+from koan_ray.domain.texts import said
 from koan_ray.exact import plain, tagging
 from koan_ray.exact.compare import Difference, difference
 from koan_ray.exact.tags import MARK
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
-    from pydantic_core import SchemaSerializer, SchemaValidator
+    from pydantic_core import SchemaSerializer
 
 _MOST_SEARCHED: Final = 10_000  # values that are looked at to find the one that cannot be written
 
@@ -74,7 +75,7 @@ class Codec:
             try:
                 encoded = way(value)
                 got = self.read(encoded)
-            except (ValueError, TypeError, AssertionError, RecursionError) as error:
+            except Exception as error:  # noqa: BLE001 - serializers and validators of users may raise anything
                 problem = self._unreadable(value, error)
             else:
                 found = difference(value, got)
@@ -93,8 +94,8 @@ class Codec:
         Raises:
             ValidationError: It does not fit the type.
         """
-        if MARK in encoded and (pair := self._pair) is not None:
-            return pair[1].validate_json(encoded, **self._by_name)
+        if MARK in encoded and (tags := self._tagging) is not None:
+            return tags.reader.validate_json(encoded, **self._by_name)
         return self._read(encoded)
 
     @property
@@ -103,9 +104,9 @@ class Codec:
         return bool(self._by_name)
 
     @cached_property
-    def _pair(self) -> tuple[SchemaSerializer, SchemaValidator] | None:
+    def _tagging(self) -> tagging.Tagging | None:
         try:
-            return tagging.pair(self._schema)
+            return tagging.tagging_of(self._schema)
         except Exception:  # noqa: BLE001 - a schema that cannot be built anew: its odd values are refused
             return None
 
@@ -113,10 +114,12 @@ class Codec:
     def _ways(self) -> list[Callable[[Any], bytes]]:
         """How a value can be written, by the simplest first. The same value is always written the same way."""
         ways: list[Callable[[Any], bytes]] = []
-        if not self._has_secrets or self._pair is None:
+        tags = self._tagging
+        if not self._has_secrets or tags is None:
             ways = [self._as_always, self._for_reading]
-        if self._pair is not None:
-            ways.append(self._with_tags)
+        if tags is not None:
+            writers = [tags.writer, tags.choosing_writer]
+            ways += [partial(self._with_tags, writer) for writer in writers if writer is not None]
         return ways
 
     def _as_always(self, value: Any) -> bytes:
@@ -127,19 +130,17 @@ class Codec:
         encoded: bytes = self._serializer.to_json(value, warnings=False, by_alias=False, round_trip=True)
         return encoded
 
-    def _with_tags(self, value: Any) -> bytes:
-        assert self._pair is not None  # noqa: S101 - this way is there only with it
-        encoded: bytes = self._pair[0].to_json(value, warnings=False, by_alias=False, round_trip=True)
-        return encoded
+    def _with_tags(self, writer: SchemaSerializer, value: Any) -> bytes:
+        return writer.to_json(value, warnings=False, by_alias=False, round_trip=True)
 
     def _unreadable(self, value: Any, error: Exception) -> NotExactError:
         if isinstance(error, RecursionError):
             return NotExactError("", "is nested too deeply to be written as JSON")
-        if hasattr(error, "errors"):  # of pydantic's validation
+        if isinstance(error, ValidationError):
             item = error.errors(include_url=False, include_context=False)[0]
             path = ".".join(map(str, item["loc"]))
             return NotExactError(path, f"does not read back from JSON: {item['msg']}")
-        return NotExactError(_culprit(value), f"cannot be written as JSON: {error}")
+        return NotExactError(_culprit(value), f"cannot be written as JSON: {type(error).__name__}: {said(error)}")
 
 
 def _refusal(found: Difference) -> NotExactError:

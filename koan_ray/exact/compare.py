@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import pickle
 from collections import deque
 from collections.abc import Mapping
 from datetime import datetime, time
@@ -46,13 +47,15 @@ def difference(given: Any, got: Any) -> Difference | None:
         return Difference((), "is nested too deeply to be compared")
 
 
-def _difference(given: Any, got: Any, path: tuple[str, ...]) -> Difference | None:  # noqa: PLR0911, C901 - a table of types
+def _difference(given: Any, got: Any, path: tuple[str, ...]) -> Difference | None:  # noqa: PLR0911, PLR0912, C901 - by type
     if given is got:
         return None
     kind = type(given)
     if kind is not type(got):
         if is_number_of_numpy(given) and type(got) is float:
             return _difference(float(given), got, path)
+        if kind is int and type(got) is float and given == got:  # which is read only where a float is declared
+            return None
         return Difference(path, _other_type(given, got))
     if kind in _PLAIN:
         return None if given == got else _changed(path, given, got)
@@ -159,11 +162,22 @@ def _of_objects(given: Any, got: Any, path: tuple[str, ...]) -> Difference | Non
             return _of_mappings(mine, others, path)
         slots = [name for cls in type(given).__mro__ for name in _names(cls.__dict__.get("__slots__", ()))]
         return _of_attributes(given, got, path, slots)
+    problem = ""
     try:
-        is_same = bool(given == got)
+        if bool(given == got):
+            return None
     except Exception as error:  # noqa: BLE001 - an __eq__ of a user's
-        return Difference(path, f"cannot be compared: its __eq__ raised {type(error).__name__}")
-    return None if is_same else _changed(path, given, got)
+        problem = f"cannot be compared: its __eq__ raised {type(error).__name__}"
+    if _same_state(given, got):  # arrays, whose comparison has no truth value, and what holds something that is no number
+        return None
+    return Difference(path, problem) if problem else _changed(path, given, got)
+
+
+def _same_state(given: Any, got: Any) -> bool:
+    try:
+        return pickle.dumps(given, protocol=5) == pickle.dumps(got, protocol=5)
+    except Exception:  # noqa: BLE001 - what a user's class does when it is pickled
+        return False
 
 
 def _names(slots: Any) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
@@ -17,6 +17,8 @@ from pydantic_core import from_json, to_json
 from koan_ray.domain.texts import readable
 from koan_ray.exact.plain import is_plain
 from koan_ray.exact.tags import MARK, octets, revived, tagged
+
+_OF_BYTES: Final = b'"koan:bytes":'
 
 
 def encoded(value: Any) -> bytes:
@@ -28,7 +30,28 @@ def encoded(value: Any) -> bytes:
     written = _plainly(value)
     if written is not None and MARK not in written:
         return written
-    return to_json(tagged(value, 0, _as_builtin))
+    written = to_json(tagged(value, 0, _as_builtin))
+    if _OF_BYTES in written:
+        _refuse_binary(revived(from_json(written)))
+    return written
+
+
+def _refuse_binary(value: Any) -> None:
+    """Refuse bytes that are no text: values are for people and tools to read, and large ones belong elsewhere.
+
+    Raises:
+        ValueError: There are some.
+    """
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, bytes) and isinstance(octets(item), dict):
+            msg = "it holds bytes that are no UTF-8 text; encode them, for example with base64, or store them elsewhere"
+            raise ValueError(msg)  # noqa: TRY004 - it is what they hold
+        if isinstance(item, dict):
+            pending += [part for pair in item.items() for part in pair]
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            pending += item
 
 
 def decoded(array: bytes) -> list[Any]:

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from koan_ray.exact.tags import unwritable
+
 Check = Callable[[Any], bool]
 
 _MOST: Final = 2**63
@@ -62,7 +64,7 @@ def _dict_check(schema: Mapping[str, Any], level: int) -> Check | None:
     keys, inner = schema.get("keys_schema", _ANY), _check(schema.get("values_schema", _ANY), level + 1)
     if inner is None or keys.keys() - _NO_MATTER or keys["type"] not in ("str", "any"):
         return None
-    return lambda value: type(value) is dict and all(map(_is_str, value)) and all(map(inner, value.values()))
+    return lambda value: type(value) is dict and all(map(_is_key, value)) and all(map(inner, value.values()))
 
 
 def _model_check(schema: Mapping[str, Any], level: int) -> Check | None:
@@ -125,6 +127,11 @@ def is_plain(value: Any, level: int = 0) -> bool:  # noqa: PLR0911 - by type, an
 
 def _is_str(value: Any) -> bool:
     return type(value) is str
+
+
+def _is_key(value: Any) -> bool:
+    """Tell whether JSON holds a key as it is: lone surrogates in a text are an error, but in a key they are replaced."""
+    return type(value) is str and (value.isascii() or not unwritable(value))
 
 
 _ANY: Final[dict[str, Any]] = {"type": "any"}

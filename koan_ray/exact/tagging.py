@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, time, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import PydanticSerializationUnexpectedValue, SchemaSerializer, SchemaValidator, core_schema
 
@@ -29,15 +29,32 @@ _CHILDREN: Final[dict[str, tuple[str, ...]]] = {  # what stands for anything whe
 _MOST_LEVELS: Final = 200
 
 
-def pair(schema: Any) -> tuple[SchemaSerializer, SchemaValidator]:
-    """Return what writes the values of a type with tags, and what reads them.
+class Tagging(NamedTuple):
+    """What writes the values of a type with tags, and what reads them.
+
+    The second writer says of each member of a union which one it is; it is there only for a type with unions.
+    """
+
+    writer: SchemaSerializer
+    choosing_writer: SchemaSerializer | None
+    reader: SchemaValidator
+
+
+def tagging_of(schema: Any) -> Tagging:
+    """Return what writes and reads the values of a type.
 
     Raises:
-        Exception: Anything that pydantic has to say; then the type has no such pair.
+        Exception: Anything that pydantic has to say; then its values cannot be written with tags.
     """
     more: Any = {"_use_prebuilt": False}  # those of the classes know no tags
-    writer, reader = _copied(schema, _written, 0), _copied(schema, _read, 0)
-    return SchemaSerializer(writer, None, **more), SchemaValidator(reader, None, **more)
+    chooses = _Choosing(schema)
+    choosing = None
+    if any(node["type"] == "union" or _is_sequence(node) for node in nodes(schema)):
+        choosing = SchemaSerializer(_copied(schema, chooses.written, 0), None, **more)
+    return Tagging(
+        SchemaSerializer(_copied(schema, _written, 0), None, **more), choosing,
+        SchemaValidator(_copied(schema, _read, 0), None, **more),
+    )  # fmt: skip
 
 
 def nodes(schema: Any, level: int = 0) -> Any:
@@ -157,6 +174,47 @@ def _written(node: dict[str, Any]) -> dict[str, Any]:
     return {**node, "serialization": core_schema.plain_serializer_function_ser_schema(write, when_used="json")}
 
 
+class _Choosing:
+    """Writes which member of a union a value is, by the first that takes it as it is."""
+
+    def __init__(self, schema: Any) -> None:
+        self._definitions = schema["definitions"] if schema["type"] == "definitions" else []
+
+    def written(self, node: dict[str, Any]) -> dict[str, Any]:
+        if _is_sequence(node):
+            ser = core_schema.wrap_serializer_function_ser_schema(_sequence, schema=_bare(node), when_used="json")
+            return _anew({"type": "any", "serialization": ser}, node)
+        if node["type"] != "union" or "serialization" in node:
+            return _written(node)
+        return {**node, "choices": [self._choice(place, choice) for place, choice in enumerate(node["choices"])]}
+
+    def _choice(self, place: int, choice: Any) -> Any:
+        schema = choice[0] if isinstance(choice, tuple) else choice
+        inner: Any = core_schema.definitions_schema(schema, self._definitions) if self._definitions else schema
+        validator: list[SchemaValidator] = []  # made when it is needed
+
+        def write(value: Any, handler: Callable[[Any], Any]) -> Any:
+            if not validator:
+                validator.append(SchemaValidator(inner))
+            if not validator[0].isinstance_python(value, strict=True):
+                msg = "another member of the union"
+                raise PydanticSerializationUnexpectedValue(msg)
+            return {"koan:choice": [place, handler(value)]}
+
+        ser = core_schema.wrap_serializer_function_ser_schema(write, schema=schema, when_used="json")
+        return {"type": "any", "serialization": ser}
+
+
+def _is_sequence(node: Mapping[str, Any]) -> bool:
+    """Tell whether a schema is that of `Sequence`, which a tuple is as well."""
+    function = node.get("serialization", {}).get("function")
+    return getattr(function, "__name__", "") == "serialize_sequence_via_list"
+
+
+def _sequence(value: Any, handler: Callable[[Any], Any]) -> Any:
+    return {"koan:tuple": handler(list(value))} if type(value) is tuple else handler(value)
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 _READ: Final[dict[str, type[Any]]] = {
@@ -166,6 +224,12 @@ _READ: Final[dict[str, type[Any]]] = {
 
 def _read(node: dict[str, Any]) -> dict[str, Any]:
     kind = node["type"]
+    if kind == "union":
+        return _anew(_chosen(node), node)
+    if _is_sequence(node):
+        whole = core_schema.no_info_before_validator_function(_elements, _bare(node))
+        choices: dict[Any, Any] = {"": _bare(node), "tuple": core_schema.no_info_after_validator_function(tuple, whole)}
+        return _anew(core_schema.tagged_union_schema(choices, _which_sequence), node)
     if is_secret(node):
         return _anew(core_schema.no_info_before_validator_function(tags.unveiled, _bare(node)), node)
     if kind == "any":
@@ -177,6 +241,32 @@ def _read(node: dict[str, Any]) -> dict[str, Any]:
         tag = core_schema.no_info_after_validator_function(_revived_as(_READ[kind]), core_schema.dict_schema())
         return _anew(core_schema.union_schema([_bare(node), tag], mode="left_to_right"), node)
     return node
+
+
+def _chosen(node: dict[str, Any]) -> Any:
+    choices: dict[Any, Any] = {"": _bare(node)}
+    for place, choice in enumerate(node["choices"]):
+        schema = choice[0] if isinstance(choice, tuple) else choice
+        choices[str(place)] = core_schema.no_info_before_validator_function(_content, schema)
+    return core_schema.tagged_union_schema(choices, _which)
+
+
+def _which(value: Any) -> str:
+    if isinstance(value, dict) and len(value) == 1 and isinstance(found := value.get("koan:choice"), list) and found:
+        return str(found[0])
+    return ""
+
+
+def _content(value: Any) -> Any:
+    return value["koan:choice"][1]
+
+
+def _which_sequence(value: Any) -> str:
+    return "tuple" if isinstance(value, dict) and value.keys() == {"koan:tuple"} else ""
+
+
+def _elements(value: Any) -> Any:
+    return value["koan:tuple"]
 
 
 def _bare(node: dict[str, Any]) -> Any:

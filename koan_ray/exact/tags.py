@@ -245,4 +245,5 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "koan:decimal": Decimal,
     "koan:uuid": UUID,
     "koan:secret": _read_secret,
+    "koan:choice": lambda content: revived(content[1]),
 }

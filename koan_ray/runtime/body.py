@@ -7,7 +7,6 @@ sent; whatever is left of the process has a moment to go by itself, and its keep
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import os
@@ -19,14 +18,14 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from koan_ray import ambient
+from koan_ray import ambient, telemetry
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.engine.attempt import Attempt, describe
 from koan_ray.errors import ConfigurationError
 from koan_ray.ports import LoopClock, Report
 from koan_ray.runtime.code import read
 from koan_ray.runtime.frames import Frames, GarbledError, frame
-from koan_ray.telemetry import logs
+from koan_ray.telemetry import logs, traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
 UNSENT = 97  # the exit code of a process whose report could not be sent
 _SHIP_EVERY_S = 0.02
+_FLUSH_S = 0.8  # for the last spans; below what a process that has reported is given to leave
 _LOOK_S = 1.0  # whether the connection is still there
 _HIGH_FD = 800  # bodies that close file descriptors close the first few hundred; `select` takes those below 1024
 
@@ -50,6 +50,7 @@ class Work(NamedTuple):
     grace_s: float
     inline_limit: int
     logging: logs.Logging | None
+    exporting: telemetry.Export | None
     path: list[str]
     argv: list[str]
     directory: str | None
@@ -144,7 +145,10 @@ class _Host:
 
 
 class _NoEngine:
-    """Stands where the engine would be: the process of one attempt cannot reach it."""
+    """Stands where the engine would be: the process of one attempt cannot reach it, and neither can its copies."""
+
+    def disown(self, error: BaseException) -> None:
+        """There is nothing to let go of."""
 
     def __getattr__(self, name: str) -> Any:
         msg = "jobs with Isolation.PROCESS cannot use the engine or Ray; use Isolation.POOLED or DEDICATED for such a job"
@@ -171,34 +175,22 @@ def _perform(line: _Line, me: int) -> int:
     if work.logging is not None:
         logs.configure(*work.logging)
     ambient.set_engine(_NoEngine())
-    os.register_at_fork(after_in_child=lambda: ambient.set_engine(_NoEngine()))  # copies of this process, neither
+    os.register_at_fork(after_in_child=lambda: ambient.set_engine(_NoEngine()))
     try:
         job_type = read(work.code)
     except BaseException as error:  # noqa: BLE001 - importing user code may raise anything
         return _sent(line, _unloadable(work.order, error))
     host = _Host(line, work.inline_limit)
+    if telemetry.follow(work.exporting):
+        host.span = traces.attempt_span
     attempt = Attempt(work.order, work.terms, job_type, host)
     threading.Thread(target=_listen, args=(line, attempt, work.grace_s), name="koan-listen", daemon=True).start()
     threading.Thread(target=host.ship, name="koan-ship", daemon=True).start()
-    runner: asyncio.Runner | None = None
-    if job_type.definition.runs_on_loop(work.terms):
-        # Not asyncio.run, which waits for the threads that a body has left before it returns.
-        runner = asyncio.Runner()
-        try:
-            report = runner.run(attempt.perform())
-        except BaseException as error:  # noqa: BLE001 - sys.exit() in a task that the body has started
-            report = Report(
-                work.order.execution_id, work.order.job_id, "failed", attempt.began_at, attempt.age_s, error=describe(error),
-                progress=attempt.take_progress(),
-            )  # fmt: skip
-    else:
-        report = attempt.perform_blocking()
+    report = attempt.perform_here()
     if os.getpid() != me:  # a copy of this process, which the body has made, has nothing to say
         os._exit(0)
     code = _sent(line, report._replace(metrics=(*report.metrics, ("child_pid", me))))
-    if runner is not None:
-        with contextlib.suppress(BaseException):
-            runner.close()
+    telemetry.flush(_FLUSH_S)
     return code
 
 

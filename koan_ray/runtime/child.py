@@ -17,6 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from koan_ray import telemetry
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.engine.attempt import describe
 from koan_ray.ports import Report
@@ -36,6 +37,7 @@ _LEAVE_S = 1.0  # a process that has reported may flush its output
 _GONE_S = 5.0  # after a process was to be killed, its keeper has said so
 _LOOK_S = 1.0  # for a time limit that another thread has set
 _PIECE = 1 << 18
+_QUIETLY = getattr(socket, "MSG_NOSIGNAL", 0)  # whatever this program has done with SIGPIPE
 
 
 class ForkserverChildren:
@@ -56,22 +58,22 @@ class ForkserverChildren:
 
     def run(self, order: Order, terms: Terms, code: bytes, attempt: Attempt) -> Report:
         """Run an execution in a process and return its report; ``crashed`` when the process vanished."""
-        child = _Child(order, terms, code, attempt, self._grace_s, self._nursery)
-        with self._lock:
-            self._running[order.execution_id] = child
-            is_closed = self._is_closed
-        # It may have been asked to stop before it was there to be asked.
-        if (cause := attempt.token.cause) is not None:
-            child.stop(cause)
-        if is_closed:
-            child.kill()
         try:
+            child = _Child(order, terms, code, attempt, self._grace_s, self._nursery)
+            with self._lock:
+                self._running[order.execution_id] = child
+                is_closed = self._is_closed
+            # It may have been asked to stop before it was there to be asked.
+            if (cause := attempt.token.cause) is not None:
+                child.stop(cause)
+            if is_closed:
+                child.kill()
             return child.follow()
-        except OSError as error:  # no memory, too many processes: as if it had died at once
+        except Exception as error:  # noqa: BLE001 - no memory, no file descriptors, too many processes: as if it had died at once
             return _report(order, attempt, "crashed", describe(error))
         finally:
             with self._lock:
-                del self._running[order.execution_id]
+                self._running.pop(order.execution_id, None)
 
     def stop(self, execution_id: str, cause: str) -> None:
         """Ask a body to stop, and kill its process after the grace period."""
@@ -98,6 +100,7 @@ class _Child:
         self._problem: str | None = None  # why there will be no report
         self._report: Report | None = None
         self._has_begun = False
+        self._said = b""  # by the keeper, of a line that is not complete
         self._status: int | None = None
         self._was_killed = False  # by its keeper
         self._is_over = False
@@ -116,8 +119,8 @@ class _Child:
         with contextlib.suppress(OSError):  # it was removed
             directory = os.getcwd()  # noqa: PTH109 - goes as text
         return Work(
-            self._order, terms, code, self._grace_s, inline_limit, logs.in_force(), list(sys.path), list(sys.argv),
-            directory, dict(os.environ),
+            self._order, terms, code, self._grace_s, inline_limit, logs.in_force(), telemetry.in_force(),
+            list(sys.path), list(sys.argv), directory, dict(os.environ),
         )  # fmt: skip
 
     def follow(self) -> Report:
@@ -143,14 +146,14 @@ class _Child:
 
     def _follow_one(self) -> None:
         line, theirs = socket.socketpair()
-        keeper, keepers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        keeper, keepers = socket.socketpair()
         with line, keeper:
             with theirs, keepers:
                 self._nursery.begin(theirs, keepers)
             os.set_blocking(line.fileno(), False)
             os.set_blocking(keeper.fileno(), False)
             with self._lock:
-                self._is_over = False
+                self._is_over, self._said = False, b""
                 self._out[:] = self._work + (frame("stop", self._cause) if self._cause is not None else b"")
                 self._line, self._keeper = line, keeper
                 self._ask_keeper()
@@ -164,20 +167,20 @@ class _Child:
         frames = Frames()
         poller = select.poll()
         poller.register(keeper, select.POLLIN)
-        poller.register(line, select.POLLIN | select.POLLOUT)
+        poller.register(line, select.POLLIN)
         is_open = True
         while not self._is_over:
             left_s = self._gone_by - time.monotonic()
             if left_s <= 0:
                 self._give_up()
                 break
+            if is_open:
+                poller.modify(line, select.POLLIN | (select.POLLOUT if self._out else 0))
             ready = {fd for fd, _ in poller.poll(min(left_s, _LOOK_S) * 1000 + 1)}
             if is_open and line.fileno() in ready:
                 is_open = self._talk(line, frames)
                 if not is_open:
                     poller.unregister(line)
-                else:
-                    poller.modify(line, select.POLLIN | (select.POLLOUT if self._out else 0))
             if keeper.fileno() in ready:
                 self._hear_keeper(keeper)
         if is_open and self._report is None:  # what it had said before it ended
@@ -188,7 +191,7 @@ class _Child:
         try:
             with self._lock:
                 while self._out:
-                    del self._out[: line.send(self._out, socket.MSG_NOSIGNAL)]
+                    del self._out[: line.send(self._out, _QUIETLY)]
         except BlockingIOError:
             pass
         except OSError:  # it is gone; what it has said may still be read
@@ -223,23 +226,33 @@ class _Child:
 
     def _hear_keeper(self, keeper: socket.socket) -> None:
         try:
-            message = _received(keeper, 2048)
+            piece = _received(keeper, 4096)
         except BlockingIOError:
             return
         except OSError:
-            message = b""
-        if message == nursery.BEGUN:
+            piece = b""
+        self._said += piece
+        while b"\n" in self._said:
+            line, _, self._said = self._said.partition(b"\n")
+            self._take_news(*line.decode(errors="replace").split(maxsplit=1))
+        if not piece and not self._is_over:
+            self._is_over = True
+            if self._has_begun:
+                self._problem = "the process that watches over it was killed, and it was killed with that"
+
+    def _take_news(self, what: str, more: str = "") -> None:
+        """Take in what the keeper says."""
+        if what == nursery.BEGUN:
             self._has_begun = True
             with self._lock:
                 self._gone_by = float("inf") if self._within_s is None else self._gone_by
             return
         self._is_over = True
-        if message.startswith(nursery.ENDED):
-            self._status, self._was_killed = nursery.end_in(message)
-        elif message.startswith(nursery.FAILED):
-            self._problem = f"it could not be started: {message[len(nursery.FAILED) :].decode(errors='replace')}"
-        elif self._has_begun:
-            self._problem = "the process that watches over it was killed, and it was killed with that"
+        if what == nursery.ENDED:
+            status, was_killed = more.split()
+            self._status, self._was_killed = int(status), was_killed == "1"
+        else:
+            self._problem = f"it could not be started: {more}"
 
     def _give_up(self) -> None:
         """Nobody has said in time that the process has begun, or ended."""
@@ -282,7 +295,7 @@ class _Child:
             if self._line is not None:
                 self._out += frame("stop", cause)
                 with contextlib.suppress(OSError):  # it is full, or has just ended
-                    del self._out[: self._line.send(self._out, socket.MSG_NOSIGNAL)]
+                    del self._out[: self._line.send(self._out, _QUIETLY)]
         self._end_within(self._grace_s)
 
     def kill(self) -> None:
@@ -303,7 +316,7 @@ class _Child:
         self._gone_by = min(self._gone_by, time.monotonic() + self._within_s + _GONE_S)
         if self._keeper is not None:
             with contextlib.suppress(OSError):  # it has just ended
-                self._keeper.send(nursery.within(self._within_s), socket.MSG_NOSIGNAL)
+                self._keeper.send(nursery.within(self._within_s), _QUIETLY)
 
 
 def _received(line: socket.socket, most: int) -> bytes:

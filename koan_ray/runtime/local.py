@@ -20,11 +20,12 @@ from koan_ray.engine.agent import Agent
 from koan_ray.engine.session import Session
 from koan_ray.errors import RuntimeUnavailableError
 from koan_ray.ports import ActorInfo, BatchReply, LoopClock
+from koan_ray.runtime import lineage
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import LocalCode
 from koan_ray.runtime.loop import LoopThread
 from koan_ray.runtime.nursery import Nursery
-from koan_ray.telemetry import metrics, traces
+from koan_ray.telemetry import logs, metrics, traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,7 @@ class LocalRuntime:
     """Coordinator and broker on a loop thread, job actors as agents; also the transport to them."""
 
     def __init__(self, settings: EngineSettings) -> None:
+        lineage.follow()
         self._thread = LoopThread("koan-engine")
         clock = LoopClock(self._thread.loop)
         self.code = LocalCode()
@@ -154,7 +156,7 @@ class LocalLauncher:
         children = ForkserverChildren(self._settings.cancel_grace_s, self._nursery)
         agent = Agent(
             name, spec.concurrency, self._settings, clock=self._clock, uplink=self._runtime, load=self._runtime.code.load,
-            children=children, span=wiring.attempt_span, watch_process=False,
+            children=children, span=wiring.attempt_span, watch_process=False, log=logs.get_logger(),
         )  # fmt: skip
         threads = ThreadPoolExecutor(2, thread_name_prefix="koan-batch")
         with self._lock:

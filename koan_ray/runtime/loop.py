@@ -29,10 +29,6 @@ T = TypeVar("T")
 _MOST_HANDLES = 1000  # that a thread runs for others before it leaves the rest to the loop's own
 
 
-def _is_main_thread() -> bool:
-    return threading.get_ident() == threading.main_thread().ident
-
-
 def _log_failure(where: str, error: BaseException) -> None:
     logs.get_logger().error(
         "engine_failed", where=where, problem=f"{type(error).__name__}: {said(error, 500)}", exc_info=error
@@ -89,6 +85,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
+        self._main_thread = threading.main_thread().ident
         self._sleep = _Selector(self._turn)
         super().__init__(self._sleep)
 
@@ -107,7 +104,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
         Returns when nothing is ready any more, or the answer is known.
         """
-        if asyncio._get_running_loop() is not None or _is_main_thread():  # noqa: SLF001 - as above
+        if asyncio._get_running_loop() is not None or threading.get_ident() == self._main_thread:  # noqa: SLF001 - as above
             return False
         if not self._turn.acquire(blocking=False):
             return False

@@ -10,7 +10,7 @@
 * The *keeper* forks the body, and waits. When the body has ended, when it is asked to, and when the job actor is gone, it
   kills the body and everything that descends from it, daemons included, and says how the body ended. Because that is a
   message of the keeper, and not the end of a stream, no copy of a stream in some other process can hold it up.
-* The *body* leads a session of its own, so that signals to its group reach nobody else.
+* The *body* leads a process group of its own, so that signals to its group reach nobody else.
 
 What holds when one of them is killed: the body and its programs die with their keeper (the kernel kills the body, the
 nursery the others); keepers live on without a nursery, and the next attempt starts a new one; all end with the job actor,
@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -38,10 +38,10 @@ from koan_ray.runtime import processes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What a keeper sends on its line: first `BEGUN`, last `ENDED` with a status, or `FAILED` with a reason.
-BEGUN, ENDED, FAILED = b"begun", b"ended", b"failed"
-_END = struct.Struct("!i?")  # with `ENDED`: the wait status of the body, and whether its keeper has killed it
-_WITHIN = struct.Struct("!d")  # what it receives: the body has so many seconds left
+# What a keeper sends, line by line: first `BEGUN`; last `ENDED`, the wait status of the body and whether its keeper has
+# killed it, or `FAILED` with a reason. What it receives: how many seconds the body has left.
+BEGUN, ENDED, FAILED = "begun", "ended", "failed"
+_REQUEST = b"b"  # for a keeper, with the file descriptors for its body and for itself; one byte: it comes whole
 _LOOK_S = 1.0  # for the end of the job actor, where the kernel does not say so
 _KILL_S = 3.0  # a process that cannot be killed within this is left behind
 _STOP_S = 5.0
@@ -68,7 +68,7 @@ class Nursery:
                 raise OSError("the engine was shut down")
             for is_last in (False, True):
                 try:
-                    socket.send_fds(self._started(), [b"begin"], [line.fileno(), keeper.fileno()])
+                    socket.send_fds(self._started(), [_REQUEST], [line.fileno(), keeper.fileno()])
                 except OSError:  # it has died since the last attempt
                     self._let_go()
                     if is_last:
@@ -79,7 +79,7 @@ class Nursery:
     def _started(self) -> socket.socket:
         if self._line is None or self._process is None or self._process.poll() is not None:
             self._let_go()
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours, theirs = socket.socketpair()
             with theirs:
                 program = _START.format(path=sys.path, fd=theirs.fileno(), parent=os.getpid())
                 flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
@@ -121,6 +121,9 @@ def serve(fd: int, parent: int) -> None:
     """Fork a keeper for each request, until the job actor closes the line or ends; then end all that was started."""
     from koan_ray.runtime.body import perform  # what the keepers' children need is imported here, once
 
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        with contextlib.suppress(ImportError):  # each child would say so; and importing it takes long
+            importlib.import_module("koan_ray.telemetry.exports")
     gc.collect()
     gc.freeze()  # a collection in a child does not touch, and so copy, what all of them share
     _reset_signals()
@@ -155,18 +158,21 @@ def _take_request(
 ) -> bool:
     """Fork a keeper; false when there will be no request any more."""
     try:
-        request, fds, _, _ = socket.recv_fds(line, 16, 2)
+        request, fds, _, _ = socket.recv_fds(line, len(_REQUEST), 2)
     except OSError:
         return False
     if not request:
         return False
+    if len(fds) != 2:  # there were no file descriptors left for them; the job actor sees that nobody is at its lines
+        for fd in fds:
+            os.close(fd)
+        return True
     body_fd, keeper_fd = fds
     with socket.socket(fileno=keeper_fd) as control:
         try:
             pid = os.fork()
         except OSError as error:
-            with contextlib.suppress(OSError):
-                control.send(FAILED + str(error).encode())
+            _say(control, FAILED, error)
         else:
             if pid == 0:
                 line.close()
@@ -187,12 +193,17 @@ def _keep(control: socket.socket, body_fd: int, actor: int | None, perform: Call
         end = _kept(control, body_fd, actor, perform)
     except BaseException as error:  # noqa: BLE001 - whatever it is, nothing may be left behind and the actor must hear of it
         processes.end_descendants(_KILL_S)
-        with contextlib.suppress(OSError):
-            control.send(FAILED + f"{type(error).__name__}: {error}".encode(errors="replace")[:1000])
+        _say(control, FAILED, f"{type(error).__name__}: {error}")
     else:
-        with contextlib.suppress(OSError):
-            control.send(ENDED + _END.pack(*end))
+        status, was_killed = end
+        _say(control, ENDED, status, int(was_killed))
     os._exit(0)
+
+
+def _say(control: socket.socket, *words: object) -> None:
+    line = " ".join(" ".join(map(str, words)).split())[:1000]
+    with contextlib.suppress(OSError):  # the job actor is gone
+        control.sendall(line.encode(errors="replace") + b"\n")
 
 
 def _kept(control: socket.socket, body_fd: int, actor: int | None, perform: Callable[[int], None]) -> tuple[int, bool]:
@@ -205,7 +216,7 @@ def _kept(control: socket.socket, body_fd: int, actor: int | None, perform: Call
         perform(body_fd)
         os._exit(0)
     os.close(body_fd)
-    control.send(BEGUN)
+    _say(control, BEGUN)
     poller = select.poll()
     for each in (control.fileno(), bell.fd, actor):
         if each is not None:
@@ -234,14 +245,14 @@ def _kept(control: socket.socket, body_fd: int, actor: int | None, perform: Call
 def _asked(control: socket.socket) -> float | None:
     """Return how many seconds the body has left; None when the job actor does not care any more."""
     try:
-        message = control.recv(_WITHIN.size)
+        message = control.recv(4096)
     except OSError:
         return None
-    return float(_WITHIN.unpack(message)[0]) if message else None
+    return min(map(float, message.split()), default=None)
 
 
 def _become_body(keeper: int, not_for_it: list[int]) -> None:
-    """Leave behind what is the keeper's: signals, file descriptors, the session."""
+    """Leave behind what is the keeper's: signals, file descriptors, the process group."""
     processes.die_with_parent(keeper)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -250,7 +261,7 @@ def _become_body(keeper: int, not_for_it: list[int]) -> None:
         signal.signal(each, signal.SIG_DFL)
     for fd in not_for_it:
         os.close(fd)
-    os.setsid()
+    os.setpgid(0, 0)  # no session: its leader cannot make a group, as bodies may want to
 
 
 def _reset_signals() -> None:
@@ -281,10 +292,4 @@ class _Bell:
 
 def within(seconds: float) -> bytes:
     """Return the message that has a keeper end its body in so many seconds, if it has not ended before."""
-    return _WITHIN.pack(seconds)
-
-
-def end_in(message: bytes) -> tuple[int, bool]:
-    """Return from an `ENDED` message the wait status of the body, and whether its keeper had to kill it."""
-    status, was_killed = _END.unpack(message[len(ENDED) :])
-    return int(status), bool(was_killed)
+    return f"{seconds:.6f}\n".encode()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_LONGEST_PAUSE_S = 0.05  # between two looks for processes that are left
+_SHORT_PAUSE_S, _LONGEST_PAUSE_S = 0.0005, 0.05  # between two looks for processes that are left
 
 
 def adopt_orphans() -> None:
@@ -69,13 +69,13 @@ def end_descendants(within_s: float, *, spare: Container[int] = ()) -> dict[int,
     """
     ended: dict[int, int] = {}
     give_up_at = time.monotonic() + within_s
-    pause_s = 0.0005
+    pause_s = _SHORT_PAUSE_S
     while True:
         going = [pid for pid in children() if pid not in spare]
         for pid in going:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        # The children of a killed one are ours when it has been reaped, so look again.
+        # The children of a killed one are ours when it has ended, so look again.
         reaped = reap()
         ended |= reaped
         if not reaped and (not going or time.monotonic() > give_up_at):
@@ -83,6 +83,27 @@ def end_descendants(within_s: float, *, spare: Container[int] = ()) -> dict[int,
         if not reaped:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def kill_descendants(within_s: float) -> None:
+    """Kill whatever descends from this process and reap nothing.
+
+    For a process whose children are not its own to reap: whoever waits for one of them learns that it was killed.
+    """
+    adopt_orphans()
+    give_up_at = time.monotonic() + within_s
+    while (going := [pid for pid in children() if _runs(pid)]) and time.monotonic() < give_up_at:
+        for pid in going:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_SHORT_PAUSE_S)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def reap() -> dict[int, int]:

@@ -79,6 +79,7 @@ class MemoryStore:
     async def apply(self, changes: Sequence[Change]) -> list[Change]:
         """Write what is guarded right; see `JobStore.apply`. Never suspends."""
         jobs = self._jobs
+        at = self._monotonic() if self._monotonic is not None else None
         refused = []
         for change in changes:
             job, expect, executions = change
@@ -97,8 +98,7 @@ class MemoryStore:
                 if job.particulars.parent_job_id is not None:
                     self._children.setdefault(job.particulars.parent_job_id, set()).add(job.id)
             if job.completed_at is not None and (stored is None or not stored.status.is_final):
-                kept_at = job.completed_at if self._monotonic is None else self._monotonic()
-                self._finished[job.status].append((kept_at, job.id))
+                self._finished[job.status].append((job.completed_at if at is None else at, job.id))
                 self._n_finished += 1
         while self._n_finished > self._max_finished:
             self._forget_oldest()

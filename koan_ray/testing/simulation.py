@@ -216,7 +216,9 @@ class _SimActor:
             return
         self._launcher.began(live.order)
         is_async = attempt.job_type.definition.runs_on_loop(attempt.terms)
-        report = await attempt.perform() if is_async else attempt.perform_blocking()
+        report = None if is_async else attempt.perform_blocking()
+        if report is None:
+            report = await attempt.perform()
         if self._has_died() or live.order.execution_id not in self._live:
             return
         if self._launcher.strikes("die_at_end"):

@@ -108,6 +108,8 @@ class Redactor:
         if isinstance(value, dict):
             if len(value) == 1 and "koan:secret" in value:  # the class that declared it may not be known here
                 return self._hide(value)
+            if len(value) == 1 and (shown := self._tag(value, schemas, definitions, depth)) is not None:
+                return shown
             return {
                 name: self._hide(item)
                 if is_secret_name(name)
@@ -117,6 +119,25 @@ class Redactor:
         if isinstance(value, list):
             return [self._walk(item, _items(schemas, place), definitions, depth + 1) for place, item in enumerate(value)]
         return self.text(value) if isinstance(value, str) and self._found else value
+
+    def _tag(
+        self, value: dict[str, Any], schemas: list[Mapping[str, Any]], definitions: Mapping[str, Any], depth: int
+    ) -> dict[str, Any] | None:
+        """Return a tag of `koan_ray.exact` around something else; None for any other value."""
+        name, content = next(iter(value.items()))
+        if not isinstance(content, list):
+            return None
+        if name == "koan:choice" and len(content) == 2:
+            return {name: [content[0], self._walk(content[1], schemas, definitions, depth + 1)]}
+        if name == "koan:tuple":
+            return {name: self._walk(content, schemas, definitions, depth + 1)}
+        if name == "koan:dict" and all(isinstance(pair, list) and len(pair) == 2 for pair in content):
+            pairs: list[Any] = []
+            for key, item in content:
+                is_secret = isinstance(key, str) and is_secret_name(key)
+                pairs.append([key, self._hide(item) if is_secret else self._walk(item, [], definitions, depth + 1)])
+            return {name: pairs}
+        return None
 
     def _hide(self, value: Any) -> Any:
         if value is None or isinstance(value, bool):

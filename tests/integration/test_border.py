@@ -112,11 +112,11 @@ class Parent(koan.Job[None, str]):
 @pytest.mark.parametrize(
     ("ask", "told"),
     [
-        (lambda: Plain.start(1).named("n", 5), "named: description: expected text, got 5"),
+        (lambda: Plain.start(1).named("n", 5), "named: expected a description as text, got 5"),
         (lambda: Plain.start(1).named(b"n"), "named: expected text of at most 500 characters, got b'n'"),
         (lambda: Plain.start(1).named(Lazy()), "named: expected text"),
-        (lambda: Plain.start(1, 5), "start: correlation id: expected text, got 5"),
-        (lambda: Plain.start(1).with_correlation(uuid.UUID(int=1)), "with_correlation: correlation id: expected text"),
+        (lambda: Plain.start(1, 5), "start: expected a correlation id as text, got 5"),
+        (lambda: Plain.start(1).with_correlation(uuid.UUID(int=1)), "with_correlation: expected a correlation id as text"),
         (lambda: Plain.start(1).delayed(10**400), "delayed: expected at most 1,000 years"),
         (lambda: Plain.start(1).delayed(timedelta.max), "delayed: expected at most 1,000 years"),
         (lambda: Plain.start(1).delayed(math.inf), "delayed: expected a timedelta"),
@@ -124,7 +124,7 @@ class Parent(koan.Job[None, str]):
         (lambda: Plain.start(1).persist(source=5), "expected the name of a source"),
         (lambda: koan.RetryPolicy(max_attempts=10**30), "retry.max_attempts: expected a whole number from 1 to 9,223"),
         (lambda: koan.RetryPolicy(initial_delay=1e300), "retry.initial_delay: expected at most 1,000 years"),
-        (lambda: koan.Jobs.cancel("0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10", 5), "cancel: reason: expected text, got 5"),
+        (lambda: koan.Jobs.cancel("0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10", 5), "cancel: expected a reason as text, got 5"),
         (lambda: koan.Jobs.query(metadata={"k": math.nan}).get(20), "metadata: k: is nan"),
         (lambda: koan.Jobs.count(metadata={"k": object()}).get(20), "metadata: k: <object"),
         (lambda: list(koan.Jobs.stream(metadata={5: 1}).blocking()), "metadata: 5: keys are"),

@@ -25,7 +25,19 @@ class Slow(koan.Job[None, int]):
 class Forks(koan.Job[str, str]):
     retry = koan.RetryPolicy(max_attempts=1)
     def execute(self, context, progress, cancellation) -> str:
-        return in_copy(globals()[context])
+        return in_copy({"double": double, "fresh": fresh, "init": koan.init}[context])
+
+class Both(koan.Job[None, int]):
+    def execute(self, context, progress, cancellation) -> int:
+        os.fork()
+        progress.report(0.5, str(os.getpid()))
+        return os.getpid()
+
+class BothAsync(Both):
+    async def execute(self, context, progress, cancellation) -> int:
+        os.fork()
+        progress.report(0.5, str(os.getpid()))
+        return os.getpid()
 
 def said(action):
     try:
@@ -174,6 +186,14 @@ def test_a_copy_of_a_body_says_so_too():
     assert out.splitlines()[1] == "('ok', (4, True))"
 
 
+def test_of_a_body_that_forks_and_returns_twice_the_original_alone_has_a_result():
+    body = """
+for kind in (Both, BothAsync) * 3:
+    assert kind.start(None).run().get(10).wait(20).get(20) == os.getpid()
+"""
+    told(body)
+
+
 def test_a_process_forked_before_there_is_an_engine_has_its_own():
     program = (
         _PROGRAM[: _PROGRAM.index("koan.init(**")] + "print(in_copy(fresh))\nkoan.init(runtime='local')\nprint(double())"
@@ -191,14 +211,13 @@ print(in_copy(lambda: koan.init()))
 print(in_copy(fresh))
 print(in_copy(lambda: waiting.get(10)))
 print(Forks.start("double").run().get(20).wait(30).get(30))
-print(Forks.start("koan_init").run().get(20).wait(30).get(30))
+print(Forks.start("init").run().get(20).wait(30).get(30))
 pid = os.fork()
 if pid == 0:
     sys.exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 """
-    program = "def koan_init():\n    koan.init()\n" + body
-    lines = told(program, ray=True, within=180).splitlines()
+    lines = told(body, ray=True, within=180).splitlines()
     assert "forked copy of process" in lines[0]
     assert "Ray does not work in a forked copy" in lines[1]
     assert lines[2] == "('ok', (4, True))"

@@ -6,13 +6,15 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 import koan_ray as koan
-from tests.integration.conftest import is_alive
+from tests.integration.conftest import is_alive, kill9
 
 pytestmark = pytest.mark.ray
 
@@ -149,3 +151,49 @@ def test_jobs_share_an_actor_only_where_they_say_so(engine):
     assert max(job.wait(timeout=60).get() for job in jobs) > 1
     jobs = Alone.start_many([None] * 10).run().get(timeout=30)
     assert {job.wait(timeout=60).get() for job in jobs} == {1}
+
+
+class Shell(koan.Job[str, None]):
+    """Runs a shell that starts a program, and does not stop."""
+
+    retry = koan.RetryPolicy(max_attempts=1)
+
+    def execute(self, context, progress, cancellation) -> None:
+        shell = subprocess.Popen("sleep 61 & echo $!; wait", shell=True, stdout=subprocess.PIPE, text=True)
+        progress.report(0.5, f"{shell.pid} {int(shell.stdout.readline())}")
+        while True:
+            time.sleep(1)
+
+
+class DedicatedShell(Shell):
+    isolation = koan.Isolation.DEDICATED
+
+
+class ChildShell(Shell):
+    isolation = koan.Isolation.PROCESS
+
+
+@pytest.mark.parametrize("job_type", [Shell, DedicatedShell, ChildShell])
+def test_the_programs_of_a_body_that_does_not_stop_end_with_it(engine, eventually, job_type):
+    job = job_type.start("").run().get(timeout=30)
+    pids = [int(pid) for pid in eventually(lambda: job.refresh().get().progress_message).split()]
+    assert all(map(is_alive, pids))
+    job.cancel().get()
+    with pytest.raises(koan.JobCancelledError):
+        job.wait(timeout=20).get()
+    eventually(lambda: not any(map(is_alive, pids)), within=5)
+
+
+def test_the_programs_of_a_child_end_also_when_its_actor_is_killed_from_outside(engine, eventually):
+    job = ChildShell.start("").run().get(timeout=30)
+    pids = [int(pid) for pid in eventually(lambda: job.refresh().get().progress_message).split()]
+    kill9(job.executions().get()[0].metrics.get("pid") or _actor_of(pids[0]))
+    eventually(lambda: not any(map(is_alive, pids)), within=5)
+    job.cancel().get()
+
+
+def _actor_of(pid: int) -> int:
+    """Return the ancestor of a process that is a job actor of Ray."""
+    while not Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::"):
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid

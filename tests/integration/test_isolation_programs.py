@@ -222,6 +222,7 @@ class Acts:
         os.chdir(tempfile.mkdtemp())
         os.rmdir(os.getcwd())
         os.umask(0o777)
+        os.setpgrp()
         os.nice(5)
         return "done"
 
@@ -423,6 +424,28 @@ def test_bodies_may_use_processes(engine, job_type, method):
     assert outcome(job_type.start(method).run().get(10), 60) == [2, 4, 6]
 
 
+def count_jobs() -> str:
+    try:
+        return str(koan.Jobs.count().get(5))
+    except koan.ConfigurationError as error:
+        return str(error)
+
+
+class AskEngine(koan.Job[None, list]):
+    isolation = koan.Isolation.PROCESS
+    retry = ONCE
+
+    def execute(self, context, progress, cancellation) -> list:
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            return [count_jobs(), pool.apply(count_jobs)]
+
+
+def test_neither_a_body_nor_its_own_processes_can_use_the_engine_and_both_say_so(engine):
+    saw = outcome(AskEngine.start().run().get(10))
+    assert len(saw) == 2
+    assert all("Isolation.PROCESS cannot use the engine" in each for each in saw)
+
+
 class AskParallel(koan.Job[None, list]):
     isolation = koan.Isolation.PROCESS
 
@@ -500,3 +523,21 @@ print(ended[child], len(ended) > 3, processes.children())
 def test_whatever_descends_from_a_process_is_ended_also_when_it_was_orphaned():
     said = subprocess.run([sys.executable, "-c", _ADOPTER], capture_output=True, text=True, timeout=30, check=True).stdout
     assert said.split(maxsplit=2) == [str(int(signal.SIGKILL)), "True", "[]\n"]
+
+
+_KILLER = """
+import subprocess, threading
+from koan_ray.runtime import processes
+
+program = subprocess.Popen("sleep 61 & setsid sleep 61 & wait", shell=True)
+waiting = threading.Thread(target=program.wait)
+waiting.start()
+processes.kill_descendants(10.0)
+waiting.join()
+print(program.returncode, [pid for pid in processes.children() if processes._runs(pid)])
+"""
+
+
+def test_whoever_waits_for_a_program_that_is_killed_with_its_actor_learns_that_it_was():
+    said = subprocess.run([sys.executable, "-c", _KILLER], capture_output=True, text=True, timeout=30, check=True).stdout
+    assert said == "-9 []\n"

@@ -6,10 +6,12 @@ import asyncio
 import itertools
 import os
 import time
+import warnings
 
 import pytest
 
 import koan_ray as koan
+from koan_ray import ambient
 from tests.conftest import eventually
 
 pytestmark = pytest.mark.ray
@@ -73,3 +75,28 @@ def test_jobs_run_one_after_the_other_where_the_cluster_has_one_of_what_they_nee
     times = sorted(result_of(job) for job in jobs)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
     assert result_of(Plain.start("KOAN_TEST_COLOUR").run().get(timeout=30)) == "none"
+
+
+def test_a_job_that_no_node_can_run_says_so_at_once_and_everywhere(engine):
+    class Nowhere(koan.Job[int, int]):
+        resources = koan.Resources(num_cpus=0.1, num_gpus=7, label_selector={"region": "nowhere"})
+
+        async def execute(self, context, progress, cancellation) -> int:
+            return context
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        first, second = (Nowhere.start(n).run().get(timeout=30) for n in range(2))
+    (warning,) = [each for each in caught if issubclass(each.category, koan.JobWaitsWarning)]
+    assert "job 'Nowhere': no node of the cluster has GPU: 7 (none has any)" in str(warning.message)
+    details = first.details().get(timeout=30)
+    assert (details.reason, details.source, details.node) == (
+        str(warning.message).removeprefix("job 'Nowhere': "),
+        None,
+        None,
+    )
+    status = ambient.engine().ask("status").get(timeout=30)
+    assert [each["reason"] for each in status["cannot_run"]] == [details.reason]
+    assert status["failures"] == {}
+    for job in (first, second):
+        assert job.cancel().get(timeout=30) is koan.JobStatus.CANCELLED

@@ -24,6 +24,7 @@ from koan_ray.engine.agent import Agent
 from koan_ray.engine.session import Session
 from koan_ray.errors import CoordinatorUnavailableError, KoanRayError
 from koan_ray.ports import ActorInfo, LoopClock, Survey
+from koan_ray.runtime import lineage, processes
 from koan_ray.runtime.child import ForkserverChildren
 from koan_ray.runtime.code import Shipping
 from koan_ray.runtime.loop import LoopThread
@@ -34,7 +35,7 @@ from koan_ray.runtime.ray import (
 from koan_ray.runtime.ray.launcher import RayLauncher
 from koan_ray.runtime.ray.metrics import RayMetrics
 from koan_ray.runtime.ray.transport import RayTransport
-from koan_ray.telemetry import configure_from_environment, logs, traces
+from koan_ray.telemetry import configure_from_environment, flush, logs, traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from koan_ray.engine.settings import EngineSettings
     from koan_ray.jobs import Job
     from koan_ray.ports import Push
+
+
+_PROGRAMS_S = 0.4  # for programs of bodies to end
 
 
 class CoordinatorActor:
@@ -200,6 +204,7 @@ class JobActor:
     def __init__(self, name: str, spec: ActorSpec, settings: EngineSettings, namespace: str) -> None:
         self._name, self._spec = name, spec
         logs.configure(settings.log_level, settings.log_format, "job actor")
+        configure_from_environment("koan_ray.job_actor", measures=False)  # before the agent looks for leftovers of bodies
         self._uplink = _Uplink(namespace)
         self._shipping = Shipping()
         transport = self._uplink.transport
@@ -209,7 +214,9 @@ class JobActor:
         self._agent = Agent(
             name, spec.concurrency, settings, clock=LoopClock(), uplink=self._uplink, load=self._load,
             children=ForkserverChildren(settings.cancel_grace_s), span=wiring.attempt_span, on_orphaned=_leave,
+            log=logs.get_logger(),
         )  # fmt: skip
+        lineage.follow(stand_in=self._agent.stand_in)
         self._gone = threading.Event()
         self._agent.keep_in_touch()
 
@@ -251,6 +258,15 @@ class JobActor:
         """Ask a body to stop."""
         self._agent.cancel(execution_id, cause)
 
+    @ray.method(concurrency_group="control")
+    def end_programs(self) -> None:
+        """End all processes that descend from this one, which is about to be killed. Ray ends its children only."""
+        processes.kill_descendants(_PROGRAMS_S)
+
+    def flush(self) -> None:
+        """Send the spans of what has ended: this actor is about to be."""
+        flush()
+
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:
         """Never return: the caller learns of this process's death at once."""
@@ -288,6 +304,7 @@ class _Uplink:
 
 def _leave(why: str) -> None:
     logs.get_logger().warning("job_actor_orphaned", reason=why)
+    flush()
     os._exit(0)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import os
 import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 _REWATCH_S = 0.5
 _SURVEY_S = 5.0  # a job actor that does not answer for so long is ended
 _KILL_TRIES = 5
+_PROGRAMS_S = 0.5  # for an actor that is killed to end the programs of its bodies; one that holds the GIL cannot
+_FLUSH_S = 1.5  # for the last spans of an actor that is not needed any more
 _KEEP_TRIES = 5
 _KEEP_AGAIN_S = 0.5
 
@@ -43,10 +47,10 @@ _KEEP_AGAIN_S = 0.5
 class _Actor:
     """A job actor's handle, with the calls that are made often prepared."""
 
-    __slots__ = ("events", "handle", "is_attended", "labelled", "name")
+    __slots__ = ("events", "exports", "handle", "is_attended", "labelled", "name")
 
-    def __init__(self, name: str, events: ActorEvents) -> None:
-        self.name, self.events = name, events
+    def __init__(self, name: str, events: ActorEvents, *, exports: bool) -> None:
+        self.name, self.events, self.exports = name, events, exports
         self.handle: Any = None
         self.labelled: dict[str, Any] = {}
         self.is_attended = 0
@@ -65,6 +69,7 @@ class RayLauncher:
         self._is_looking = False
         self._actor_class: Any = None
         self._open_refs: set[Any] = set()
+        self._exports = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))  # as all processes of this cluster, if any does
         self._surveyed: dict[str, Any] = {}  # handles of an earlier coordinator's actors
         self.failures = Failures(cast("Log", logs.get_logger()))  # the coordinator's, once there is one
 
@@ -96,7 +101,7 @@ class RayLauncher:
 
     def start(self, name: str, spec: ActorSpec, events: ActorEvents, *, lent: bool = False) -> None:
         """Begin to start an actor."""
-        actor = self._actors[name] = _Actor(name, events)
+        actor = self._actors[name] = _Actor(name, events, exports=self._exports or "OTEL_" in (spec.runtime_env or ""))
         self._slow.submit(self._create, actor, spec, lent)
 
     def _create(self, actor: _Actor, spec: ActorSpec, lent: bool) -> None:  # noqa: FBT001 - called through an executor
@@ -185,15 +190,33 @@ class RayLauncher:
         actor.handle.attend.options(name=label).remote(execution_id).future().add_done_callback(ended)
 
     def retire(self, name: str) -> None:
-        """End an idle actor."""
-        self.kill(name)
+        """End an idle actor, where spans are exported after a moment in which it sends its last ones.
+
+        Programs that its bodies have left running go on.
+        """
+        actor = self._actors.get(name)
+        if actor is None:
+            return
+        if actor.handle is None or not actor.exports:
+            self._slow.submit(self._end, actor)
+            return
+        end = functools.partial(self._slow.submit, self._end, actor)
+        flushing = actor.handle.flush.remote().future()
+        flushing.add_done_callback(lambda _future: self._loop.call(end))
+        self._loop.call(self._loop.loop.call_later, _FLUSH_S, end)
 
     def kill(self, name: str) -> None:
-        """End an actor; its `watch` call says when it is gone."""
+        """End an actor and the programs of its bodies, which do not stop; its `watch` call says when it is gone."""
         if (actor := self._actors.get(name)) is not None:
             self._slow.submit(self._kill, actor)
 
     def _kill(self, actor: _Actor) -> None:
+        if actor.handle is not None:
+            with contextlib.suppress(Exception):  # it may hang or be gone, and is ended all the same
+                ray.wait([actor.handle.end_programs.remote()], timeout=_PROGRAMS_S)
+            self._end(actor)
+
+    def _end(self, actor: _Actor) -> None:
         """Kill an actor, again until Ray has taken the order: nobody else ends it, and its place is not free before."""
         for _ in range(_KILL_TRIES):
             if actor.handle is None:
@@ -240,7 +263,7 @@ class RayLauncher:
 
     def adopt(self, name: str, events: ActorEvents) -> None:
         """Make a surveyed actor ours."""
-        actor = self._actors[name] = _Actor(name, events)
+        actor = self._actors[name] = _Actor(name, events, exports=self._exports)
         actor.handle = self._surveyed.pop(name)
         self._watch(actor)
 

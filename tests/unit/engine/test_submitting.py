@@ -186,3 +186,36 @@ def test_a_submit_that_no_document_can_hold_is_refused_by_size(database):
             assert engine.coordinator._kinds.n_live == 0
 
     testing.run(scenario())
+
+
+def test_a_row_that_cannot_be_kept_where_it_asks_to_be_is_refused_alone(database):
+    async def scenario():
+        async with engine_on(database) as engine:
+            terms_id = await introduced(engine)
+            about = [Particulars(), Particulars(residence=Residence("nowhere", "")), Particulars(residence=HOT)]
+            ids = [new_id() for _ in range(4)]
+            rows = [Row(job_id, 0, place, b"1", 0.0) for job_id, place in zip(ids, (0, 1, 2, 1), strict=True)]
+            answer = await engine.coordinator.submit(Submission([terms_id], about, rows, [], {}))
+            assert {place: str(error).partition(":")[0] for place, error in answer.refused.items()} == {
+                1: "persist(source='nowhere')", 3: "persist(source='nowhere')",
+            }  # fmt: skip
+            for place in (0, 2):
+                assert await (await koan.Jobs.get(ids[place])).wait() == 1
+            for place in (1, 3):
+                with pytest.raises(koan.JobNotFoundError):
+                    await koan.Jobs.get(ids[place])
+
+    testing.run(scenario())
+
+
+def test_jobs_submitted_at_once_do_not_wait_for_a_source_that_only_one_of_them_needs(database):
+    async def scenario():
+        async with engine_on(database):
+            good = [Once.start(n).run() for n in range(3)]
+            bad = Once.start(9).persist("nowhere").run()
+            more = [Once.start(n).persist().run() for n in range(3, 6)]
+            with pytest.raises(koan.ConfigurationError, match="nowhere"):
+                await bad
+            assert [await (await job).wait() for job in (*good, *more)] == list(range(6))
+
+    testing.run(scenario())

@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -25,6 +26,7 @@ from pydantic import (
     Field,
     Json,
     PlainSerializer,
+    PlainValidator,
     PrivateAttr,
     RootModel,
     Secret,
@@ -178,6 +180,10 @@ class EitherAlike(BaseModel):
     it: A | B
 
 
+class Branch(BaseModel):
+    it: A | B | list[Branch | A | B]
+
+
 class Excluded(BaseModel):
     a: int = Field(default=1, exclude=True)
 
@@ -220,6 +226,11 @@ KEPT = [
     (dt.timedelta, dt.timedelta.min), (dt.timedelta, dt.timedelta(microseconds=1)),
     (decimal.Decimal, decimal.Decimal("1.50")), (uuid.UUID, uuid.UUID(int=1)), (pathlib.Path, pathlib.Path("/x")),
     (ipaddress.IPv4Address, ipaddress.ip_address("1.2.3.4")), (complex, complex(1, math.nan)),
+    (A | B, B(x=1)), (EitherAlike, EitherAlike(it=B(x=1))), (list[A | B], [A(x=1), B(x=1), B(x=2)]), (dict | A, A(x=1)),
+    (str | bytes, b"x"), (pathlib.Path | str, "x"), (str | pathlib.Path, pathlib.Path("x")),
+    (uuid.UUID | str, str(uuid.UUID(int=1))), (list[int] | tuple[int, ...], (1,)),
+    (str | decimal.Decimal, decimal.Decimal("1.5")), (dt.date | dt.datetime, dt.datetime(2020, 1, 1)),
+    (Branch, Branch(it=[Branch(it=B(x=1)), A(x=1)])), (Sequence[int], (1, 2)), (Sequence[int], [1, 2]), (A | B | None, None),
     (int | float | bool | str, True), (int | float | str, 1.0), (tuple, (1, (2, 3))), (list, [(1,)]), (set, {1, 2}),
 ]  # fmt: skip
 
@@ -252,8 +263,6 @@ REFUSED = [
     (A, Sub(x=1), "(whole context)"),
     (HoldsA, HoldsA.model_construct(a=Sub(x=1)), "a"),
     (HoldsA, HoldsA(a=Sub(x=1)), "a"),
-    (A | B, B(x=1), "(whole context)"),
-    (EitherAlike, EitherAlike(it=B(x=1)), "it"),
     (Excluded, Excluded(a=5), "a"),
     (Swapped, Swapped(a=1, b=2), "a"),
     (A, A.model_construct(x="five"), "x"),
@@ -321,6 +330,24 @@ def test_a_value_whose_comparison_raises_is_refused_and_not_more():
 
     with pytest.raises(koan.InvalidContextError, match="its __eq__ raised RuntimeError"):
         job_of(Odd).encode_context(Odd())
+
+
+def test_arrays_are_compared_by_what_they_hold():
+    def array(dtype):
+        return Annotated[
+            np.ndarray,
+            PlainValidator(lambda value: np.asarray(value, dtype)),
+            PlainSerializer(lambda value: [None if np.isnan(item) else item for item in value.tolist()]),
+        ]
+
+    definition = job_of(array(float))
+    for value in (np.array([1.0, 2.5]), np.array([1.0, math.nan])):
+        got = definition.decode_context(definition.encode_context(value))
+        assert got.tobytes() == value.tobytes()
+    with pytest.raises(koan.InvalidContextError, match="cannot be compared: its __eq__ raised ValueError"):
+        job_of(
+            Annotated[np.ndarray, PlainValidator(np.asarray), PlainSerializer(lambda value: [*value.tolist(), 1])]
+        ).encode_context(np.array([1.0, 2.0]))
 
 
 def test_a_class_without_a_comparison_is_compared_by_what_it_consists_of():

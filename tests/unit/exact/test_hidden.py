@@ -83,3 +83,23 @@ def test_an_error_about_a_secret_does_not_say_it():
         Keeps.start(Holds.model_construct(it=Forgetful(CANARY)))
     assert "it" in str(refused.value)
     assert CANARY not in str(refused.value)
+
+
+def test_what_a_schema_or_a_name_says_is_a_secret_is_hidden_within_tags():
+    class A(BaseModel):
+        note: str = Field(json_schema_extra={"writeOnly": True})
+
+    class B(A): ...
+
+    class Unites(koan.Job[A | B, None]):
+        kind = "hidden.Unites"
+
+        def execute(self, context, progress, cancellation) -> None: ...
+
+    encoded = Unites.definition.encode_context(B(note=CANARY))
+    assert b"koan:choice" in encoded
+    stored = SimpleNamespace(terms=SimpleNamespace(kind="hidden.Unites"), context=encoded, result=None)
+    assert CANARY not in str(presenting.payload(stored, "context", Redactor()))
+    assert Redactor().value({"koan:dict": [["password", CANARY], [1, "x"]]}) == {
+        "koan:dict": [["password", REDACTED], [1, "x"]]
+    }
