@@ -11,6 +11,7 @@ from koan_ray.domain.durations import seconds
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.domain.records import Progress as ProgressRecord
 from koan_ray.domain.status import JobStatus
+from koan_ray.domain.texts import first_line
 from koan_ray.engine.catalog import MEMORY
 from koan_ray.registry import find
 from koan_ray.web.reading import is_archived
@@ -37,12 +38,23 @@ def moment(at: float) -> datetime:
     return datetime.fromtimestamp(min(max(at, 0.0), _LAST_S), UTC)
 
 
-def summary(job: JobRecord) -> JobSummary:
+def summary(job: JobRecord, said: str | None = None) -> JobSummary:
     """Return a job without its payloads.
 
-    And without the message of its error: what is secret in there is known only to who has read the context.
+    Of its error's message only what is ``said``: what is secret in there is known only to who has read the context.
     """
-    return JobSummary(**_summary(job, Redactor()))
+    found = _summary(job, Redactor())
+    if found["error"] is not None:
+        found["error"].message = said
+    return JobSummary(**found)
+
+
+def headline(job: JobRecord) -> str:
+    """Return the first line of a complete job's error, without the secrets of its context."""
+    redactor = Redactor()
+    payload(job, "context", redactor)
+    payload(job, "result", redactor)
+    return first_line(redactor.text(job.error.message if job.error is not None else "") or "")
 
 
 def detail(job: JobRecord, who: Principal) -> JobDetail:
