@@ -81,7 +81,7 @@ async def list_jobs(api: Api, who: Caller, query: Annotated[ListQuery, Query()])
     if query.text is not None and not who.may(Role.READER):
         # What an error says is not theirs to read, so it must not be theirs to guess either; pages may be short.
         jobs = [job for job in jobs if _is_named(job, query.text.casefold())]
-    return JobPage(items=presenting.summaries(jobs), cursor=page.cursor)
+    return JobPage(items=await api.headlines.summaries(jobs, who), cursor=page.cursor)
 
 
 def _is_named(job: JobRecord, sought: str) -> bool:
@@ -148,12 +148,12 @@ async def list_failed_items(job_id: JobId, api: Api, who: Caller, page: Annotate
 
 
 @routes.get("/api/jobs/{job_id}/children", Role.VIEWER, problems=(404,))
-async def list_children(job_id: JobId, api: Api, _who: Caller, page: Annotated[PageQuery, Query()]) -> JobPage:
+async def list_children(job_id: JobId, api: Api, who: Caller, page: Annotated[PageQuery, Query()]) -> JobPage:
     """Return a page of the jobs that were started below a job, oldest first."""
     _check_limit(api, page.limit)
     await api.reader.job(job_id)
     found = await api.reader.children(job_id, page.limit, page.cursor)
-    return JobPage(items=presenting.summaries(found.jobs), cursor=found.cursor)
+    return JobPage(items=await api.headlines.summaries(found.jobs, who), cursor=found.cursor)
 
 
 @routes.get("/api/jobs/{job_id}/tree", Role.VIEWER, problems=(404,))

@@ -17,6 +17,7 @@ from koan_ray.errors import ConfigurationError
 from koan_ray.telemetry.metrics import merged, offer
 from koan_ray.web.audit import AuditTrail
 from koan_ray.web.guard import Guard
+from koan_ray.web.headlines import Headlines
 from koan_ray.web.hub import Hub
 from koan_ray.web.keys import session_key
 from koan_ray.web.reading import Link, Reader
@@ -65,6 +66,7 @@ class Service:
         import_modules(web.modules)
         self.link = Link(lambda: self.session, web.limits.answer_timeout.total_seconds())
         self.reader = Reader(settings, self.link)
+        self.headlines = Headlines(self.reader)
         self.hub = Hub(self.link, web.limits.streams)
         self._stop_measuring: Callable[[], None] = lambda: None
         self._cached: dict[str, tuple[float, asyncio.Task[Any]]] = {}
