@@ -173,8 +173,11 @@ class Job(Generic[C, R]):
 
     @classmethod
     def _in_hand(cls, view: JobView) -> Self:
-        job = object.__new__(cls)
-        job._view = view
+        try:
+            job = object.__new__(cls)
+        except TypeError:
+            job = cls.__new__(cls)  # a builtin among its bases makes its instances itself; one that is abstract raises again
+        object.__setattr__(job, "_view", view)  # a frozen dataclass, or a `__setattr__` of its own, has no say in this
         if cls is Job:  # its class is not defined in this process
             job.kind = view.kind  # type: ignore[misc]
         return job
@@ -336,7 +339,12 @@ class Job(Generic[C, R]):
     def remove(self) -> Pending[None]:
         """Delete the job and its executions; it must have ended. Waiting for it afterwards is an error."""
         removal = ambient.engine().remove(self.id)
-        removal.add_done_callback(lambda: setattr(self, "_is_removed", removal.succeeded))
+
+        def removed() -> None:
+            object.__setattr__(self, "_is_removed", removal.succeeded)
+
+        if not removal._on_done(removed):  # noqa: SLF001 - at once: `wait` looks at it
+            removed()
         return removal
 
     def executions(self) -> Pending[list[JobExecution]]:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import json
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import to_json
 
+from koan_ray import threads
 from koan_ray.domain.durations import instant
 from koan_ray.domain.ids import child_id, is_id, new_id
 from koan_ray.domain.records import FAILED, JobView, Particulars, Residence, Terms
@@ -25,10 +27,11 @@ from koan_ray.domain.status import ExecutionStatus, JobStatus
 from koan_ray.engine.messages import Submission
 from koan_ray.engine.startmany import ROWS, ManyFeed
 from koan_ray.engine.timeouts import Timeouts
-from koan_ray.engine.waits import Wait, conclude, tell
+from koan_ray.engine.waits import Wait, conclude, seen, show, tell
 from koan_ray.engine.watching import Watching
 from koan_ray.errors import (
     ConfigurationError,
+    JobDefinitionError,
     JobLostError,
     JobNotFoundError,
     PayloadTooLargeError,
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 _MAX_SUBMITS = 2
 _MAX_WAITS = 2
 _PARK_S = 20.0
+_WAIT_AGAIN_S = 0.5  # after a wait call that failed
 _CHECKPOINT_S = 120.0  # a checkpoint, or a page of values, is asked to be stored for so long
 _CHECKPOINT_AGAIN_S = 0.5
 _MAX_UNASKED = 1000
@@ -64,6 +68,7 @@ _MAX_WORDS = 1_048_576  # bytes of metadata, of a description, of a correlation 
 _PAGE = 20  # parts in an answer
 _PLAIN = Particulars()
 _NO_SETTINGS = RunSettings()
+_NO_VIEW: Any = None
 
 
 class _Submit(NamedTuple):
@@ -72,6 +77,26 @@ class _Submit(NamedTuple):
     terms: Terms
     about: Particulars
     row: tuple[Any, ...]
+
+
+class _Batch:
+    """Submissions that travel together. Holds a place among `_MAX_SUBMITS` until it is answered, whatever happens then."""
+
+    __slots__ = ("is_sent", "submits")
+
+    def __init__(self, submits: list[_Submit]) -> None:
+        self.submits = submits
+        self.is_sent = False  # the transport has it and will answer
+
+
+class _WaitCall:
+    """A call for the ends of jobs. Holds a place among `_MAX_WAITS` until it is answered."""
+
+    __slots__ = ("ids", "is_sent")
+
+    def __init__(self, ids: list[str]) -> None:
+        self.ids = ids
+        self.is_sent = False
 
 
 class Session:
@@ -98,17 +123,18 @@ class Session:
         self.epoch: str | None = None
         self._transport, self._inline_limit, self._ship, self._trace = transport, inline_limit, ship, trace
         self._reads_inline = reads_inline
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a finalizer or a signal handler may use the engine in the middle of it
         self._closed: BaseException | None = None
         self._submits: list[_Submit] = []
-        self._n_submits = 0
+        self._batches: set[_Batch] = set()  # on their way
         self._terms: dict[tuple[Any, ...], Terms] = {}
         self._code: dict[str, bytes] = {}
         self._by_id: dict[str, Terms] = {}
         self._sent: set[str] = set()  # ids of terms that the coordinator has
         self._waits: dict[str, list[Wait]] = {}
         self._to_watch: list[str] = []
-        self._n_waits = 0
+        self._wait_calls: set[_WaitCall] = set()  # on their way
+        self._is_hurt = False  # an interrupt of its caller may have left something half done
         # True while this process waits for what it submits one by one: then ends are sent without being asked for, which
         # spares a round trip. Ends that nobody has waited for yet update their jobs in hand; `_n_unasked` counts them.
         self._is_eager = False
@@ -117,6 +143,7 @@ class Session:
         self._to_introduce: list[type[Job[Any, Any]]] = []
         self._is_introducing = False
         self._introduced_to: str | None = None  # the coordinator that knows our classes
+        self._feeds: weakref.WeakSet[ManyFeed] = weakref.WeakSet()
         self._timeouts = Timeouts()
         self._watching = Watching(self)
 
@@ -136,13 +163,16 @@ class Session:
         with self._lock:
             self._closed = error
             on_register(None)
-            submits, self._submits = self._submits, []
+            submits = [submit for batch in self._batches for submit in batch.submits] + self._submits
+            self._submits, self._batches = [], set()
             waits, self._waits = self._waits, {}
+            feeds = list(self._feeds)
         for submit in submits:
             submit.pending.fail(error)
+        for feed in feeds:
+            feed.give_up(error)
         for waiting in waits.values():
-            for wait in waiting:
-                tell(wait, error)
+            self._notify(waiting, error)
         self._watching.close()
         self._timeouts.close()
 
@@ -162,11 +192,17 @@ class Session:
         parent = settings.parent
         job_id = child_id(parent.id, parent.key) if parent is not None and parent.key is not None else new_id()
         row = (job_id, 0, 0, context, time.time(), settings.delay_s)
-        with self._lock:
-            self._submits.append(_Submit(pending, job_type, terms, about, row))
-            batch = self._next_submits()
-        if batch:
-            self._send_submits(batch)
+        try:
+            with self._lock:
+                self._submits.append(_Submit(pending, job_type, terms, about, row))
+                batch = self._next_submits()
+            if batch is not None:
+                self._send_submits(batch)
+            if self._is_hurt or self._closed is not None:
+                self._mend()
+        except BaseException:
+            self._interrupted()
+            raise
         return pending
 
     def start_part(
@@ -188,12 +224,17 @@ class Session:
                     self._to_watch.append(job_id)
                 call = self._next_wait()
             if problem is not None:
-                told(problem)
+                threads.guarded("end_not_delivered", told, problem)
             if call is not None:
                 self._send_wait(call)
 
         row = (job_id, 0, 0, payload, time.time(), 0.0)
-        self._send(Submission([terms.id], [about], [row], [], {}), accepted, self.id)
+        try:
+            self._send(Submission([terms.id], [about], [row], [], {}), accepted, self.id)
+        except BaseException:
+            with self._lock:
+                self._waits.pop(job_id, None)
+            raise
         return job_id
 
     def _part_terms(self, lead: Terms, job_type: type[Job[Any, Any]]) -> Terms:
@@ -227,7 +268,7 @@ class Session:
 
         def got(page: list[Part] | None, error: BaseException | None) -> None:
             if page is None:
-                pending.fail(error or RuntimeError())
+                pending.fail(error or RuntimeUnavailableError("no answer"))
                 return
             if not page:
                 pending.resolve(found)
@@ -263,48 +304,90 @@ class Session:
         """Run the dead items of a job over items as a new job."""
         return self._ask("retry_failed_items", (_checked(job_id), new_id()), lambda view: self._present(view, None))
 
-    def _next_submits(self) -> list[_Submit]:
-        if not self._submits or self._n_submits >= _MAX_SUBMITS:
-            return []
-        self._n_submits += 1
-        batch, self._submits = self._submits[:ROWS], self._submits[ROWS:]
+    def _next_submits(self) -> _Batch | None:
+        """Return what is to be sent now, None if nothing is. Needs the lock."""
+        if not self._submits or len(self._batches) >= _MAX_SUBMITS:
+            return None
+        batch = _Batch(self._submits[:ROWS])
+        self._batches.add(batch)  # first: what an interrupt hits between is sent twice, and not never
+        del self._submits[:ROWS]
         return batch
 
-    def _send_submits(self, batch: list[_Submit]) -> None:
-        terms: dict[str, int] = {}
-        abouts: dict[int, int] = {}
-        rows = []
-        for submit in batch:
-            place = terms.setdefault(submit.terms.id, len(terms))
-            about = abouts.setdefault(id(submit.about), len(abouts))
-            job_id, _, _, context, created_at, delay_s = submit.row
-            rows.append((job_id, place, about, context, created_at, delay_s))
-        by_about = {id(submit.about): submit.about for submit in batch}
-        submission = Submission(list(terms), [by_about[a] for a in abouts], rows, [], {})
-
+    def _send_submits(self, batch: _Batch) -> None:
         def accepted(answer: Accepted | None, error: BaseException | None) -> None:
-            jobs: dict[int, Job[Any, Any]] = {}
-            if answer is not None:
-                for place, submit in enumerate(batch):
-                    if place not in answer.refused:
-                        view = self._view(submit.terms, submit.about, submit.row, answer)
-                        jobs[place] = submit.job_type._in_hand(view)  # noqa: SLF001 - one package
-                if answer.is_watched:
-                    self._expect(jobs.values())
-                for end in answer.ended:
-                    tell(Wait(None, jobs[0]), end)
-            for place, submit in enumerate(batch):
-                if place in jobs:
-                    submit.pending.resolve(jobs[place])
-                else:
-                    submit.pending.fail((answer.refused.get(place) if answer else error) or RuntimeError())
-            with self._lock:
-                self._n_submits -= 1
-                more = self._next_submits()
-            if more:
-                self._send_submits(more)
+            if batch not in self._batches:
+                return  # sent twice, or the session was closed
+            try:
+                self._accepted(batch.submits, answer, error)
+            except BaseException as problem:  # noqa: BLE001 - told where the outcome is looked for
+                for submit in batch.submits:
+                    submit.pending.fail(problem)
+                threads.survive("submission_not_delivered", problem)
+            finally:
+                with self._lock:
+                    self._batches.discard(batch)
+                    more = self._next_submits()
+                if more is not None:
+                    self._send_submits(more)
 
-        self._send(submission, accepted, self.id if self._is_eager else None)
+        try:
+            self._send(_submission_of(batch.submits), accepted, self.id if self._is_eager else None)
+            batch.is_sent = True
+        except Exception as problem:  # noqa: BLE001 - the transport has not taken it
+            accepted(None, problem)
+
+    def _accepted(self, submits: list[_Submit], answer: Accepted | None, error: BaseException | None) -> None:
+        """Give those who submitted their jobs, or what was wrong with them: to each its own."""
+        jobs: dict[int, Job[Any, Any]] = {}
+        problems: dict[int, BaseException] = {}
+        if answer is not None:
+            problems.update(answer.refused)
+            for place, submit in enumerate(submits):
+                if place not in problems:
+                    view = self._view(submit.terms, submit.about, submit.row, answer)
+                    try:
+                        jobs[place] = submit.job_type._in_hand(view)  # noqa: SLF001 - one package
+                    except BaseException as problem:  # noqa: BLE001 - a class of a user's
+                        problems[place] = problem
+            if answer.is_watched:
+                self._expect(jobs.values())
+            for end in answer.ended if 0 in jobs else ():
+                tell(Wait(None, jobs[0]), end)
+        for place, submit in enumerate(submits):
+            if place in jobs:
+                submit.pending.resolve(jobs[place])
+            else:
+                submit.pending.fail(problems.get(place) or error or RuntimeUnavailableError("no answer"))
+
+    def _interrupted(self) -> None:
+        """Have put right what an interrupt of a caller has left half done, on a thread that it does not reach."""
+        self._is_hurt = True  # before anything else that can be interrupted: the next call looks at it, too
+        self._timeouts.add(0.0, self._mend)
+
+    def _mend(self) -> None:
+        """Send what has not left, and ask anew for all ends. Whatever of it was done already does no harm twice."""
+        self._is_hurt = False
+        with self._lock:
+            if self._closed is not None:
+                submits, self._submits, self._batches = self._submits, [], set()
+                waits, self._waits = self._waits, {}
+                batches, call = [], None
+            else:
+                submits, waits = [], {}
+                batches = [batch for batch in self._batches if not batch.is_sent]
+                while (more := self._next_submits()) is not None:
+                    batches.append(more)
+                self._wait_calls = {call for call in self._wait_calls if call.is_sent}
+                self._to_watch = list(self._waits)
+                call = self._next_wait()
+        for submit in submits:
+            submit.pending.fail(self._closed or RuntimeError())
+        for waiting in waits.values():
+            self._notify(waiting, self._closed or RuntimeError())
+        for batch in batches:
+            self._send_submits(batch)
+        if call is not None:
+            self._send_wait(call)
 
     def _send(
         self,
@@ -362,6 +445,8 @@ class Session:
                 found.append(self._terms_of(job_type, _NO_SETTINGS))
             except Exception:  # noqa: BLE001, S112 - a class that cannot be shipped fails where it is started
                 continue
+        if self._closed is not None:
+            return
         code = {terms.code_id: self._code[terms.code_id] for terms in found}
         self._transport.coordinator("introduce", (found, code), self._introduced)
 
@@ -393,7 +478,10 @@ class Session:
         except Exception as error:  # noqa: BLE001 - told where the outcome is looked for
             pending.fail(error)
             return pending
-        if self._reads_inline:
+        self._feeds.add(feed)
+        if self._closed is not None:
+            feed.give_up(self._closed)
+        elif self._reads_inline:
             feed.run(iterator)
         else:
             threading.Thread(target=feed.run, args=(iterator,), name="koan-start-many", daemon=True).start()
@@ -405,6 +493,7 @@ class Session:
         if known is None:
             definition: Definition = job_type.definition
             _ = definition.context_adapter, definition.result_adapter  # refuses types that pydantic cannot handle
+            _check_instances(job_type)
             code_id, blob = self._ship(job_type)
             self._code[code_id] = blob
             known = self._terms[key] = definition.terms(code_id, retry=settings.retry, timeout_s=settings.timeout_s)
@@ -467,7 +556,7 @@ class Session:
         else:
             self._is_eager, self._n_unasked = True, 0
             self._await_end(job.id, Wait(pending, job), job._chunk)  # noqa: SLF001 - one package
-            if JobStatus(job._view.status).is_final:  # noqa: SLF001 - it ended between the look and the registration
+            if JobStatus(seen(job).status).is_final:  # it ended between the look and the registration
                 conclude(pending, job)
             if timeout is not None and not pending.done:
                 self._timeouts.add(timeout, lambda: self._time_out(job.id, pending, timeout))
@@ -478,42 +567,67 @@ class Session:
         self._await_end(job_id, Wait(None, None, told))
 
     def _await_end(self, job_id: str, wait: Wait, chunk: Chunk | None = None) -> None:
-        with self._lock:
-            waiting = self._waits.get(job_id)
-            if waiting is not None:
-                waiting.append(wait)
+        try:
+            with self._lock:
+                if self._closed is None:
+                    call = self._register(job_id, wait, chunk)
+            if self._closed is not None:
+                self._notify([wait], self._closed)
                 return
-            self._waits[job_id] = [wait]
-            self._to_watch.append(job_id)
-            if chunk is not None:
-                neighbours, chunk.jobs = chunk.jobs, []
-                for job in neighbours:
-                    if job.id not in self._waits and not job.status.is_final:
-                        self._waits[job.id] = [Wait(None, job)]
-                        self._to_watch.append(job.id)
-            call = self._next_wait()
-        if call is not None:
-            self._send_wait(call)
+            if call is not None:
+                self._send_wait(call)
+            if self._is_hurt:
+                self._mend()
+        except BaseException:
+            self._interrupted()
+            raise
+
+    def _register(self, job_id: str, wait: Wait, chunk: Chunk | None) -> _WaitCall | None:
+        """Take in that this job is waited for; returns the call to make now, if any. Needs the lock."""
+        waiting = self._waits.get(job_id)
+        if waiting is not None:
+            waiting.append(wait)
+            return None
+        self._waits[job_id] = [wait]
+        self._to_watch.append(job_id)
+        if chunk is not None:
+            neighbours, chunk.jobs = chunk.jobs, []
+            for job in neighbours:
+                view = seen(job)
+                if view.id not in self._waits and not JobStatus(view.status).is_final:
+                    self._waits[view.id] = [Wait(None, job)]
+                    self._to_watch.append(view.id)
+        return self._next_wait()
 
     def _expect(self, jobs: Iterable[Job[Any, Any]]) -> None:
         """Take in that the ends of these jobs will be told without being asked for."""
         told: list[tuple[list[Wait], End | BaseException]] = []
         with self._lock:
             for job in jobs:
-                early = self._early.pop(job.id, None)
+                job_id = seen(job).id
+                early = self._early.pop(job_id, None)
                 if early is not None:
                     told.append(([Wait(None, job)], early))
                 else:
-                    self._waits.setdefault(job.id, []).append(Wait(None, job))
+                    self._waits.setdefault(job_id, []).append(Wait(None, job))
                 self._n_unasked += 1
             if self._n_unasked > _MAX_UNASKED:
                 self._is_eager = False
             call = self._next_wait()
         for waiting, end in told:
-            for wait in waiting:
-                tell(wait, end)
+            self._notify(waiting, end)
         if call is not None:
             self._send_wait(call)
+
+    def _notify(self, waiting: Iterable[Wait], outcome: End | BaseException) -> None:
+        """Give all who wait for a job its end; what goes wrong with one is no matter of the others."""
+        for wait in waiting:
+            try:
+                tell(wait, outcome)
+            except BaseException as problem:  # noqa: BLE001 - a class of a user's
+                if wait.pending is not None:
+                    wait.pending.fail(problem)
+                threads.survive("end_not_delivered", problem)
 
     def _time_out(self, job_id: str, pending: Pending[Any], timeout: float) -> None:
         with self._lock:  # it stays watched: the end is told once and costs little
@@ -521,54 +635,77 @@ class Session:
             waiting[:] = [wait for wait in waiting if wait.pending is not pending]
         pending.fail(TimeoutError(f"job {job_id} has not ended within {timeout:g} s; it goes on"))
 
-    def _next_wait(self) -> list[str] | None:
-        """Return the ids of the next wait call, None if none is needed now. Needs the lock."""
+    def _next_wait(self) -> _WaitCall | None:
+        """Return the next wait call, None if none is needed now. Needs the lock."""
         if self._closed is not None or not (self._waits or self._is_eager):
             return None
-        if self._n_waits == 0 or (self._to_watch and self._n_waits < _MAX_WAITS):
-            self._n_waits += 1
-            ids, self._to_watch = self._to_watch[:ROWS], self._to_watch[ROWS:]
-            return ids
+        if not self._wait_calls or (self._to_watch and len(self._wait_calls) < _MAX_WAITS):
+            call = _WaitCall(self._to_watch[:ROWS])
+            self._wait_calls.add(call)
+            del self._to_watch[:ROWS]
+            return call
         return None
 
-    def _send_wait(self, ids: list[str]) -> None:
+    def _send_wait(self, call: _WaitCall) -> None:
         park_s = 0.0 if self._to_watch else _PARK_S
         epoch = self.epoch
-        args = (self.id, epoch, ids, park_s)
-        self._transport.coordinator("wait", args, lambda ends, error: self._waited(ids, epoch, ends, error))
+        args = (self.id, epoch, call.ids, park_s)
+        try:
+            self._transport.coordinator("wait", args, lambda ends, error: self._waited(call, epoch, ends, error))
+            call.is_sent = True
+        except Exception as problem:  # noqa: BLE001 - the transport has not taken it
+            self._waited(call, epoch, None, problem)
 
-    def _waited(self, ids: list[str], epoch: str | None, ends: Ends | None, error: BaseException | None) -> None:
-        told: list[tuple[list[Wait], End | BaseException]] = []
+    def _waited(self, call: _WaitCall, epoch: str | None, ends: Ends | None, error: BaseException | None) -> None:
         with self._lock:
-            self._n_waits -= 1
+            if call not in self._wait_calls:
+                return  # made twice, after an interrupt
+            self._wait_calls.discard(call)
+            following = None
             if ends is None:
-                failed = ids or list(self._waits)
-                told = [(self._waits.pop(job_id, []), error or RuntimeError()) for job_id in failed]
+                failed = call.ids or list(self._waits)
+                told: list[tuple[list[Wait], End | BaseException]]
+                told = [(self._waits.pop(job_id, []), error or RuntimeUnavailableError("no answer")) for job_id in failed]
+                if self._waits:  # not at once: a transport that refuses calls would be asked for ever
+                    self._timeouts.add(_WAIT_AGAIN_S, self._wait_again)
             else:
-                if self._introduced_to not in (None, ends.epoch):
-                    self._introduced_to = None
-                    self._timeouts.add(0.0, self._introduce_again)
-                if epoch not in (None, ends.epoch):
-                    # A coordinator that does not know this session: ask anew. Compared with what the call was made with:
-                    # the answer to a submission may have told us of the new one meanwhile.
-                    self._to_watch = list(self._waits)
-                self.epoch = ends.epoch
-                for end in ends.ended:
-                    waiting = self._waits.pop(end.id, None)
-                    if waiting is not None:
-                        told.append((waiting, end))
-                    if waiting is None or (self._n_submits and not waiting[0].is_part):
-                        # Also when somebody was told: a submission on its way may join the same job, as children do.
-                        self._keep_early(end)
-                for job_id in ends.unknown:
-                    waiting = self._waits.pop(job_id, [])
-                    told.append((waiting, self._missing(job_id, waiting, ends.epoch)))
+                told = self._ended(epoch, ends)
+                following = self._next_wait()
+        try:
+            for waiting, outcome in told:
+                self._notify(waiting, outcome)
+        finally:
+            if following is not None:  # after the telling: whoever waits goes on while this call is made
+                self._send_wait(following)
+
+    def _wait_again(self) -> None:
+        with self._lock:
             call = self._next_wait()
-        for waiting, outcome in told:
-            for wait in waiting:
-                tell(wait, outcome)
-        if call is not None:  # after the telling: whoever waits goes on while this call is made
+        if call is not None:
             self._send_wait(call)
+
+    def _ended(self, epoch: str | None, ends: Ends) -> list[tuple[list[Wait], End | BaseException]]:
+        """Return who is to be given which end. Needs the lock."""
+        told: list[tuple[list[Wait], End | BaseException]] = []
+        if self._introduced_to not in (None, ends.epoch):
+            self._introduced_to = None
+            self._timeouts.add(0.0, self._introduce_again)
+        if epoch not in (None, ends.epoch):
+            # A coordinator that does not know this session: ask anew. Compared with what the call was made with:
+            # the answer to a submission may have told us of the new one meanwhile.
+            self._to_watch = list(self._waits)
+        self.epoch = ends.epoch
+        for end in ends.ended:
+            waiting = self._waits.pop(end.id, None)
+            if waiting is not None:
+                told.append((waiting, end))
+            if waiting is None or (self._batches and not waiting[0].is_part):
+                # Also when somebody was told: a submission on its way may join the same job, as children do.
+                self._keep_early(end)
+        for job_id in ends.unknown:
+            waiting = self._waits.pop(job_id, [])
+            told.append((waiting, self._missing(job_id, waiting, ends.epoch)))
+        return told
 
     def _keep_early(self, end: End) -> None:
         self._early[end.id] = end
@@ -576,8 +713,8 @@ class Session:
             del self._early[next(iter(self._early))]
 
     def _missing(self, job_id: str, waiting: list[Wait], epoch: str) -> BaseException:
-        seen = {wait.job._view.epoch for wait in waiting if wait.job is not None} - {""}  # noqa: SLF001 - one package
-        return JobLostError(job_id) if not seen or epoch not in seen else JobNotFoundError(job_id)
+        epochs = {seen(wait.job).epoch for wait in waiting if wait.job is not None} - {""}
+        return JobLostError(job_id) if not epochs or epoch not in epochs else JobNotFoundError(job_id)
 
     # --- the rest: one call each -------------------------------------------------------------------------------------
 
@@ -587,17 +724,17 @@ class Session:
 
         def progressed(states: list[tuple[str, Progress]] | None, _error: BaseException | None) -> None:
             for _, state in states or ():
-                known = job._view.progress  # noqa: SLF001 - one package
+                known = seen(job).progress
                 if known is None or state.sequence > known.sequence:
-                    job._view = job._view._replace(progress=state)  # noqa: SLF001
+                    show(job, seen(job)._replace(progress=state))
             pending.resolve(job)
 
         def got(view: JobView | None, error: BaseException | None) -> None:
             if view is None:
-                lost = isinstance(error, JobNotFoundError) and job._view.epoch not in ("", self.epoch)  # noqa: SLF001
-                pending.fail(JobLostError(job.id) if lost else error or RuntimeError())
+                lost = isinstance(error, JobNotFoundError) and seen(job).epoch not in ("", self.epoch)
+                pending.fail(JobLostError(job.id) if lost else error or RuntimeUnavailableError("no answer"))
                 return
-            job._view = view._replace(epoch=job._view.epoch)  # noqa: SLF001
+            show(job, view._replace(epoch=seen(job).epoch))
             if view.status == JobStatus.RUNNING:
                 self._transport.broker("latest", ([view.id],), progressed)
             else:
@@ -644,7 +781,7 @@ class Session:
 
         def got(page: tuple[list[JobView], str | None] | None, error: BaseException | None) -> None:
             if page is None:
-                pending.fail(error or RuntimeError())
+                pending.fail(error or RuntimeUnavailableError("no answer"))
                 return
             found.extend(self._present(view, job_type) for view in page[0])
             if page[1] is None:
@@ -735,7 +872,11 @@ class Session:
 
     def _present(self, view: JobView, job_type: type[Job[Any, Any]] | None) -> Job[Any, Any]:
         known: type[Job[Any, Any]] = job_type or find(view.kind) or Job
-        return known._in_hand(view._replace(epoch=self.epoch or ""))  # noqa: SLF001 - one package
+        view = view._replace(epoch=self.epoch or "")
+        try:
+            return known._in_hand(view)  # noqa: SLF001 - one package
+        except Exception:  # noqa: BLE001 - of a class without instances: as of one that is not defined here
+            return Job._in_hand(view)  # noqa: SLF001
 
     def _ask(self, method: str, args: tuple[Any, ...], present: Callable[[Any], Any]) -> Pending[Any]:
         pending: Pending[Any] = Pending()
@@ -746,7 +887,7 @@ class Session:
                 return
             try:
                 pending.resolve(present(answer))
-            except Exception as problem:  # noqa: BLE001 - becomes the outcome
+            except BaseException as problem:  # noqa: BLE001 - becomes the outcome
                 pending.fail(problem)
 
         self._call(pending, method, args, answered)
@@ -761,12 +902,56 @@ class Session:
     ) -> None:
         if self._closed is not None:
             pending.fail(self._closed)
-        else:
-            self._transport.coordinator(method, args, done)
+            return
+
+        def answered(answer: Any, error: BaseException | None) -> None:
+            try:
+                done(answer, error)
+            except BaseException as problem:  # noqa: BLE001 - told where the outcome is looked for
+                pending.fail(problem)
+                threads.survive("answer_not_delivered", problem)
+
+        self._transport.coordinator(method, args, answered)
+
+
+def _submission_of(submits: list[_Submit]) -> Submission:
+    terms: dict[str, int] = {}
+    abouts: dict[int, int] = {}
+    rows = []
+    for submit in submits:
+        place = terms.setdefault(submit.terms.id, len(terms))
+        about = abouts.setdefault(id(submit.about), len(abouts))
+        job_id, _, _, context, created_at, delay_s = submit.row
+        rows.append((job_id, place, about, context, created_at, delay_s))
+    by_about = {id(submit.about): submit.about for submit in submits}
+    return Submission(list(terms), [by_about[a] for a in abouts], rows, [], {})
 
 
 def _limited_to(job_type: type[Job[Any, Any]] | None, filters: Mapping[str, Any]) -> dict[str, Any]:
     return dict(filters) if job_type is None else {**filters, "kind": job_type.kind}
+
+
+def _check_instances(job_type: type[Job[Any, Any]]) -> None:
+    """Refuse a class of which no job in hand, and no ``self`` for its body, can be made.
+
+    Raises:
+        JobDefinitionError: It is abstract, or of a kind that Python makes no plain instances of.
+    """
+    missing = sorted(getattr(job_type, "__abstractmethods__", ()))
+    if missing:
+        msg = (
+            f"job {job_type.kind!r}: {job_type.__qualname__} is abstract ({', '.join(missing)} not defined); start a class "
+            f"that defines all of it"
+        )
+        raise JobDefinitionError(msg)
+    try:
+        job_type._in_hand(_NO_VIEW)  # noqa: SLF001 - one package
+    except Exception as error:  # noqa: BLE001 - whatever its base or its metaclass has against it
+        msg = (
+            f"job {job_type.kind!r}: no instance of {job_type.__qualname__} can be made ({error}); derive it from plain "
+            f"classes besides Job"
+        )
+        raise JobDefinitionError(msg) from None
 
 
 def _checked(job_id: object) -> str:

@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from koan_ray import wiring
+from koan_ray import threads, wiring
 from koan_ray.domain.measures import Measures
 from koan_ray.engine.agent import Agent
 from koan_ray.engine.session import Session
@@ -49,15 +49,20 @@ class LocalRuntime:
     """Coordinator and broker on a loop thread, job actors as agents; also the transport to them."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        self._thread = LoopThread("koan-engine")
-        clock = LoopClock(self._thread.loop)
-        self.code = LocalCode()
-        self._launcher = LocalLauncher(self, settings, clock)
-        self.core: Coordinator = self._thread.run(_made(wiring.coordinator, settings, self._launcher, clock))
-        self.broker_core: Broker = wiring.broker(settings, clock)
         self._is_stopped = False
-        self.session = Session(self, inline_limit=settings.inline_limit, ship=self.code.ship, trace=traces.current)
-        self._thread.run(self.core.start())
+        self._asked: dict[object, Callable[[Any, BaseException | None], None]] = {}  # calls that are not answered yet
+        self._thread = LoopThread("koan-engine")
+        try:
+            clock = LoopClock(self._thread.loop)
+            self.code = LocalCode()
+            self._launcher = LocalLauncher(self, settings, clock)
+            self.core: Coordinator = self._thread.run(_made(wiring.coordinator, settings, self._launcher, clock))
+            self.broker_core: Broker = wiring.broker(settings, clock)
+            self.session = Session(self, inline_limit=settings.inline_limit, ship=self.code.ship, trace=traces.current)
+            self._thread.run(self.core.start())
+        except BaseException:  # an interrupt, for instance: nobody has this engine in hand
+            self._thread.stop()
+            raise
         self._stop_measuring = metrics.offer(self._measure)
         if settings.keeps_documents:
             self.session.introduce_kinds()
@@ -78,10 +83,22 @@ class LocalRuntime:
     def _call(
         self, core: Any, method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]
     ) -> None:
+        number = object()
+        self._asked[number] = done
+
+        def answered(answer: Any, error: BaseException | None) -> None:
+            if self._asked.pop(number, None) is not None:
+                done(None, _over()) if isinstance(error, asyncio.CancelledError) else done(answer, error)
+
         if self._is_stopped:
-            done(None, RuntimeUnavailableError("the engine was shut down; call koan.init() to start another"))
+            answered(None, _over())
             return
-        self._thread.begin(getattr(core, method)(*args), done)
+        work = getattr(core, method)(*args)
+        try:
+            self._thread.begin(work, answered)
+        except RuntimeError:  # its loop was closed meanwhile
+            work.close()
+            answered(None, _over())
 
     def on_loop(self, action: Callable[..., Any], *args: Any) -> None:
         """Call something where coordinator and broker live."""
@@ -115,6 +132,12 @@ class LocalRuntime:
             self._launcher.stop()
             self._is_stopped = True
             self._thread.stop()
+            while self._asked:  # what came too late for the loop
+                threads.guarded("answer_not_delivered", self._asked.popitem()[1], None, _over())
+
+
+def _over() -> RuntimeUnavailableError:
+    return RuntimeUnavailableError("the engine was shut down; call koan.init() to start another")
 
 
 class LocalLauncher:

@@ -11,15 +11,19 @@ from __future__ import annotations
 import asyncio
 import math
 import selectors
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from koan_ray import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
 _MOST_HANDLES = 1000  # that a thread runs for others before it leaves the rest to the loop's own
+_HEADROOM = 300  # frames that a thread has left when it takes the turn; the engine's calls need far fewer
 
 
 class _Answer:
@@ -88,18 +92,21 @@ class _Loop(asyncio.SelectorEventLoop):
     def turn_here(self, action: Callable[..., Any], args: tuple[Any, ...], answer: _Answer | None) -> bool:
         """Call ``action`` and what follows from it in this thread, if the loop sleeps; false if it does not.
 
-        Returns when nothing is ready any more, or the answer is known.
+        Returns when nothing is ready any more, or the answer is known. Never in the main thread, where Ctrl-C and signal
+        handlers would end whatever task of the engine is under way, nor on a deep stack, which would overflow in it.
         """
-        if asyncio._get_running_loop() is not None or not self._turn.acquire(blocking=False):  # noqa: SLF001 - as above
+        if asyncio._get_running_loop() is not None or not _may_turn() or not self._turn.acquire(blocking=False):  # noqa: SLF001 - as above
             return False
         try:
             if not self.is_running():
                 return False
             asyncio._set_running_loop(self)  # noqa: SLF001 - meant for those who write loops
+            threads.answering.now = True
             try:
                 self.call_soon(action, *args)
                 self._run_ready(answer)
             finally:
+                threads.answering.now = False
                 asyncio._set_running_loop(None)  # noqa: SLF001
             if self._ready or (self._scheduled and self._scheduled[0].when() < self._sleep.wakes_at):
                 self._write_to_self()  # the loop's own thread goes on, or sleeps shorter
@@ -114,7 +121,20 @@ class _Loop(asyncio.SelectorEventLoop):
                 return
             handle = ready.popleft()
             if not handle.cancelled():
-                handle._run()  # noqa: SLF001 - as BaseEventLoop does
+                try:
+                    handle._run()  # noqa: SLF001 - as BaseEventLoop does
+                except BaseException as error:  # noqa: BLE001 - what it lets out, SystemExit say, is not this thread's
+                    threads.survive("loop_callback_failed", error)
+
+
+def _may_turn() -> bool:
+    if threading.get_ident() == threading.main_thread().ident:
+        return False
+    try:
+        sys._getframe(sys.getrecursionlimit() - _HEADROOM)  # noqa: SLF001 - the one way to ask how deep we are
+    except ValueError:
+        return True
+    return False
 
 
 class LoopThread:
@@ -122,9 +142,8 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = _Loop()
-        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._thread.start()
+        self._thread = threads.keep(name, self._main)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -133,7 +152,8 @@ class LoopThread:
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        threads.answering.now = True
+        self._loop.run_forever()  # raises what a task lets out, SystemExit say: then it is run again
         self._loop.close()
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
@@ -160,12 +180,14 @@ class LoopThread:
 
         def finished(finished_task: asyncio.Task[T]) -> None:
             self._tasks.discard(finished_task)
+            outcome: tuple[object, BaseException | None]
             if finished_task.cancelled():
-                done(None, asyncio.CancelledError("the engine was shut down"))
+                outcome = None, asyncio.CancelledError("the engine was shut down")
             elif (error := finished_task.exception()) is not None:
-                done(None, error)
+                outcome = None, error
             else:
-                done(finished_task.result(), None)
+                outcome = finished_task.result(), None
+            threads.guarded("answer_not_delivered", done, *outcome)
 
         task.add_done_callback(finished)
 

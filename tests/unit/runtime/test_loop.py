@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -28,10 +29,57 @@ def asleep(thread: LoopThread) -> None:
 
 
 def test_a_thread_that_brings_work_does_it_itself_while_the_loop_sleeps(thread):
+    def bring() -> None:
+        asleep(thread)
+        found.append(thread.run(where()))
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()
+        found.append("no loop is left behind")
+
+    found = []
+    visitor = threading.Thread(target=bring, name="visitor")
+    visitor.start()
+    visitor.join(5)
+    assert found == [("visitor", True), "no loop is left behind"]
+
+
+def test_the_main_thread_never_turns_it_because_an_interrupt_would_end_what_is_under_way(thread):
     asleep(thread)
-    assert thread.run(where()) == (threading.current_thread().name, True)
-    with pytest.raises(RuntimeError):
-        asyncio.get_running_loop()
+    assert thread.run(where()) == ("test-loop", True)
+
+
+def test_a_thread_deep_in_calls_does_not_turn_it_because_its_stack_would_overflow_there(thread):
+    def bring(depth: int) -> None:
+        if depth:
+            bring(depth - 1)
+        else:
+            asleep(thread)
+            found.append(thread.run(where()))
+
+    found = []
+    visitor = threading.Thread(target=bring, args=(sys.getrecursionlimit() - 200,), name="visitor")
+    visitor.start()
+    visitor.join(5)
+    assert found == [("test-loop", True)]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, RecursionError, ValueError])
+def test_whatever_a_callback_or_a_task_raises_the_loop_goes_on(thread, error):
+    def fail() -> None:
+        raise error
+
+    async def fail_later() -> None:
+        fail()
+
+    thread.call(fail)
+    with pytest.raises(error):
+        thread.run(fail_later())
+    thread.begin(asyncio.sleep(0), lambda _answer, _error: fail())
+    for name in ("main", "visitor"):
+        visitor = threading.Thread(target=thread.call, args=(fail,), name=name)
+        visitor.start()
+        visitor.join(5)
+    assert thread.run(where(), timeout=5)[1]
 
 
 def test_work_is_left_to_the_loop_while_it_is_busy(thread):
