@@ -60,6 +60,7 @@ from koan_ray.errors import (
     ConflictError,
     CoordinatorUnavailableError,
     JobNotFoundError,
+    KindNotIntroducedError,
     StoreUnavailableError,
 )
 from koan_ray.ports import Silence
@@ -345,8 +346,7 @@ class Coordinator:
         """Return what a new job is made of that does what ``old`` did."""
         routed = self._kinds.routed(old)
         if routed is None:
-            msg = f"job {old.id}: its class {old.terms.kind!r} is not known here; import its module where you use the engine"
-            raise ConflictError(msg)
+            raise KindNotIntroducedError(old.id, old.terms.kind, self._kinds.names())
         residence = self._catalog.place(self._catalog.home(old.particulars.residence))
         about = old.particulars._replace(retry_of=old.id, parent_job_id=None, depth=0, residence=residence)
         return routed.terms, about, Row(as_id, 0, 0, old.context, self._clock.now())

@@ -34,6 +34,7 @@ from koan_ray.errors import (
     JobDefinitionError,
     JobLostError,
     JobNotFoundError,
+    KindNotIntroducedError,
     PayloadTooLargeError,
     RuntimeUnavailableError,
     StoreUnavailableError,
@@ -302,7 +303,7 @@ class Session:
 
     def retry_failed_items(self, job_id: str) -> Pending[Any]:
         """Run the dead items of a job over items as a new job."""
-        return self._ask("retry_failed_items", (_checked(job_id), new_id()), lambda view: self._present(view, None))
+        return self.run_again("retry_failed_items", job_id)
 
     def _next_submits(self) -> _Batch | None:
         """Return what is to be sent now, None if nothing is. Needs the lock."""
@@ -806,7 +807,49 @@ class Session:
 
     def retry(self, job_id: str, *, resume: bool = False) -> Pending[Any]:
         """Run a failed or cancelled job anew; with ``resume`` from a copy of its checkpoint."""
-        return self._ask("retry", (_checked(job_id), new_id(), resume), lambda view: self._present(view, None))
+        return self.run_again("retry", job_id, resume)
+
+    def run_again(self, method: str, job_id: str, *more: Any) -> Pending[Any]:
+        """Have a stored job run again by ``retry`` or ``retry_failed_items``; resolves to the new job.
+
+        Where the engine does not know its class, yet or any more, and this process has it, it is introduced first.
+        """
+        pending: Pending[Any] = Pending()
+        args = (_checked(job_id), new_id(), *more)
+        introduced: set[str] = set()
+
+        def answered(view: JobView | None, error: BaseException | None) -> None:
+            if isinstance(error, KindNotIntroducedError) and error.kind not in introduced:
+                introduced.add(error.kind)
+                job_type = find(error.kind)
+                if job_type is not None and self._reads_inline:
+                    introduce(job_type, error)
+                    return
+                if job_type is not None:  # on another thread: to ship a class takes a while, and runs users' code
+                    threads.handlers.call("kind_not_introduced", lambda: introduce(job_type, error))
+                    return
+            if view is None:
+                pending.fail(error or RuntimeUnavailableError("no answer"))
+            else:
+                pending.resolve(self._present(view, None))
+
+        def introduce(job_type: type[Job[Any, Any]], refusal: BaseException) -> None:
+            try:
+                terms = self._terms_of(job_type, _NO_SETTINGS)
+            except BaseException as problem:  # noqa: BLE001 - told where the outcome is looked for
+                problem.__cause__ = problem.__cause__ or refusal
+                pending.fail(problem)
+                return
+            self._call(pending, "introduce", ([terms], {terms.code_id: self._code[terms.code_id]}), asked_again)
+
+        def asked_again(_epoch: str | None, error: BaseException | None) -> None:
+            if error is not None:
+                pending.fail(error)
+            else:
+                self._call(pending, method, args, answered)
+
+        self._call(pending, method, args, answered)
+        return pending
 
     # --- checkpoints of jobs over items ------------------------------------------------------------------------------
 

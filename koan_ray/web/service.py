@@ -62,7 +62,7 @@ class Service:
         self.credentials = Credentials(known, web.session_lifetime.total_seconds(), key)
         self.audit = AuditTrail(web.audit_file or None, web.audit_bytes)
         self.guard = Guard(self.credentials, self.hosts, web.limits, self.audit, authenticate, self.counters)
-        import_modules(web.modules)
+        import_modules(dict.fromkeys((*settings.jobs.modules, *web.modules)))
         self.link = Link(lambda: self.session, web.limits.answer_timeout.total_seconds())
         self.reader = Reader(settings, self.link)
         self.hub = Hub(self.link, web.limits.streams)
@@ -154,7 +154,7 @@ def import_modules(names: Iterable[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:
-            msg = f"[web] modules: {name!r} cannot be imported: {type(error).__name__}: {error}"
+            msg = f"[web] modules, or [jobs] modules: {name!r} cannot be imported: {type(error).__name__}: {error}"
             raise ConfigurationError(msg) from error
 
 
