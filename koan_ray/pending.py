@@ -7,6 +7,7 @@ is told through ``call_soon_threadsafe``, and a blocking caller waits on an even
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
@@ -38,7 +39,7 @@ class Pending(Generic[T]):
         self._make: Callable[[], object] | None = None  # what returns or raises the outcome, until somebody has looked
         self._error: BaseException | None = None
         self._event: threading.Event | None = None
-        self._callbacks: list[Callable[[], None]] | None = None
+        self._callbacks: list[Callable[[], None]] = []
         # True for waits on other jobs: in a job's body, other jobs may use its actor meanwhile.
         self._yields_place = yields_place
 
@@ -124,13 +125,12 @@ class Pending(Generic[T]):
 
     def _on_done(self, callback: Callable[[], None]) -> bool:
         """Have ``callback`` called where the outcome is brought, and not hold that up; false if it is known already."""
-        with self._lock:
-            if self._done:
+        self._callbacks.append(callback)  # without the lock: nothing that answers need is held where a collector may run
+        if self.done:
+            with contextlib.suppress(ValueError):  # it is being called
+                self._callbacks.remove(callback)
                 return False
-            if self._callbacks is None:
-                self._callbacks = []
-            self._callbacks.append(callback)
-            return True
+        return True
 
     def _finish(self, value: object, error: BaseException | None, make: Callable[[], object] | None) -> bool:
         if self.done:  # without the lock, which is held while users' code makes the outcome
@@ -139,12 +139,12 @@ class Pending(Generic[T]):
             if self._done:
                 return False
             self._value, self._error, self._make, self._done = value, error, make, True
-            callbacks, self._callbacks = self._callbacks, None
             event = self._event
         if event is not None:
             event.set()
-        for callback in callbacks or ():
-            threads.guarded("callback_failed", callback)
+        with contextlib.suppress(IndexError):  # until none is left
+            while self._callbacks:
+                threads.guarded("callback_failed", self._callbacks.pop(0))
         return True
 
     def _look(self) -> None:
@@ -162,11 +162,12 @@ class Pending(Generic[T]):
 
     def _block(self, timeout: float | None) -> None:
         threads.check_may_block()
+        event = threading.Event()
         with self._lock:
             if self._done:
                 return
             if self._event is None:
-                self._event = threading.Event()
+                self._event = event
             event = self._event
         until = None if timeout is None else time.monotonic() + timeout
         while True:  # in slices: what a platform can wait for at a time is limited

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import contextvars
 import logging
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -39,18 +41,32 @@ class _Answering(threading.local):
 
 
 answering = _Answering()
+_locks: list[weakref.ref[Any]] = []  # those that answers of the engine need on their way
+
+
+def lock() -> Any:
+    """Return a lock that answers of the engine need on their way; the thread that has it must not wait for any.
+
+    Reentrant: a finalizer or a signal handler may use the engine in the middle of a call of its own thread.
+    """
+    made = threading.RLock()
+    _locks[:] = [known for known in _locks if known() is not None]
+    _locks.append(weakref.ref(made))
+    return made
 
 
 def check_may_block() -> None:
-    """Refuse to wait for the engine where its answers arrive: in a finalizer, say, that the collector runs there.
+    """Refuse to wait for the engine where that would keep its answers from arriving.
+
+    That is in a finalizer or a signal handler that has hit the thread which brings them, or the middle of a call.
 
     Raises:
         RuntimeUnavailableError: The wait would never end.
     """
-    if answering.now:
+    if answering.now or any((known := ref()) is not None and known._is_owned() for ref in _locks):  # noqa: SLF001 - as Condition does
         raise RuntimeUnavailableError(
-            "get(): called on the thread that brings the engine's answers (by a finalizer such as __del__, it seems), where "
-            "it would wait for itself for ever; hand it to a thread, or leave out get()"
+            "waiting for the engine in a finalizer such as __del__, or a signal handler, that has hit it in the middle of "
+            "its work would never end; hand it to another thread, or leave out get()"
         )
 
 
@@ -88,21 +104,58 @@ def keep(name: str, work: Callable[[], None]) -> threading.Thread:
     return thread
 
 
+def apart(name: str, work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None) -> T:
+    """Do ``work`` in a thread of its own, where no interrupt reaches it, and return or raise its outcome.
+
+    A caller who is interrupted meanwhile goes; the work is done nevertheless, and what it has made is handed to ``undo``.
+    """
+    known, made, is_left = threading.Event(), list[T](), False
+    failed: list[BaseException] = []
+    context = contextvars.copy_context()
+
+    def main() -> None:
+        try:
+            made.append(context.run(work))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            failed.append(error)
+        known.set()
+        if is_left and made:
+            guarded(f"undo_failed: {name}", undo, made[0])
+
+    thread = threading.Thread(target=main, name=name, daemon=True)
+    try:
+        thread.start()
+        while not known.wait(LONGEST_WAIT_S):
+            pass
+    except RuntimeError:  # no thread can be started: as many as the system allows, or the interpreter ends
+        return work()
+    except BaseException:
+        is_left = True
+        if known.is_set() and made:
+            threading.Thread(target=guarded, args=(f"undo_failed: {name}", undo, made[0]), name=name, daemon=True).start()
+        raise
+    if failed:
+        raise failed[0]
+    return made[0]
+
+
 class Handlers:
     """Calls users' handlers on threads of their own, each as soon as one is free.
 
     Some threads are enough while handlers return. When those are all blocked, more are started at a measured pace, up to
-    ``most``; beyond that handlers wait until another returns, which is logged.
+    ``most``; beyond that handlers wait until another returns, which is logged. They are daemon threads: one that never comes
+    back does not keep the interpreter from its end.
     """
 
-    def __init__(self, few: int = _FEW, most: int = _MOST) -> None:
-        self._few, self._most = few, most
-        self._changed = threading.Condition()  # reentrant: a finalizer or a signal handler may hand something in
+    def __init__(self, few: int = _FEW, most: int = _MOST, *, name: str = "koan-handlers", idle_s: float = _IDLE_S) -> None:
+        self._few, self._most, self._name, self._idle_s = few, most, name, idle_s
+        self._changed = threading.Condition(lock())
         self._waiting: deque[tuple[str, Callable[[], Any]]] = deque()
         self._n_threads = 0
         self._n_idle = 0
         self._n_taken = 0
         self._has_reserve = False  # a thread that looks whether the others come back
+        self._is_closed = False
 
     def call(self, what: str, handler: Callable[[], Any]) -> None:
         """Call ``handler`` on another thread; what it raises is logged as ``what``."""
@@ -112,9 +165,15 @@ class Handlers:
                 self._changed.notify()
             elif self._n_threads < self._few:
                 self._start(self._serve)
-            elif not self._has_reserve:
+            elif not self._has_reserve and self._few < self._most:
                 self._has_reserve = True
                 self._start(self._reserve)
+
+    def close(self) -> None:
+        """Let the threads end once nothing waits any more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
     def finish(self, timeout: float = _LAST_S) -> None:
         """Return when nothing waits or runs any more, at the latest after ``timeout`` seconds."""
@@ -126,7 +185,7 @@ class Handlers:
         """Start one more thread. Needs the lock."""
         self._n_threads += 1
         try:
-            threading.Thread(target=work, name="koan-handlers", daemon=True).start()
+            threading.Thread(target=work, name=self._name, daemon=True).start()
         except RuntimeError as error:  # as many threads as the system allows, or the interpreter ends
             self._n_threads -= 1
             self._has_reserve = self._has_reserve and work != self._reserve
@@ -146,8 +205,8 @@ class Handlers:
         with self._changed:
             self._n_idle += 1
             try:
-                if not self._waiting:
-                    self._changed.wait(_IDLE_S)
+                if not self._waiting and not self._is_closed:
+                    self._changed.wait(self._idle_s)
                 if not self._waiting:
                     return None
                 self._n_taken += 1

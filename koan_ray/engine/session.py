@@ -124,7 +124,7 @@ class Session:
         self.epoch: str | None = None
         self._transport, self._inline_limit, self._ship, self._trace = transport, inline_limit, ship, trace
         self._reads_inline = reads_inline
-        self._lock = threading.RLock()  # reentrant: a finalizer or a signal handler may use the engine in the middle of it
+        self._lock = threads.lock()
         self._closed: BaseException | None = None
         self._submits: list[_Submit] = []
         self._batches: set[_Batch] = set()  # on their way
@@ -193,9 +193,17 @@ class Session:
         parent = settings.parent
         job_id = child_id(parent.id, parent.key) if parent is not None and parent.key is not None else new_id()
         row = (job_id, 0, 0, context, time.time(), settings.delay_s)
+        self._enqueue(_Submit(pending, job_type, terms, about, row))
+        return pending
+
+    def _enqueue(self, submit: _Submit) -> None:
+        """Send a submission, now or with the next."""
+        if self._lock._is_owned():  # noqa: SLF001 - a finalizer or a signal handler, in the middle of a call of this thread
+            self._timeouts.add(0.0, lambda: self._enqueue(submit))
+            return
         try:
             with self._lock:
-                self._submits.append(_Submit(pending, job_type, terms, about, row))
+                self._submits.append(submit)
                 batch = self._next_submits()
             if batch is not None:
                 self._send_submits(batch)
@@ -204,7 +212,6 @@ class Session:
         except BaseException:
             self._interrupted()
             raise
-        return pending
 
     def start_part(
         self, lead: Terms, job_type: type[Job[Any, Any]], about: Particulars, payload: bytes,
@@ -568,6 +575,9 @@ class Session:
         self._await_end(job_id, Wait(None, None, told))
 
     def _await_end(self, job_id: str, wait: Wait, chunk: Chunk | None = None) -> None:
+        if self._lock._is_owned():  # noqa: SLF001 - as in `_enqueue`
+            self._timeouts.add(0.0, lambda: self._await_end(job_id, wait, chunk))
+            return
         try:
             with self._lock:
                 if self._closed is None:

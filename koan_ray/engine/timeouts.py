@@ -22,8 +22,7 @@ class Timeouts:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._n = 0
-        # Reentrant, as all locks of a session: a finalizer or a signal handler may come here in the middle of it.
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threads.lock())
         self._thread: threading.Thread | None = None
         self._closed = False
 

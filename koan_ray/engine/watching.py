@@ -72,7 +72,7 @@ class Watching:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._lock = threading.RLock()
+        self._lock = threads.lock()
         self._by_job: dict[str, list[_Watch]] = {}
         self._to_watch: list[str] = []
         self._to_unwatch: list[str] = []

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from koan_ray import threads, wiring
@@ -69,8 +68,9 @@ class LocalRuntime:
 
     @classmethod
     def start(cls, settings: Settings) -> LocalRuntime:
-        """Start an engine in this process."""
-        return cls(wiring.engine_settings(settings))
+        """Start an engine in this process; an interrupt of the caller leaves none behind."""
+        made: LocalRuntime = threads.apart("koan-start", lambda: cls(wiring.engine_settings(settings)), undo=cls.stop)
+        return made
 
     def coordinator(self, method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]) -> None:
         """Call a method of the coordinator; see `Transport`."""
@@ -124,7 +124,11 @@ class LocalRuntime:
         return metrics.merged(both)
 
     def stop(self) -> None:
-        """End coordinator, broker and agents. Bodies that run are asked to stop and given up."""
+        """End coordinator, broker and agents, interrupted or not. Bodies that run are asked to stop and given up."""
+        threads.check_may_block()
+        threads.apart("koan-stop", self._stop)
+
+    def _stop(self) -> None:
         if not self._is_stopped:
             self._stop_measuring()
             with contextlib.suppress(TimeoutError):
@@ -145,7 +149,7 @@ class LocalLauncher:
 
     def __init__(self, runtime: LocalRuntime, settings: EngineSettings, clock: LoopClock) -> None:
         self._runtime, self._settings, self._clock = runtime, settings, clock
-        self._agents: dict[str, tuple[Agent, ThreadPoolExecutor, ActorEvents]] = {}
+        self._agents: dict[str, tuple[Agent, threads.Handlers, ActorEvents]] = {}
         self._lock = threading.Lock()
         self._children = ForkserverChildren(settings.cancel_grace_s)
 
@@ -163,9 +167,11 @@ class LocalLauncher:
             name, spec.concurrency, self._settings, clock=self._clock, uplink=self._runtime, load=self._runtime.code.load,
             children=self._children, span=wiring.attempt_span, watch_process=False,
         )  # fmt: skip
-        threads = ThreadPoolExecutor(2, thread_name_prefix="koan-batch")
+        # Kept as long as the agent, as bodies may hold things by thread; and daemons, so that a body which was given up does
+        # not keep the interpreter from its end.
+        callers = threads.Handlers(2, 2, name="koan-batch", idle_s=threads.LONGEST_WAIT_S)
         with self._lock:
-            self._agents[name] = (agent, threads, events)
+            self._agents[name] = (agent, callers, events)
         self._tell(name, events.actor_ready, ActorInfo("local", name, os.getpid()))
 
     def send(self, name: str, batch: int, orders: OrderBatch, *, label: str) -> None:
@@ -173,12 +179,12 @@ class LocalLauncher:
         found = self._agents.get(name)
         if found is None:
             return
-        agent, threads, events = found
+        agent, callers, events = found
 
         def run() -> None:
             self._tell_answer(events, name, batch, agent.run_batch(batch, orders))
 
-        threads.submit(run)
+        callers.call("batch_failed", run)
 
     def hurry(self, name: str, batch: int) -> None:
         """Have a batch answered now."""
@@ -214,9 +220,9 @@ class LocalLauncher:
         with self._lock:
             found = self._agents.pop(name, None)
         if found is not None:
-            agent, threads, events = found
+            agent, callers, events = found
             agent.stop()
-            threads.shutdown(wait=False)
+            callers.close()
             self._runtime.on_loop(events.actor_dead, name, cause)
 
     def settled(self, name: str, batches: tuple[int, ...]) -> None:

@@ -158,6 +158,9 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the loop and block for its result. From any other thread."""
+        if threads.answering.now:
+            work.close()
+            threads.check_may_block()
         answer = _Answer()
         self._do(self._begin, (work, answer.set), answer)
         return cast("T", answer.wait(timeout))

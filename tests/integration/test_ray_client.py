@@ -42,7 +42,7 @@ with koan.init(sys.argv[1], engine={{"namespace": {NAMESPACE!r}, "max_actors": 2
     try:
         failed.wait().get(timeout=40)
     except koan.JobFailedError as error:
-        print(error.message, flush=True)
+        print(str(error).rpartition(" ")[2], flush=True)
     if sys.argv[2] == "waits":
         print("waiting", flush=True)
         Twice.start(1).delayed(600).run().get(timeout=40).wait().get()

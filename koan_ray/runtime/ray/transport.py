@@ -42,7 +42,7 @@ class RayTransport:
     def __init__(self, find: Callable[[str], Any]) -> None:
         self._find = find
         self._handles: dict[str, Any] = {}
-        self._lock = threading.RLock()  # reentrant: a finalizer or a signal handler may call in the middle of it
+        self._lock = threads.lock()
         self._outstanding: dict[int, tuple[Any, Done]] = {}
         self._answers: queue.SimpleQueue[tuple[Callable[[Any], None], Any] | None] = queue.SimpleQueue()
         self._bringing: threading.Thread | None = None
