@@ -161,7 +161,7 @@ class Handlers:
         """Call ``handler`` on another thread; what it raises is logged as ``what``."""
         self._waiting.append((what, handler))
         with self._changed:
-            if self._n_idle:
+            if self._n_idle >= len(self._waiting):  # each takes one, also those that were notified and still wake up
                 self._changed.notify()
             elif self._n_threads < self._few:
                 self._start(self._serve)

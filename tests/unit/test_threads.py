@@ -46,6 +46,22 @@ def test_handlers_that_block_for_ever_hold_up_nobody():
     assert handlers._n_threads == handlers._n_idle + handlers._has_reserve
 
 
+def test_a_burst_of_handlers_finds_a_thread_each_though_one_is_idle():
+    handlers, leave, called = Handlers(few=4), threading.Event(), threading.Event()
+    handlers.call("handler_failed", called.set)
+    assert called.wait(5)
+    for _ in range(20):
+        called.clear()
+        while not handlers._n_idle:
+            threading.Event().wait(0.001)
+        handlers.call("handler_failed", leave.wait)
+        handlers.call("handler_failed", called.set)
+        assert called.wait(5)
+        leave.set()
+        handlers.finish(5)
+        leave.clear()
+
+
 def test_beyond_the_most_threads_handlers_wait_until_one_returns(caplog):
     handlers, leave, called = Handlers(few=1, most=2), threading.Event(), threading.Event()
     for _ in range(3):
