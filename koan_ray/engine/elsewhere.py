@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
+from koan_ray import threads
 from koan_ray.domain.records import end_of
 from koan_ray.engine.writer import pause
 from koan_ray.errors import StoreUnavailableError
@@ -54,10 +54,14 @@ class Elsewhere:
                 if job_id in self._live or not self._waiters.is_watched(job_id):
                     self._watched.discard(job_id)
                     continue
-                with contextlib.suppress(StoreUnavailableError):
+                try:
                     stored = await self._catalog.get(job_id)
                     if stored is not None and stored.status.is_final:
                         self._watched.discard(job_id)
                         self._waiters.ended(end_of(stored))
+                except StoreUnavailableError:
+                    continue
+                except Exception as error:  # noqa: BLE001 - a document that cannot be read is no reason not to look at others
+                    threads.survive(f"foreign_job_unreadable: job {job_id}", error)
             self._waiters.wake()
             await pause(self._clock, _EVERY_S)

@@ -65,6 +65,7 @@ _CHECKPOINT_AGAIN_S = 0.5
 _MAX_UNASKED = 1000
 _MAX_EARLY = 10_000
 _GATHER_KINDS_S = 0.2
+_INTRODUCE_AGAIN_S = 1.0  # after there was no coordinator
 _MAX_WORDS = 1_048_576  # bytes of metadata, of a description, of a correlation id
 _PAGE = 20  # parts in an answer
 _PLAIN = Particulars()
@@ -431,8 +432,7 @@ class Session:
         Classes that cannot be shipped are left out; the error is told where such a class is used.
         """
         on_register(self._introduce)
-        for job_type in everything():
-            self._introduce(job_type)
+        self._gather(everything())
 
     def _introduce(self, job_type: type[Job[Any, Any]]) -> None:
         with self._lock:
@@ -440,8 +440,12 @@ class Session:
             if self._is_introducing or self._closed is not None:
                 return
             self._is_introducing = True
-        # A moment later: the class statement that is under way must not wait, and has to come to its end first.
-        self._timeouts.add(_GATHER_KINDS_S, self._introduce_gathered)
+        try:
+            # A moment later: the class statement that is under way must not wait, and has to come to its end first.
+            self._timeouts.add(_GATHER_KINDS_S, self._introduce_gathered)
+        except BaseException:  # an interrupt, or no thread can be started: with the next class
+            self._is_introducing = False
+            raise
 
     def _introduce_gathered(self) -> None:
         with self._lock:
@@ -451,20 +455,26 @@ class Session:
         for job_type in gathered:
             try:
                 found.append(self._terms_of(job_type, _NO_SETTINGS))
-            except Exception:  # noqa: BLE001, S112 - a class that cannot be shipped fails where it is started
+            except BaseException:  # noqa: BLE001, S112 - a class that cannot be shipped fails where it is started
                 continue
         if self._closed is not None:
             return
+
+        def introduced(epoch: str | None, error: BaseException | None) -> None:
+            if epoch is not None:
+                self._introduced_to = epoch
+            elif isinstance(error, RuntimeUnavailableError) and self._closed is None:
+                self._timeouts.add(_INTRODUCE_AGAIN_S, lambda: self._gather(gathered))
+
         code = {terms.code_id: self._code[terms.code_id] for terms in found}
-        self._transport.coordinator("introduce", (found, code), self._introduced)
+        self._transport.coordinator("introduce", (found, code), introduced)
 
     def _introduce_again(self) -> None:
-        for job_type in everything():
-            self._introduce(job_type)
+        self._gather(everything())
 
-    def _introduced(self, epoch: str | None, _error: BaseException | None) -> None:
-        if epoch is not None:
-            self._introduced_to = epoch
+    def _gather(self, job_types: Iterable[type[Job[Any, Any]]]) -> None:
+        for job_type in job_types:
+            self._introduce(job_type)
 
     def submit_many(self, job_type: type[Job[Any, Any]], contexts: Iterable[Any], settings: RunSettings) -> Pending[Any]:
         """Submit a job for each context, reading them on a thread while earlier ones are on their way."""

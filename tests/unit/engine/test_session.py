@@ -17,6 +17,7 @@ import koan_ray as koan
 from koan_ray import ambient, threads
 from koan_ray.domain.records import End
 from koan_ray.domain.status import JobStatus
+from koan_ray.engine import session as sessions
 from koan_ray.engine.messages import Accepted, Ends
 from koan_ray.engine.session import Session
 from koan_ray.errors import ConflictError, JobDefinitionError, LimitExceededError, RuntimeUnavailableError
@@ -576,3 +577,29 @@ def test_the_poller_survives_what_its_watchers_and_its_transport_do(session, wir
     _, done = wire.take("poll")
     done(None, LimitExceededError("watchers", 2, 1, "fewer"))
     assert isinstance(seen[-1], LimitExceededError)
+
+
+# --- introducing classes -------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_introduced_again_when_there_was_no_coordinator_and_after_an_interrupt(session, wire, monkeypatch):
+    monkeypatch.setattr(sessions, "_GATHER_KINDS_S", 0.01)
+    monkeypatch.setattr(sessions, "_INTRODUCE_AGAIN_S", 0.01)
+    session.introduce_kinds()
+    _, done = wire.take("introduce")
+    done(None, RuntimeUnavailableError("none yet"))
+    (terms, _), done = wire.take("introduce")
+    assert "Plain" in [each.kind for each in terms]
+    done("e", None)
+    add = session._timeouts.add
+
+    def interrupt(delay_s, action):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session._timeouts, "add", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        session._introduce(Frozen)
+    monkeypatch.setattr(session._timeouts, "add", add)
+    session._introduce(Guarded)
+    (terms, _), _ = wire.take("introduce")
+    assert {each.kind for each in terms} == {"Frozen", "Guarded"}
