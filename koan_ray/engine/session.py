@@ -301,7 +301,7 @@ class Session:
                             file.writelines(to_json(row) + b"\n" for row in json.loads(part.body))
                             n += part.count
                         after = page[-1].seq
-            except Exception as error:  # noqa: BLE001 - becomes the outcome
+            except BaseException as error:  # noqa: BLE001 - becomes the outcome
                 pending.fail(error)
             else:
                 pending.resolve(n)
@@ -410,12 +410,15 @@ class Session:
             submission = self._with_terms(submission, new)
 
         def answered(answer: Accepted | None, error: BaseException | None) -> None:
-            if answer is not None and answer.needs:
-                self._transport.coordinator("submit", (self._with_terms(submission, answer.needs), watcher), answered)
-                return
-            if answer is not None:
-                self._sent.update(new)
-                self.epoch = answer.epoch
+            try:
+                if answer is not None and answer.needs:
+                    self._transport.coordinator("submit", (self._with_terms(submission, answer.needs), watcher), answered)
+                    return
+                if answer is not None:
+                    self._sent.update(new)
+                    self.epoch = answer.epoch
+            except Exception as problem:  # noqa: BLE001 - told where the outcome is looked for
+                answer, error = None, problem
             done(answer, error)
 
         self._transport.coordinator("submit", (submission, watcher), answered)

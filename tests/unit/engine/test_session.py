@@ -248,6 +248,12 @@ def test_an_answer_that_makes_no_sense_fails_its_own_call_and_no_other(session, 
         done(Accepted("e", 1.0, None, []), None)  # type: ignore[arg-type]
         with pytest.raises(TypeError):
             pending.get(timeout=5)
+        for answer in (object(), Accepted("e", 1.0, {}, ["terms that nobody has"])):
+            pending = Plain.start(1).run()
+            _, done = wire.take("submit")
+            done(answer, None)
+            with pytest.raises((AttributeError, KeyError)):
+                pending.get(timeout=5)
     still_works(wire)
 
 
