@@ -11,7 +11,6 @@ from pydantic_core import from_json, to_json
 
 from koan_ray.definition import encode_metadata
 from koan_ray.domain import words
-from koan_ray.domain.ids import new_id
 from koan_ray.domain.metadata import MetadataError, is_metadata_key, plain_metadata
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import InvalidContextError, KoanRayError, LimitExceededError, UnknownKindError
@@ -376,7 +375,7 @@ async def _change_one(
             await api.link.coordinator("cancel", job_id, ask.reason or f"cancelled by {who.name}")
             told = job_id
         else:
-            told = (await api.link.coordinator("retry", job_id, new_id())).id
+            told = await api.link.run_again("retry", job_id)
     except KoanRayError as error:
         answer.failed += 1
         if len(answer.errors) < _N_ERRORS:
@@ -417,9 +416,9 @@ async def retry_failed_items(job_id: JobId, api: Api, _who: Caller, request: Req
 
 async def _run_again(api: Service, request: Request, method: str, job_id: str, *more: Any) -> JobSummary:
     await _check_room(api)
-    view = await api.link.coordinator(method, job_id, new_id(), *more)
-    request.state.audit = {"job_id": view.id, **({"resume": True} if True in more else {})}
-    return presenting.summary(await api.reader.job(view.id))
+    new = await api.link.run_again(method, job_id, *more)
+    request.state.audit = {"job_id": new, **({"resume": True} if True in more else {})}
+    return presenting.summary(await api.reader.job(new))
 
 
 @routes.delete("/api/jobs/{job_id}", Role.ADMIN, status_code=204, problems=(404, 409))

@@ -71,6 +71,20 @@ class Link:
         """Call a method of the broker."""
         return await self._call("broker", method, args, timeout_s)
 
+    async def run_again(self, method: str, job_id: str, *more: Any) -> str:
+        """Have a stored job run again; returns the id of the new one. See `Session.run_again`.
+
+        Raises:
+            RuntimeUnavailableError: The engine did not answer in time.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                job = await self._session().run_again(method, job_id, *more)
+        except TimeoutError:
+            msg = f"the coordinator did not answer within {self._timeout_s:g} s ([web.limits] answer_timeout)"
+            raise RuntimeUnavailableError(msg) from None
+        return str(job.id)
+
     async def _call(self, whom: str, method: str, args: tuple[Any, ...], timeout_s: float | None) -> Any:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Any] = loop.create_future()

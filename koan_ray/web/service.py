@@ -63,7 +63,8 @@ class Service:
         self.credentials = Credentials(known, web.session_lifetime.total_seconds(), session_key(web))
         self.audit = AuditTrail(web.audit_file or None, web.audit_bytes)
         self.guard = Guard(self.credentials, self.hosts, web.limits, self.audit, authenticate, self.counters)
-        import_modules(web.modules)
+        import_modules(settings.jobs.modules, "[jobs] modules")
+        import_modules(web.modules, "[web] modules")
         self.link = Link(lambda: self.session, web.limits.answer_timeout.total_seconds())
         self.reader = Reader(settings, self.link)
         self.headlines = Headlines(self.reader)
@@ -151,8 +152,8 @@ def _announced() -> Token:
     return token("generated", secret)
 
 
-def import_modules(names: Iterable[str]) -> None:
-    """Import the modules that define job classes.
+def import_modules(names: Iterable[str], setting: str) -> None:
+    """Import the modules that define job classes, named in a setting.
 
     Raises:
         ConfigurationError: One cannot be imported.
@@ -161,7 +162,7 @@ def import_modules(names: Iterable[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:
-            msg = f"[web] modules: {name!r} cannot be imported: {type(error).__name__}: {error}"
+            msg = f"{setting}: {name!r} cannot be imported: {type(error).__name__}: {error}"
             raise ConfigurationError(msg) from error
 
 

@@ -406,6 +406,7 @@ def test_an_app_without_tokens_makes_one_and_prints_it_once(api, capsys, tmp_pat
     assert_problem(client.get("/api/session"), 401)
 
 
-def test_a_module_that_cannot_be_imported_is_named():
-    with pytest.raises(koan.ConfigurationError, match=r"\[web\] modules: 'no_such_module' cannot be imported"):
-        web.create_app(settings=koan.Settings(web={"modules": ["no_such_module"]}))
+@pytest.mark.parametrize("section", ["web", "jobs"])
+def test_a_module_that_cannot_be_imported_is_named(section):
+    with pytest.raises(koan.ConfigurationError, match=rf"\[{section}\] modules: 'no_such_module' cannot be imported"):
+        web.create_app(settings=koan.Settings(**{section: {"modules": ["no_such_module"]}}))
