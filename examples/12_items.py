@@ -95,7 +95,10 @@ def kill_something(engine, what):
         if not found:
             return
         pid = found[0]
-    os.kill(pid, signal.SIGKILL)
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:  # an item has ended it a moment ago, and the engine has yet to hear of that
+        return
     print(f"killed the {what}, process {pid}")
 
 

@@ -71,6 +71,7 @@ class Engine:
 _lock = threading.RLock()
 _current: Engine | None = None
 _inherited: list[Engine] = []  # of the processes that this one is a copy of; kept, so that no destructor disturbs them
+_ending: list[_Runtime] = []  # what is to be ended; an interrupt may have cut that short, and then it is gone on with
 
 
 def init(
@@ -109,21 +110,29 @@ def init(
         ):
             return _current
         wanted = load_settings(settings, overrides)
+        _finish()
         if _current is not None:
             _check_same(_current, wanted, runtime, address)
             return _current
-        started: _Runtime
-        if runtime == "local":
-            from koan_ray.runtime.local import LocalRuntime
+        started: _Runtime | None = None
+        try:
+            if runtime == "local":
+                from koan_ray.runtime.local import LocalRuntime
 
-            started = LocalRuntime.start(wanted)
-        else:
-            from koan_ray.runtime.ray.driver import RayRuntime
+                started = LocalRuntime.start(wanted)
+            else:
+                from koan_ray.runtime.ray.driver import RayRuntime
 
-            started = RayRuntime.start(address, wanted, is_explicit=settings is not None or bool(overrides))
-        _current = Engine(started, wanted, (runtime, address))
-        ambient.set_engine(started.session)
-        return _current
+                started = RayRuntime.start(address, wanted, is_explicit=settings is not None or bool(overrides))
+            _current = Engine(started, wanted, (runtime, address))
+            ambient.set_engine(started.session)
+            return _current
+        except BaseException:
+            if started is not None:  # an interrupt: nobody has it in hand
+                _ending.append(started)
+                _current = None
+                ambient.set_engine(None)
+            raise
 
 
 def _check_same(engine: Engine, wanted: Settings, runtime: Runtime, address: str | None) -> None:
@@ -145,14 +154,26 @@ def shutdown(engine: Engine | None = None) -> None:
     Jobs of a cluster go on. With ``runtime="local"``, or where `init` started the local Ray, the engine ends and the jobs
     in its memory are gone.
     """
-    global _current
+    global _current  # noqa: PLW0603 - as above
     with _lock:
-        if _current is None or engine not in (None, _current):
-            return
-        ended, _current = _current, None
-        ambient.set_engine(None)
-        ended._runtime.session.close("the engine was shut down; call koan.init() to start or join one")  # noqa: SLF001
-        ended._runtime.stop()  # noqa: SLF001 - one module
+        if _current is not None and engine in (None, _current):
+            _ending.append(_current._runtime)  # noqa: SLF001 - one module
+            _current = None
+            ambient.set_engine(None)
+        _finish()
+
+
+def _finish() -> None:
+    """End what is to be ended."""
+    while _ending:
+        ended = _ending[-1]
+        try:
+            ended.session.close("the engine was shut down; call koan.init() to start or join one")
+            ended.stop()
+        except Exception:
+            _ending.remove(ended)
+            raise
+        _ending.remove(ended)
 
 
 atexit.register(shutdown)

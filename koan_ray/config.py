@@ -99,7 +99,7 @@ class JobsSettings(_Section):
     default_source: str = "default"
     default_partition: Annotated[str, Field(pattern=r"^([a-z0-9_-]{1,64})?$")] = ""
     audit_source: str = ""
-    # Imported by commands that start jobs by kind; not by the engine, which is sent the classes.
+    # Imported by the API, and by commands that start jobs by kind or run them again; the engine is sent the classes.
     modules: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
 
 

@@ -238,6 +238,21 @@ class JobIdConflictError(ConflictError):
         return f"job {self.job_id}: exists with another kind or context; choose another id or child key."
 
 
+class KindNotIntroducedError(ConflictError):
+    """A stored job cannot be run again: no process has introduced a class of its kind to the engine."""
+
+    def __init__(self, job_id: str, kind: str, known: list[str]) -> None:
+        super().__init__(job_id, kind, known)
+        self.job_id, self.kind, self.known = job_id, kind, known
+
+    def __str__(self) -> str:
+        known = ", ".join(repr(name) for name in self.known[:20]) or "none"
+        return (
+            f"job {self.job_id}: no process has introduced a class of kind {self.kind!r} to the engine (known: {known}); "
+            f"import its module where you ask for this, or name it in jobs.modules of the settings."
+        )
+
+
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 

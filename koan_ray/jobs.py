@@ -361,7 +361,12 @@ class Job(Generic[C, R]):
     def remove(self) -> Pending[None]:
         """Delete the job and its executions; it must have ended. Waiting for it afterwards is an error."""
         removal = ambient.engine().remove(self.id)
-        removal.add_done_callback(lambda: setattr(self, "_is_removed", removal.succeeded))
+
+        def removed() -> None:
+            object.__setattr__(self, "_is_removed", removal.succeeded)
+
+        if not removal._on_done(removed):  # noqa: SLF001 - at once: `wait` looks at it
+            removed()
         return removal
 
     def details(self) -> Pending[JobDetails]:

@@ -7,10 +7,12 @@ is told through ``call_soon_threadsafe``, and a blocking caller waits on an even
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
-from koan_ray import ambient
+from koan_ray import ambient, threads
 from koan_ray.domain.durations import patience
 
 if TYPE_CHECKING:
@@ -28,16 +30,17 @@ class Pending(Generic[T]):
     not stop the operation.
     """
 
-    __slots__ = ("_callbacks", "_done", "_error", "_event", "_forks", "_lock", "_value", "_yields_place")
+    __slots__ = ("_callbacks", "_done", "_error", "_event", "_forks", "_lock", "_make", "_value", "_yields_place")
 
     def __init__(self, *, yields_place: bool = False) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a finalizer or a signal handler may ask in the middle of it
         self._done = False
         self._forks = ambient.forks  # another number later: this is a forked copy of the process that will know the outcome
         self._value: object = None
+        self._make: Callable[[], object] | None = None  # what returns or raises the outcome, until somebody has looked
         self._error: BaseException | None = None
         self._event: threading.Event | None = None
-        self._callbacks: list[Callable[[], None]] | None = None
+        self._callbacks: list[Callable[[], None]] = []
         # True for waits on other jobs: in a job's body, other jobs may use its actor meanwhile.
         self._yields_place = yields_place
 
@@ -49,6 +52,8 @@ class Pending(Generic[T]):
     @property
     def succeeded(self) -> bool:
         """The outcome is known and is a value."""
+        if self._make is not None:
+            self._look()
         return self.done and self._error is None
 
     def get(self, timeout: Duration | None = None) -> T:
@@ -59,7 +64,8 @@ class Pending(Generic[T]):
 
         Raises:
             TimeoutError: It is not known in time; the operation goes on.
-            RuntimeUnavailableError: It was asked for before this process was forked from another, which gets the outcome.
+            RuntimeUnavailableError: It was asked for before this process was forked from another, which gets the outcome; or
+                the wait would never end, in a finalizer or a signal handler that has hit the engine in its work.
         """
         if not self._done and not self._is_left_behind():
             limit = patience(timeout, name="timeout")
@@ -89,25 +95,26 @@ class Pending(Generic[T]):
 
     def resolve(self, value: object) -> bool:
         """Set the outcome to ``value``; false if there was one already."""
-        return self._finish(value, None)
+        return self._finish(value, None, None)
+
+    def resolve_with(self, make: Callable[[], object]) -> bool:
+        """Set the outcome to what ``make`` returns or raises, called once where somebody looks; false if there was one.
+
+        For what runs users' code, such as the validators of a result: the thread that brings it here is not theirs.
+        """
+        return self._finish(None, None, make)
 
     def fail(self, error: BaseException) -> bool:
         """Set the outcome to ``error``; false if there was one already."""
-        return self._finish(None, error)
+        return self._finish(None, error, None)
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` when the outcome is known, in the thread that resolves it, or now."""
-        self._is_left_behind()
-        with self._lock:
-            if not self._done:
-                if self._callbacks is None:
-                    self._callbacks = []
-                self._callbacks.append(callback)
-                return
-        callback()
+        """Call ``callback`` when the outcome is known, on a thread kept for that, or now. What it raises is logged."""
+        if not self._on_done(lambda: threads.handlers.call("done_callback_failed", callback)):
+            threads.guarded("done_callback_failed", callback)
 
     def map(self, function: Callable[[T], object]) -> Pending[object]:
-        """Return a pending with ``function`` applied to the value."""
+        """Return a pending with ``function`` applied to the value, on a thread kept for that."""
         mapped: Pending[object] = Pending(yields_place=self._yields_place)
 
         def finish() -> None:
@@ -125,34 +132,67 @@ class Pending(Generic[T]):
             return False
         if not self._done:
             self._forks = ambient.forks
-            self._lock, self._event, self._callbacks = threading.Lock(), None, None  # whoever holds or waits is not here
-            self._finish(None, ambient.left_behind())
+            self._lock, self._event, self._callbacks = threading.RLock(), None, []  # whoever holds or waits is not here
+            self._finish(None, ambient.left_behind(), None)
         return True
 
-    def _finish(self, value: object, error: BaseException | None) -> bool:
+    def _on_done(self, callback: Callable[[], None]) -> bool:
+        """Have ``callback`` called where the outcome is brought, and not hold that up; false if it is known already."""
+        self._is_left_behind()
+        self._callbacks.append(callback)  # without the lock: nothing that answers need is held where a collector may run
+        if self.done:
+            with contextlib.suppress(ValueError):  # it is being called
+                self._callbacks.remove(callback)
+                return False
+        return True
+
+    def _finish(self, value: object, error: BaseException | None, make: Callable[[], object] | None) -> bool:
+        if self.done:  # without the lock, which is held while users' code makes the outcome
+            return False
         with self._lock:
             if self._done:
                 return False
-            self._value, self._error, self._done = value, error, True
-            callbacks, self._callbacks = self._callbacks, None
+            self._value, self._error, self._make, self._done = value, error, make, True
             event = self._event
         if event is not None:
             event.set()
-        for callback in callbacks or ():
-            callback()
+        with contextlib.suppress(IndexError):  # until none is left
+            while self._callbacks:
+                threads.guarded("callback_failed", self._callbacks.pop(0))
         return True
 
+    def _look(self) -> None:
+        """Have the outcome made, once, whoever looks first."""
+        with self._lock:
+            if (make := self._make) is None:
+                return
+            try:
+                self._value = make()
+            except BaseException as error:
+                if not isinstance(error, Exception):  # an interrupt of the caller is no outcome: the next one looks again
+                    raise
+                self._error = error
+            self._make = None
+
     def _block(self, timeout: float | None) -> None:
+        threads.check_may_block()
+        event = threading.Event()
         with self._lock:
             if self._done:
                 return
             if self._event is None:
-                self._event = threading.Event()
+                self._event = event
             event = self._event
-        in_time = ambient.block(event, timeout) if ambient.block is not None else event.wait(timeout)
-        if not in_time:
-            msg = f"no outcome within {timeout:g} s; the operation goes on"
-            raise TimeoutError(msg)
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:  # in slices: what a platform can wait for at a time is limited
+            left = threads.LONGEST_WAIT_S
+            if until is not None:
+                left = min(left, max(0.0, until - time.monotonic()))
+            if ambient.block(event, left) if ambient.block is not None else event.wait(left):
+                return
+            if until is not None and time.monotonic() >= until:
+                msg = f"no outcome within {timeout:g} s; the operation goes on"
+                raise TimeoutError(msg)
 
     async def _suspend(self) -> None:
         loop = asyncio.get_running_loop()
@@ -168,10 +208,12 @@ class Pending(Generic[T]):
             except RuntimeError:  # the loop was closed; nobody waits any more
                 return
 
-        self.add_done_callback(tell_loop)
-        await known
+        if self._on_done(tell_loop):
+            await known
 
     def _outcome(self) -> T:
+        if self._make is not None:
+            self._look()
         if self._error is not None:
             raise self._error.with_traceback(None)
         return cast("T", self._value)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import logging
-import os
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from koan_ray import ambient
+from koan_ray import ambient, threads
 from koan_ray.domain.durations import instant
 from koan_ray.domain.progress import NUMBERS, SECOND, WORDS, Said, estimate_completion, parse_report, plain_report
 from koan_ray.domain.status import JobStatus
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 _Watch = Callable[[Callable[[Any], None]], Callable[[], None]]
 _log = logging.getLogger("koan_ray.progress")
 _CLOCK = LoopClock()
-_HANDLER_THREADS = 8
+_FAILED = "progress_handler_failed"
 _STREAM_BUFFER = 256  # updates a slow reader of a stream may fall behind; then the oldest is dropped
 
 
@@ -181,9 +180,9 @@ class Subscription:
 def subscribe(handler: Callable[[JobProgressUpdate], Any], watch: _Watch) -> Subscription:
     """Call ``handler`` with each update until the job ends, one at a time and in order.
 
-    A plain function is called on one of a few threads kept for this; a coroutine function on the running loop, or on a
-    loop in a thread of its own when none runs. What a handler raises is logged and does not end the subscription. A slow
-    one misses updates between, never the last.
+    A plain function is called on a thread kept for such handlers; a coroutine function on the running loop, or on a loop in
+    one of those threads when none runs. What a handler raises is logged and does not end the subscription. A slow one misses
+    updates between, never the last. The subscription ends with the loop that its handler is called on.
     """
     given: object = handler
     if not callable(given):
@@ -196,12 +195,14 @@ def subscribe(handler: Callable[[JobProgressUpdate], Any], watch: _Watch) -> Sub
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            mailbox.schedule = lambda: _handlers().submit(lambda: asyncio.run(mailbox.serve_async()))
+            mailbox.schedule = lambda: threads.handlers.call(_FAILED, mailbox.serve_on_own_loop)
         else:
-            mailbox.schedule = lambda: asyncio.run_coroutine_threadsafe(mailbox.serve_async(), loop)
+            mailbox.schedule = lambda: mailbox.serve_on(loop)
     else:
-        mailbox.schedule = lambda: _handlers().submit(mailbox.serve)
+        mailbox.schedule = lambda: threads.handlers.call(_FAILED, mailbox.serve)
     mailbox.stop = watch(mailbox.put)
+    if subscription.closed:  # it has ended before it was known how to stop it
+        mailbox.stop()
     return subscription
 
 
@@ -210,7 +211,7 @@ class _Mailbox:
 
     def __init__(self, handler: Callable[[JobProgressUpdate], Any]) -> None:
         self._handler = handler
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._updates: deque[JobProgressUpdate] = deque(maxlen=_STREAM_BUFFER)
         self._is_serving = False
         self._is_closed = False
@@ -232,8 +233,8 @@ class _Mailbox:
             self._is_serving = True
         try:
             self.schedule()
-        except RuntimeError:  # the loop or the interpreter is closing; nobody is left to be told
-            self.close()
+        except RuntimeError:  # the loop is closed; nobody is left to be told
+            self.on_end()
 
     def close(self) -> None:
         with self._lock:
@@ -243,19 +244,45 @@ class _Mailbox:
 
     def serve(self) -> None:
         while (update := self._next()) is not None:
-            try:
-                self._handler(update)
-            except Exception:  # noqa: BLE001 - a user's handler; logged, and the next update is its own chance
-                _log.exception("progress_handler_failed: job %s", update.job_id)
+            threads.guarded(f"{_FAILED}: job {update.job_id}", self._handler, update)
             self._after(update)
 
-    async def serve_async(self) -> None:
-        while (update := self._next()) is not None:
-            try:
-                await self._handler(update)
-            except Exception:  # noqa: BLE001 - a user's handler; logged, and the next update is its own chance
-                _log.exception("progress_handler_failed: job %s", update.job_id)
-            self._after(update)
+    def serve_on_own_loop(self) -> None:
+        """Call a coroutine function on a loop in this thread, which ends when there is nothing more to tell."""
+        serving = self._serve_async(BaseException)
+        try:
+            asyncio.run(serving)
+        except BaseException:  # no loop can be made, for want of files: the next update is its own chance
+            serving.close()
+            with self._lock:
+                self._is_serving = False
+            raise
+
+    def serve_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Call a coroutine function on the loop that was running when the subscription was made."""
+        serving = self._serve_async()
+        try:
+            asyncio.run_coroutine_threadsafe(serving, loop)
+        except RuntimeError:
+            serving.close()  # or it would complain that nobody awaits it
+            raise
+
+    async def _serve_async(self, survived: type[BaseException] = Exception) -> None:
+        is_over = True
+        try:
+            while (update := self._next()) is not None:
+                try:
+                    await self._handler(update)
+                except (asyncio.CancelledError, survived) as error:
+                    task = asyncio.current_task()
+                    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                        raise  # the loop ends, and not what the handler awaits
+                    threads.survive(f"{_FAILED}: job {update.job_id}", error)
+                self._after(update)
+            is_over = False
+        finally:
+            if is_over:
+                self.on_end()
 
     def _next(self) -> JobProgressUpdate | None:
         with self._lock:
@@ -267,14 +294,6 @@ class _Mailbox:
     def _after(self, update: JobProgressUpdate) -> None:
         if update.status.is_final:
             self.on_end()
-
-
-@functools.cache
-def _handlers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_HANDLER_THREADS, thread_name_prefix="koan-progress")
-
-
-os.register_at_fork(after_in_child=_handlers.cache_clear)  # its threads are not in the copy
 
 
 class ProgressStream:
@@ -295,11 +314,14 @@ class ProgressStream:
                 updates.get_nowait()
             updates.put_nowait(update)
 
+        stop: Callable[[], None] | None = None
+
         def deliver(update: JobProgressUpdate | BaseException) -> None:
             try:
                 loop.call_soon_threadsafe(put, update)
             except RuntimeError:  # the loop was closed under its reader
-                return
+                if stop is not None:
+                    stop()
 
         stop = self._watch(deliver)
         try:
@@ -319,11 +341,12 @@ class ProgressStream:
 
     def blocking(self) -> Iterator[JobProgressUpdate]:
         """Iterate without a loop, blocking for each update."""
-        updates: queue.Queue[JobProgressUpdate | BaseException] = queue.Queue()
+        updates: queue.SimpleQueue[JobProgressUpdate | BaseException] = queue.SimpleQueue()
 
         def deliver(update: JobProgressUpdate | BaseException) -> None:
             if updates.qsize() >= _STREAM_BUFFER:
-                updates.get_nowait()
+                with contextlib.suppress(queue.Empty):  # the reader was faster
+                    updates.get_nowait()
             updates.put(update)
 
         stop, forks = self._watch(deliver), ambient.forks

@@ -14,7 +14,7 @@ from koan_ray.cli.safe import safe
 from koan_ray.client import Jobs
 from koan_ray.domain.durations import seconds
 from koan_ray.domain.status import JobStatus
-from koan_ray.errors import ConfigurationError, InvalidContextError, KoanRayError, UnknownKindError
+from koan_ray.errors import ConfigurationError, InvalidContextError, KindNotIntroducedError, KoanRayError, UnknownKindError
 from koan_ray.jobs import Job
 from koan_ray.plain import job_object, view_of
 
@@ -48,7 +48,7 @@ def retrying(*, resume: bool = False) -> Action:
     """Return what runs a job anew; with ``resume`` from where it stopped."""
 
     def do(job_id: str) -> dict[str, Any]:
-        job = Jobs.retry(job_id, resume=resume).get(timeout=TIMEOUT_S)
+        job = _introducing(lambda: Jobs.retry(job_id, resume=resume).get(timeout=TIMEOUT_S))
         return {"id": job_id, "status": job.status.value, "retried_as": job.id}
 
     return Action("retry", ["failed"], do)
@@ -58,7 +58,7 @@ def retrying_failed_items() -> Action:
     """Return what runs the dead items of a job over items anew, alone."""
 
     def do(job_id: str) -> dict[str, Any]:
-        job = ambient.engine().retry_failed_items(job_id).get(timeout=TIMEOUT_S)
+        job = _introducing(lambda: ambient.engine().retry_failed_items(job_id).get(timeout=TIMEOUT_S))
         counts = view_of(job).items
         return {
             "id": job_id, "status": job.status.value, "retried_as": job.id,
@@ -66,6 +66,15 @@ def retrying_failed_items() -> Action:
         }  # fmt: skip
 
     return Action("retry-failed-items", _FINAL, do)
+
+
+def _introducing(run_again: Callable[[], Any]) -> Any:
+    """Run a stored job again; where no process has introduced its class yet, the modules of the settings may have it."""
+    try:
+        return run_again()
+    except KindNotIntroducedError:
+        import_modules([])
+        return run_again()
 
 
 def removing() -> Action:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from koan_ray import ambient
+from koan_ray import ambient, threads
 from koan_ray.cli import present
 from koan_ray.cli.safe import safe
 from koan_ray.domain.status import JobStatus
@@ -148,14 +148,19 @@ def show(job: Job[Any, Any], console: Console | None = None) -> Pending[JobStatu
             is_over, update = True, problem
         if not is_over:
             return
-        telling.__exit__()
-        if isinstance(update, BaseException):
-            shown.fail(update)
-        else:
-            shown.resolve(update.status)
+        try:
+            telling.__exit__()
+        finally:
+            if isinstance(update, BaseException):
+                shown.fail(update)
+            else:
+                shown.resolve(update.status)
 
+    drawing = threads.InOrder(
+        "progress_not_shown", deliver
+    )  # a terminal may block, and the thread that brings this must not
     try:
-        ambient.engine().watch(job, deliver)
+        ambient.engine().watch(job, drawing.put)
     except BaseException:
         telling.__exit__()
         raise

@@ -114,7 +114,7 @@ def status_text(view: JobView) -> Text:
 def note(view: JobView) -> Text:
     """Return a few words on where a job stands: its error, its message, why it waits, or its name."""
     if view.error is not None and view.status != JobStatus.COMPLETED:
-        return shown(view.error, "red")
+        return shown(next((line for line in str(view.error).splitlines() if line.strip()), ""), "red")
     if view.status == JobStatus.RUNNING and view.progress is not None and view.progress.message:
         return shown(view.progress.message)
     if view.status in (JobStatus.QUEUED, JobStatus.CANCELLED) and view.reason:

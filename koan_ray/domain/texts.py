@@ -19,6 +19,7 @@ _ESCAPES: Final = re.compile(
 )
 _CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 and C1, but tab and newline
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
+MOST_HEADLINE: Final = 200  # characters of an error in a list
 _UNREADABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -54,6 +55,11 @@ def readable_end(text: str, most: int) -> str:
     """Return the end of a text of several lines, such as a stack trace, as `readable` does."""
     text = str.__str__(text)
     return readable(text[-2 * most :])[-most:]
+
+
+def first_line(text: str, most: int = MOST_HEADLINE) -> str:
+    """Return the first line that says something, for lists."""
+    return readable(next((line.strip() for line in readable(text).split("\n") if line.strip()), ""), most)
 
 
 def said(value: object, most: int | None = None) -> str:

@@ -63,6 +63,7 @@ from koan_ray.engine.writer import Writer
 from koan_ray.errors import (
     ConflictError,
     CoordinatorUnavailableError,
+    KindNotIntroducedError,
     StoreUnavailableError,
 )
 from koan_ray.ports import Silence
@@ -363,8 +364,7 @@ class Coordinator:
         """Return what a new job is made of that does what ``old`` did."""
         routed = self._kinds.routed(old)
         if routed is None:
-            msg = f"job {old.id}: its class {old.terms.kind!r} is not known here; import its module where you use the engine"
-            raise ConflictError(msg)
+            raise KindNotIntroducedError(old.id, old.terms.kind, self._kinds.names())
         residence = self._catalog.place(self._catalog.home(old.particulars.residence))
         about = old.particulars._replace(retry_of=old.id, parent_job_id=None, depth=0, residence=residence)
         return routed.terms, about, Row(as_id, 0, 0, old.context, self._clock.now())

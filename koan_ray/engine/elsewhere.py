@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
+from koan_ray import threads
 from koan_ray.domain.records import end_of
 from koan_ray.engine.writer import pause
-from koan_ray.errors import StoreError
+from koan_ray.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,8 +52,12 @@ class Elsewhere:
         await pause(self._clock, _EVERY_S)
         while self._watched:
             for job_id in list(self._watched):
-                with contextlib.suppress(StoreError):  # one that cannot be read is looked at again, as one that is away
+                try:
                     await self._look_at(job_id)
+                except StoreUnavailableError:
+                    continue
+                except Exception as error:  # noqa: BLE001 - a document that cannot be read is no reason not to look at others
+                    threads.survive(f"foreign_job_unreadable: job {job_id}", error)
             self._waiters.wake()
             await pause(self._clock, _EVERY_S)
 

@@ -15,11 +15,13 @@ import json
 import threading
 import time
 import warnings
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import to_json
 
+from koan_ray import threads
 from koan_ray.domain.durations import instant
 from koan_ray.domain.ids import checked_id, child_id, new_id
 from koan_ray.domain.query import parse_query, plain_filters
@@ -29,13 +31,15 @@ from koan_ray.domain.words import cancel_reason
 from koan_ray.engine.messages import Submission
 from koan_ray.engine.startmany import ROWS, ManyFeed
 from koan_ray.engine.timeouts import Timeouts
-from koan_ray.engine.waits import Wait, conclude, tell
+from koan_ray.engine.waits import Wait, conclude, seen, show, tell
 from koan_ray.engine.watching import Watching
 from koan_ray.errors import (
     ConfigurationError,
+    JobDefinitionError,
     JobLostError,
     JobNotFoundError,
     JobWaitsWarning,
+    KindNotIntroducedError,
     PayloadTooLargeError,
     RuntimeUnavailableError,
     StoreUnavailableError,
@@ -60,15 +64,18 @@ if TYPE_CHECKING:
 _MAX_SUBMITS = 2
 _MAX_WAITS = 2
 _PARK_S = 20.0
+_WAIT_AGAIN_S = 0.5  # after a wait call that failed
 _CHECKPOINT_S = 120.0  # a checkpoint, or a page of values, is asked to be stored for so long
 _CHECKPOINT_AGAIN_S = 0.5
 _MAX_UNASKED = 1000
 _MAX_EARLY = 10_000
 _GATHER_KINDS_S = 0.2
+_INTRODUCE_AGAIN_S = 1.0  # after there was no coordinator
 _MAX_WORDS = 1_048_576  # bytes of metadata, of a description, of a correlation id
 _PAGE = 20  # parts in an answer
 _PLAIN = Particulars()
 _NO_SETTINGS = RunSettings()
+_NO_VIEW: Any = None
 
 
 class _Submit(NamedTuple):
@@ -77,6 +84,26 @@ class _Submit(NamedTuple):
     terms: Terms
     about: Particulars
     row: tuple[Any, ...]
+
+
+class _Batch:
+    """Submissions that travel together. Holds a place among `_MAX_SUBMITS` until it is answered, whatever happens then."""
+
+    __slots__ = ("is_sent", "submits")
+
+    def __init__(self, submits: list[_Submit]) -> None:
+        self.submits = submits
+        self.is_sent = False  # the transport has it and will answer
+
+
+class _WaitCall:
+    """A call for the ends of jobs. Holds a place among `_MAX_WAITS` until it is answered."""
+
+    __slots__ = ("ids", "is_sent")
+
+    def __init__(self, ids: list[str]) -> None:
+        self.ids = ids
+        self.is_sent = False
 
 
 class Session:
@@ -103,10 +130,10 @@ class Session:
         self.epoch: str | None = None
         self._transport, self._inline_limit, self._ship, self._trace = transport, inline_limit, ship, trace
         self._reads_inline = reads_inline
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         self._closed: BaseException | None = None
         self._submits: list[_Submit] = []
-        self._n_submits = 0
+        self._batches: set[_Batch] = set()  # on their way
         self._terms: dict[tuple[Any, ...], Terms] = {}
         self._code: dict[str, bytes] = {}
         self._by_id: dict[str, Terms] = {}
@@ -115,7 +142,8 @@ class Session:
         self._warned: set[tuple[str, str]] = set()  # ids of terms, and what they cannot run for
         self._waits: dict[str, list[Wait]] = {}
         self._to_watch: list[str] = []
-        self._n_waits = 0
+        self._wait_calls: set[_WaitCall] = set()  # on their way
+        self._is_hurt = False  # an interrupt of its caller may have left something half done
         # True while this process waits for what it submits one by one: then ends are sent without being asked for, which
         # spares a round trip. Ends that nobody has waited for yet update their jobs in hand; `_n_unasked` counts them.
         self._is_eager = False
@@ -124,6 +152,7 @@ class Session:
         self._to_introduce: list[type[Job[Any, Any]]] = []
         self._is_introducing = False
         self._introduced_to: str | None = None  # the coordinator that knows our classes
+        self._feeds: weakref.WeakSet[ManyFeed] = weakref.WeakSet()
         self._timeouts = Timeouts()
         self._watching = Watching(self)
 
@@ -143,13 +172,16 @@ class Session:
         with self._lock:
             self._closed = error
             on_register(None)
-            submits, self._submits = self._submits, []
+            submits = [submit for batch in self._batches for submit in batch.submits] + self._submits
+            self._submits, self._batches = [], set()
             waits, self._waits = self._waits, {}
+            feeds = list(self._feeds)
         for submit in submits:
             submit.pending.fail(error)
+        for feed in feeds:
+            feed.give_up(error)
         for waiting in waits.values():
-            for wait in waiting:
-                tell(wait, error)
+            self._notify(waiting, error)
         self._watching.close()
         self._timeouts.close()
 
@@ -180,12 +212,25 @@ class Session:
         parent = settings.parent
         job_id = child_id(parent.id, parent.key) if parent is not None and parent.key is not None else new_id()
         row = (job_id, 0, 0, context, time.time(), settings.delay_s)
-        with self._lock:
-            self._submits.append(_Submit(pending, job_type, terms, about, row))
-            batch = self._next_submits()
-        if batch:
-            self._send_submits(batch)
+        self._enqueue(_Submit(pending, job_type, terms, about, row))
         return pending
+
+    def _enqueue(self, submit: _Submit) -> None:
+        """Send a submission, now or with the next."""
+        if self._lock._is_owned():  # noqa: SLF001 - a finalizer or a signal handler, in the middle of a call of this thread
+            self._timeouts.add(0.0, lambda: self._enqueue(submit))
+            return
+        try:
+            with self._lock:
+                self._submits.append(submit)
+                batch = self._next_submits()
+            if batch is not None:
+                self._send_submits(batch)
+            if self._is_hurt or self._closed is not None:
+                self._mend()
+        except BaseException:
+            self._interrupted()
+            raise
 
     def start_part(
         self, lead: Terms, job_type: type[Job[Any, Any]], about: Particulars, payload: bytes,
@@ -209,12 +254,17 @@ class Session:
                     self._to_watch.append(job_id)
                 call = self._next_wait()
             if problem is not None:
-                told(problem)
+                threads.guarded("end_not_delivered", told, problem)
             if call is not None:
                 self._send_wait(call)
 
         row = (job_id, 0, 0, payload, time.time(), 0.0, None, crashes)
-        self._send(Submission([terms.id], [about], [row], [], {}), accepted, self.id)
+        try:
+            self._send(Submission([terms.id], [about], [row], [], {}), accepted, self.id)
+        except BaseException:
+            with self._lock:
+                self._waits.pop(job_id, None)
+            raise
         return job_id
 
     def _part_terms(self, lead: Terms, job_type: type[Job[Any, Any]]) -> Terms:
@@ -248,7 +298,7 @@ class Session:
 
         def got(page: list[Part] | None, error: BaseException | None) -> None:
             if page is None:
-                pending.fail(error or RuntimeError())
+                pending.fail(error or RuntimeUnavailableError("no answer"))
                 return
             if not page:
                 pending.resolve(found)
@@ -273,7 +323,7 @@ class Session:
                             file.writelines(to_json(row) + b"\n" for row in json.loads(part.body))
                             n += part.count
                         after = page[-1].seq
-            except Exception as error:  # noqa: BLE001 - becomes the outcome
+            except BaseException as error:  # noqa: BLE001 - becomes the outcome
                 pending.fail(error)
             else:
                 pending.resolve(n)
@@ -283,50 +333,92 @@ class Session:
 
     def retry_failed_items(self, job_id: str) -> Pending[Any]:
         """Run the dead items of a job over items as a new job."""
-        return self._ask_of(job_id, "retry_failed_items", (new_id(),), lambda view: self._present(view, None))
+        return self.run_again("retry_failed_items", job_id)
 
-    def _next_submits(self) -> list[_Submit]:
-        if not self._submits or self._n_submits >= _MAX_SUBMITS:
-            return []
-        self._n_submits += 1
-        batch, self._submits = self._submits[:ROWS], self._submits[ROWS:]
+    def _next_submits(self) -> _Batch | None:
+        """Return what is to be sent now, None if nothing is. Needs the lock."""
+        if not self._submits or len(self._batches) >= _MAX_SUBMITS:
+            return None
+        batch = _Batch(self._submits[:ROWS])
+        self._batches.add(batch)  # first: what an interrupt hits between is sent twice, and not never
+        del self._submits[:ROWS]
         return batch
 
-    def _send_submits(self, batch: list[_Submit]) -> None:
-        terms: dict[str, int] = {}
-        abouts: dict[int, int] = {}
-        rows = []
-        for submit in batch:
-            place = terms.setdefault(submit.terms.id, len(terms))
-            about = abouts.setdefault(id(submit.about), len(abouts))
-            job_id, _, _, context, created_at, delay_s = submit.row
-            rows.append((job_id, place, about, context, created_at, delay_s))
-        by_about = {id(submit.about): submit.about for submit in batch}
-        submission = Submission(list(terms), [by_about[a] for a in abouts], rows, [], {})
-
+    def _send_submits(self, batch: _Batch) -> None:
         def accepted(answer: Accepted | None, error: BaseException | None) -> None:
-            jobs: dict[int, Job[Any, Any]] = {}
-            if answer is not None:
-                for place, submit in enumerate(batch):
-                    if place not in answer.refused:
-                        view = self._view(submit.terms, submit.about, submit.row, answer)
-                        jobs[place] = submit.job_type._in_hand(view)  # noqa: SLF001 - one package
-                if answer.is_watched:
-                    self._expect(jobs.values())
-                for end in answer.ended:
-                    tell(Wait(None, jobs[0]), end)
-            for place, submit in enumerate(batch):
-                if place in jobs:
-                    submit.pending.resolve(jobs[place])
-                else:
-                    submit.pending.fail((answer.refused.get(place) if answer else error) or RuntimeError())
-            with self._lock:
-                self._n_submits -= 1
-                more = self._next_submits()
-            if more:
-                self._send_submits(more)
+            if batch not in self._batches:
+                return  # sent twice, or the session was closed
+            try:
+                self._accepted(batch.submits, answer, error)
+            except BaseException as problem:  # noqa: BLE001 - told where the outcome is looked for
+                for submit in batch.submits:
+                    submit.pending.fail(problem)
+                threads.survive("submission_not_delivered", problem)
+            finally:
+                with self._lock:
+                    self._batches.discard(batch)
+                    more = self._next_submits()
+                if more is not None:
+                    self._send_submits(more)
 
-        self._send(submission, accepted, self.id if self._is_eager else None)
+        try:
+            self._send(_submission_of(batch.submits), accepted, self.id if self._is_eager else None)
+            batch.is_sent = True
+        except Exception as problem:  # noqa: BLE001 - the transport has not taken it
+            accepted(None, problem)
+
+    def _accepted(self, submits: list[_Submit], answer: Accepted | None, error: BaseException | None) -> None:
+        """Give those who submitted their jobs, or what was wrong with them: to each its own."""
+        jobs: dict[int, Job[Any, Any]] = {}
+        problems: dict[int, BaseException] = {}
+        if answer is not None:
+            problems.update(answer.refused)
+            for place, submit in enumerate(submits):
+                if place not in problems:
+                    view = self._view(submit.terms, submit.about, submit.row, answer)
+                    try:
+                        jobs[place] = submit.job_type._in_hand(view)  # noqa: SLF001 - one package
+                    except BaseException as problem:  # noqa: BLE001 - a class of a user's
+                        problems[place] = problem
+            if answer.is_watched:
+                self._expect(jobs.values())
+            for end in answer.ended if 0 in jobs else ():
+                tell(Wait(None, jobs[0]), end)
+        for place, submit in enumerate(submits):
+            if place in jobs:
+                submit.pending.resolve(jobs[place])
+            else:
+                submit.pending.fail(problems.get(place) or error or RuntimeUnavailableError("no answer"))
+
+    def _interrupted(self) -> None:
+        """Have put right what an interrupt of a caller has left half done, on a thread that it does not reach."""
+        self._is_hurt = True  # before anything else that can be interrupted: the next call looks at it, too
+        self._timeouts.add(0.0, self._mend)
+
+    def _mend(self) -> None:
+        """Send what has not left, and ask anew for all ends. Whatever of it was done already does no harm twice."""
+        self._is_hurt = False
+        with self._lock:
+            if self._closed is not None:
+                submits, self._submits, self._batches = self._submits, [], set()
+                waits, self._waits = self._waits, {}
+                batches, call = [], None
+            else:
+                submits, waits = [], {}
+                batches = [batch for batch in self._batches if not batch.is_sent]
+                while (more := self._next_submits()) is not None:
+                    batches.append(more)
+                self._wait_calls = {call for call in self._wait_calls if call.is_sent}
+                self._to_watch = list(self._waits)
+                call = self._next_wait()
+        for submit in submits:
+            submit.pending.fail(self._closed or RuntimeError())
+        for waiting in waits.values():
+            self._notify(waiting, self._closed or RuntimeError())
+        for batch in batches:
+            self._send_submits(batch)
+        if call is not None:
+            self._send_wait(call)
 
     def _send(
         self,
@@ -340,14 +432,17 @@ class Session:
             submission = self._with_terms(submission, new)
 
         def answered(answer: Accepted | None, error: BaseException | None) -> None:
-            if answer is not None and answer.needs:
-                self._transport.coordinator("submit", (self._with_terms(submission, answer.needs), watcher), answered)
-                return
-            if answer is not None:
-                self._sent.update(new)
-                self.epoch = answer.epoch
-                if answer.waits:
-                    self._warn(answer.waits)
+            try:
+                if answer is not None and answer.needs:
+                    self._transport.coordinator("submit", (self._with_terms(submission, answer.needs), watcher), answered)
+                    return
+                if answer is not None:
+                    self._sent.update(new)
+                    self.epoch = answer.epoch
+                    if answer.waits:
+                        self._warn(answer.waits)
+            except Exception as problem:  # noqa: BLE001 - told where the outcome is looked for
+                answer, error = None, problem
             done(answer, error)
 
         self._transport.coordinator("submit", (submission, watcher), answered)
@@ -376,8 +471,7 @@ class Session:
         Classes that cannot be shipped are left out; the error is told where such a class is used.
         """
         on_register(self._introduce)
-        for job_type in everything():
-            self._introduce(job_type)
+        self._gather(everything())
 
     def _introduce(self, job_type: type[Job[Any, Any]]) -> None:
         with self._lock:
@@ -385,8 +479,12 @@ class Session:
             if self._is_introducing or self._closed is not None:
                 return
             self._is_introducing = True
-        # A moment later: the class statement that is under way must not wait, and has to come to its end first.
-        self._timeouts.add(_GATHER_KINDS_S, self._introduce_gathered)
+        try:
+            # A moment later: the class statement that is under way must not wait, and has to come to its end first.
+            self._timeouts.add(_GATHER_KINDS_S, self._introduce_gathered)
+        except BaseException:  # an interrupt, or no thread can be started: with the next class
+            self._is_introducing = False
+            raise
 
     def _introduce_gathered(self) -> None:
         with self._lock:
@@ -396,18 +494,26 @@ class Session:
         for job_type in gathered:
             try:
                 found.append(self._terms_of(job_type, _NO_SETTINGS))
-            except Exception:  # noqa: BLE001, S112 - a class that cannot be shipped fails where it is started
+            except BaseException:  # noqa: BLE001, S112 - a class that cannot be shipped fails where it is started
                 continue
+        if self._closed is not None:
+            return
+
+        def introduced(epoch: str | None, error: BaseException | None) -> None:
+            if epoch is not None:
+                self._introduced_to = epoch
+            elif isinstance(error, RuntimeUnavailableError) and self._closed is None:
+                self._timeouts.add(_INTRODUCE_AGAIN_S, lambda: self._gather(gathered))
+
         code = {terms.code_id: self._code[terms.code_id] for terms in found}
-        self._transport.coordinator("introduce", (found, code), self._introduced)
+        self._transport.coordinator("introduce", (found, code), introduced)
 
     def _introduce_again(self) -> None:
-        for job_type in everything():
-            self._introduce(job_type)
+        self._gather(everything())
 
-    def _introduced(self, epoch: str | None, _error: BaseException | None) -> None:
-        if epoch is not None:
-            self._introduced_to = epoch
+    def _gather(self, job_types: Iterable[type[Job[Any, Any]]]) -> None:
+        for job_type in job_types:
+            self._introduce(job_type)
 
     def submit_many(self, job_type: type[Job[Any, Any]], contexts: Iterable[Any], settings: RunSettings) -> Pending[Any]:
         """Submit a job for each context, reading them on a thread while earlier ones are on their way."""
@@ -429,7 +535,10 @@ class Session:
         except Exception as error:  # noqa: BLE001 - told where the outcome is looked for
             pending.fail(error)
             return pending
-        if self._reads_inline:
+        self._feeds.add(feed)
+        if self._closed is not None:
+            feed.give_up(self._closed)
+        elif self._reads_inline:
             feed.run(iterator)
         else:
             threading.Thread(target=feed.run, args=(iterator,), name="koan-start-many", daemon=True).start()
@@ -441,6 +550,7 @@ class Session:
         if known is None:
             definition: Definition = job_type.definition
             _ = definition.context_adapter, definition.result_adapter  # refuses types that pydantic cannot handle
+            _check_instances(job_type)
             code_id, blob = self._ship(job_type)
             self._code[code_id] = blob
             known = self._terms[key] = definition.terms(code_id, retry=settings.retry, timeout_s=settings.timeout_s)
@@ -506,7 +616,7 @@ class Session:
         else:
             self._is_eager, self._n_unasked = True, 0
             self._await_end(job.id, Wait(pending, job), job._chunk)  # noqa: SLF001 - one package
-            if JobStatus(job._view.status).is_final:  # noqa: SLF001 - it ended between the look and the registration
+            if JobStatus(seen(job).status).is_final:  # it ended between the look and the registration
                 conclude(pending, job)
             if timeout is not None and not pending.done:
                 self._timeouts.add(timeout, lambda: self._time_out(job.id, pending, timeout))
@@ -517,42 +627,70 @@ class Session:
         self._await_end(job_id, Wait(None, None, told))
 
     def _await_end(self, job_id: str, wait: Wait, chunk: Chunk | None = None) -> None:
-        with self._lock:
-            waiting = self._waits.get(job_id)
-            if waiting is not None:
-                waiting.append(wait)
+        if self._lock._is_owned():  # noqa: SLF001 - as in `_enqueue`
+            self._timeouts.add(0.0, lambda: self._await_end(job_id, wait, chunk))
+            return
+        try:
+            with self._lock:
+                if self._closed is None:
+                    call = self._register(job_id, wait, chunk)
+            if self._closed is not None:
+                self._notify([wait], self._closed)
                 return
-            self._waits[job_id] = [wait]
-            self._to_watch.append(job_id)
-            if chunk is not None:
-                neighbours, chunk.jobs = chunk.jobs, []
-                for job in neighbours:
-                    if job.id not in self._waits and not job.status.is_final:
-                        self._waits[job.id] = [Wait(None, job)]
-                        self._to_watch.append(job.id)
-            call = self._next_wait()
-        if call is not None:
-            self._send_wait(call)
+            if call is not None:
+                self._send_wait(call)
+            if self._is_hurt:
+                self._mend()
+        except BaseException:
+            self._interrupted()
+            raise
+
+    def _register(self, job_id: str, wait: Wait, chunk: Chunk | None) -> _WaitCall | None:
+        """Take in that this job is waited for; returns the call to make now, if any. Needs the lock."""
+        waiting = self._waits.get(job_id)
+        if waiting is not None:
+            waiting.append(wait)
+            return None
+        self._waits[job_id] = [wait]
+        self._to_watch.append(job_id)
+        if chunk is not None:
+            neighbours, chunk.jobs = chunk.jobs, []
+            for job in neighbours:
+                view = seen(job)
+                if view.id not in self._waits and not JobStatus(view.status).is_final:
+                    self._waits[view.id] = [Wait(None, job)]
+                    self._to_watch.append(view.id)
+        return self._next_wait()
 
     def _expect(self, jobs: Iterable[Job[Any, Any]]) -> None:
         """Take in that the ends of these jobs will be told without being asked for."""
         told: list[tuple[list[Wait], End | BaseException]] = []
         with self._lock:
             for job in jobs:
-                early = self._early.pop(job.id, None)
+                job_id = seen(job).id
+                early = self._early.pop(job_id, None)
                 if early is not None:
                     told.append(([Wait(None, job)], early))
                 else:
-                    self._waits.setdefault(job.id, []).append(Wait(None, job))
+                    self._waits.setdefault(job_id, []).append(Wait(None, job))
                 self._n_unasked += 1
             if self._n_unasked > _MAX_UNASKED:
                 self._is_eager = False
             call = self._next_wait()
         for waiting, end in told:
-            for wait in waiting:
-                tell(wait, end)
+            self._notify(waiting, end)
         if call is not None:
             self._send_wait(call)
+
+    def _notify(self, waiting: Iterable[Wait], outcome: End | BaseException) -> None:
+        """Give all who wait for a job its end; what goes wrong with one is no matter of the others."""
+        for wait in waiting:
+            try:
+                tell(wait, outcome)
+            except BaseException as problem:  # noqa: BLE001 - a class of a user's
+                if wait.pending is not None:
+                    wait.pending.fail(problem)
+                threads.survive("end_not_delivered", problem)
 
     def _time_out(self, job_id: str, pending: Pending[Any], timeout: float) -> None:
         with self._lock:  # it stays watched: the end is told once and costs little
@@ -560,54 +698,77 @@ class Session:
             waiting[:] = [wait for wait in waiting if wait.pending is not pending]
         pending.fail(TimeoutError(f"job {job_id} has not ended within {timeout:g} s; it goes on"))
 
-    def _next_wait(self) -> list[str] | None:
-        """Return the ids of the next wait call, None if none is needed now. Needs the lock."""
+    def _next_wait(self) -> _WaitCall | None:
+        """Return the next wait call, None if none is needed now. Needs the lock."""
         if self._closed is not None or not (self._waits or self._is_eager):
             return None
-        if self._n_waits == 0 or (self._to_watch and self._n_waits < _MAX_WAITS):
-            self._n_waits += 1
-            ids, self._to_watch = self._to_watch[:ROWS], self._to_watch[ROWS:]
-            return ids
+        if not self._wait_calls or (self._to_watch and len(self._wait_calls) < _MAX_WAITS):
+            call = _WaitCall(self._to_watch[:ROWS])
+            self._wait_calls.add(call)
+            del self._to_watch[:ROWS]
+            return call
         return None
 
-    def _send_wait(self, ids: list[str]) -> None:
+    def _send_wait(self, call: _WaitCall) -> None:
         park_s = 0.0 if self._to_watch else _PARK_S
         epoch = self.epoch
-        args = (self.id, epoch, ids, park_s)
-        self._transport.coordinator("wait", args, lambda ends, error: self._waited(ids, epoch, ends, error))
+        args = (self.id, epoch, call.ids, park_s)
+        try:
+            self._transport.coordinator("wait", args, lambda ends, error: self._waited(call, epoch, ends, error))
+            call.is_sent = True
+        except Exception as problem:  # noqa: BLE001 - the transport has not taken it
+            self._waited(call, epoch, None, problem)
 
-    def _waited(self, ids: list[str], epoch: str | None, ends: Ends | None, error: BaseException | None) -> None:
-        told: list[tuple[list[Wait], End | BaseException]] = []
+    def _waited(self, call: _WaitCall, epoch: str | None, ends: Ends | None, error: BaseException | None) -> None:
         with self._lock:
-            self._n_waits -= 1
+            if call not in self._wait_calls:
+                return  # made twice, after an interrupt
+            self._wait_calls.discard(call)
+            following = None
             if ends is None:
-                failed = ids or list(self._waits)
-                told = [(self._waits.pop(job_id, []), error or RuntimeError()) for job_id in failed]
+                failed = call.ids or list(self._waits)
+                told: list[tuple[list[Wait], End | BaseException]]
+                told = [(self._waits.pop(job_id, []), error or RuntimeUnavailableError("no answer")) for job_id in failed]
+                if self._waits:  # not at once: a transport that refuses calls would be asked for ever
+                    self._timeouts.add(_WAIT_AGAIN_S, self._wait_again)
             else:
-                if self._introduced_to not in (None, ends.epoch):
-                    self._introduced_to = None
-                    self._timeouts.add(0.0, self._introduce_again)
-                if epoch not in (None, ends.epoch):
-                    # A coordinator that does not know this session: ask anew. Compared with what the call was made with:
-                    # the answer to a submission may have told us of the new one meanwhile.
-                    self._to_watch = list(self._waits)
-                self.epoch = ends.epoch
-                for end in ends.ended:
-                    waiting = self._waits.pop(end.id, None)
-                    if waiting is not None:
-                        told.append((waiting, end))
-                    if waiting is None or (self._n_submits and not waiting[0].is_part):
-                        # Also when somebody was told: a submission on its way may join the same job, as children do.
-                        self._keep_early(end)
-                for job_id in ends.unknown:
-                    waiting = self._waits.pop(job_id, [])
-                    told.append((waiting, self._missing(job_id, waiting, ends.epoch)))
+                told = self._ended(epoch, ends)
+                following = self._next_wait()
+        try:
+            for waiting, outcome in told:
+                self._notify(waiting, outcome)
+        finally:
+            if following is not None:  # after the telling: whoever waits goes on while this call is made
+                self._send_wait(following)
+
+    def _wait_again(self) -> None:
+        with self._lock:
             call = self._next_wait()
-        for waiting, outcome in told:
-            for wait in waiting:
-                tell(wait, outcome)
-        if call is not None:  # after the telling: whoever waits goes on while this call is made
+        if call is not None:
             self._send_wait(call)
+
+    def _ended(self, epoch: str | None, ends: Ends) -> list[tuple[list[Wait], End | BaseException]]:
+        """Return who is to be given which end. Needs the lock."""
+        told: list[tuple[list[Wait], End | BaseException]] = []
+        if self._introduced_to not in (None, ends.epoch):
+            self._introduced_to = None
+            self._timeouts.add(0.0, self._introduce_again)
+        if epoch not in (None, ends.epoch):
+            # A coordinator that does not know this session: ask anew. Compared with what the call was made with:
+            # the answer to a submission may have told us of the new one meanwhile.
+            self._to_watch = list(self._waits)
+        self.epoch = ends.epoch
+        for end in ends.ended:
+            waiting = self._waits.pop(end.id, None)
+            if waiting is not None:
+                told.append((waiting, end))
+            if waiting is None or (self._batches and not waiting[0].is_part):
+                # Also when somebody was told: a submission on its way may join the same job, as children do.
+                self._keep_early(end)
+        for job_id in ends.unknown:
+            waiting = self._waits.pop(job_id, [])
+            told.append((waiting, self._missing(job_id, waiting, ends.epoch)))
+        return told
 
     def _keep_early(self, end: End) -> None:
         self._early[end.id] = end
@@ -615,8 +776,8 @@ class Session:
             del self._early[next(iter(self._early))]
 
     def _missing(self, job_id: str, waiting: list[Wait], epoch: str) -> BaseException:
-        seen = {wait.job._view.epoch for wait in waiting if wait.job is not None} - {""}  # noqa: SLF001 - one package
-        return JobLostError(job_id) if not seen or epoch not in seen else JobNotFoundError(job_id)
+        epochs = {seen(wait.job).epoch for wait in waiting if wait.job is not None} - {""}
+        return JobLostError(job_id) if not epochs or epoch not in epochs else JobNotFoundError(job_id)
 
     # --- the rest: one call each -------------------------------------------------------------------------------------
 
@@ -626,17 +787,17 @@ class Session:
 
         def progressed(states: list[tuple[str, Progress]] | None, _error: BaseException | None) -> None:
             for _, state in states or ():
-                known = job._view.progress  # noqa: SLF001 - one package
+                known = seen(job).progress
                 if known is None or state.sequence > known.sequence:
-                    job._view = job._view._replace(progress=state)  # noqa: SLF001
+                    show(job, seen(job)._replace(progress=state))
             pending.resolve(job)
 
         def got(view: JobView | None, error: BaseException | None) -> None:
             if view is None:
-                lost = isinstance(error, JobNotFoundError) and job._view.epoch not in ("", self.epoch)  # noqa: SLF001
-                pending.fail(JobLostError(job.id) if lost else error or RuntimeError())
+                lost = isinstance(error, JobNotFoundError) and seen(job).epoch not in ("", self.epoch)
+                pending.fail(JobLostError(job.id) if lost else error or RuntimeUnavailableError("no answer"))
                 return
-            job._view = view._replace(epoch=job._view.epoch)  # noqa: SLF001
+            show(job, view._replace(epoch=seen(job).epoch))
             if view.status == JobStatus.RUNNING:
                 self._transport.broker("latest", ([view.id],), progressed)
             else:
@@ -691,7 +852,7 @@ class Session:
 
         def got(page: tuple[list[JobView], str | None] | None, error: BaseException | None) -> None:
             if page is None:
-                pending.fail(error or RuntimeError())
+                pending.fail(error or RuntimeUnavailableError("no answer"))
                 return
             found.extend(self._present(view, job_type) for view in page[0])
             if page[1] is None:
@@ -727,7 +888,52 @@ class Session:
 
     def retry(self, job_id: str, *, resume: bool = False) -> Pending[Any]:
         """Run a failed or cancelled job anew; with ``resume`` from a copy of its checkpoint."""
-        return self._ask_of(job_id, "retry", (new_id(), resume), lambda view: self._present(view, None))
+        return self.run_again("retry", job_id, resume)
+
+    def run_again(self, method: str, job_id: str, *more: Any) -> Pending[Any]:
+        """Have a stored job run again by ``retry`` or ``retry_failed_items``; resolves to the new job.
+
+        Where the engine does not know its class, yet or any more, and this process has it, it is introduced first.
+        """
+        pending: Pending[Any] = Pending()
+        known = _checked(job_id, pending)
+        if known is None:
+            return pending
+        args = (known, new_id(), *more)
+        introduced: set[str] = set()
+
+        def answered(view: JobView | None, error: BaseException | None) -> None:
+            if isinstance(error, KindNotIntroducedError) and error.kind not in introduced:
+                introduced.add(error.kind)
+                job_type = find(error.kind)
+                if job_type is not None and self._reads_inline:
+                    introduce(job_type, error)
+                    return
+                if job_type is not None:  # on another thread: to ship a class takes a while, and runs users' code
+                    threads.handlers.call("kind_not_introduced", lambda: introduce(job_type, error))
+                    return
+            if view is None:
+                pending.fail(error or RuntimeUnavailableError("no answer"))
+            else:
+                pending.resolve(self._present(view, None))
+
+        def introduce(job_type: type[Job[Any, Any]], refusal: BaseException) -> None:
+            try:
+                terms = self._terms_of(job_type, _NO_SETTINGS)
+            except BaseException as problem:  # noqa: BLE001 - told where the outcome is looked for
+                problem.__cause__ = problem.__cause__ or refusal
+                pending.fail(problem)
+                return
+            self._call(pending, "introduce", ([terms], {terms.code_id: self._code[terms.code_id]}), asked_again)
+
+        def asked_again(_epoch: str | None, error: BaseException | None) -> None:
+            if error is not None:
+                pending.fail(error)
+            else:
+                self._call(pending, method, args, answered)
+
+        self._call(pending, method, args, answered)
+        return pending
 
     # --- checkpoints of jobs over items ------------------------------------------------------------------------------
 
@@ -793,7 +999,11 @@ class Session:
 
     def _present(self, view: JobView, job_type: type[Job[Any, Any]] | None) -> Job[Any, Any]:
         known: type[Job[Any, Any]] = job_type or find(view.kind) or Job
-        return known._in_hand(view._replace(epoch=self.epoch or ""))  # noqa: SLF001 - one package
+        view = view._replace(epoch=self.epoch or "")
+        try:
+            return known._in_hand(view)  # noqa: SLF001 - one package
+        except Exception:  # noqa: BLE001 - of a class without instances: as of one that is not defined here
+            return Job._in_hand(view)  # noqa: SLF001
 
     def _ask_of(self, job_id: str, method: str, more: tuple[Any, ...], present: Callable[[Any], Any]) -> Pending[Any]:
         """Ask something of one job; what is no id belongs to none, as the outcome says.
@@ -814,7 +1024,7 @@ class Session:
                 return
             try:
                 pending.resolve(present(answer))
-            except Exception as problem:  # noqa: BLE001 - becomes the outcome
+            except BaseException as problem:  # noqa: BLE001 - becomes the outcome
                 pending.fail(problem)
 
         self._call(pending, method, args, answered)
@@ -829,12 +1039,56 @@ class Session:
     ) -> None:
         if self._closed is not None:
             pending.fail(self._closed)
-        else:
-            self._transport.coordinator(method, args, done)
+            return
+
+        def answered(answer: Any, error: BaseException | None) -> None:
+            try:
+                done(answer, error)
+            except BaseException as problem:  # noqa: BLE001 - told where the outcome is looked for
+                pending.fail(problem)
+                threads.survive("answer_not_delivered", problem)
+
+        self._transport.coordinator(method, args, answered)
+
+
+def _submission_of(submits: list[_Submit]) -> Submission:
+    terms: dict[str, int] = {}
+    abouts: dict[int, int] = {}
+    rows = []
+    for submit in submits:
+        place = terms.setdefault(submit.terms.id, len(terms))
+        about = abouts.setdefault(id(submit.about), len(abouts))
+        job_id, _, _, context, created_at, delay_s = submit.row
+        rows.append((job_id, place, about, context, created_at, delay_s))
+    by_about = {id(submit.about): submit.about for submit in submits}
+    return Submission(list(terms), [by_about[a] for a in abouts], rows, [], {})
 
 
 def _limited_to(job_type: type[Job[Any, Any]] | None, filters: Mapping[str, Any]) -> dict[str, Any]:
     return dict(filters) if job_type is None else {**filters, "kind": job_type.kind}
+
+
+def _check_instances(job_type: type[Job[Any, Any]]) -> None:
+    """Refuse a class of which no job in hand, and no ``self`` for its body, can be made.
+
+    Raises:
+        JobDefinitionError: It is abstract, or of a kind that Python makes no plain instances of.
+    """
+    missing = sorted(getattr(job_type, "__abstractmethods__", ()))
+    if missing:
+        msg = (
+            f"job {job_type.kind!r}: {job_type.__qualname__} is abstract ({', '.join(missing)} not defined); start a class "
+            f"that defines all of it"
+        )
+        raise JobDefinitionError(msg)
+    try:
+        job_type._in_hand(_NO_VIEW)  # noqa: SLF001 - one package
+    except Exception as error:  # noqa: BLE001 - whatever its base or its metaclass has against it
+        msg = (
+            f"job {job_type.kind!r}: no instance of {job_type.__qualname__} can be made ({error}); derive it from plain "
+            f"classes besides Job"
+        )
+        raise JobDefinitionError(msg) from None
 
 
 def _checked(job_id: object, pending: Pending[Any]) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from koan_ray.domain.ids import new_id
 from koan_ray.engine.messages import Submission
-from koan_ray.engine.waits import Chunk
+from koan_ray.engine.waits import Chunk, seen
 
 if TYPE_CHECKING:
     from koan_ray.domain.records import Particulars, Terms
@@ -32,9 +33,15 @@ class ManyFeed:
         self._terms, self._about, self._delay_s = terms, about, delay_s
         self._jobs: list[list[Job[Any, Any]]] = []  # by chunk, in order
         self._free = threading.Semaphore(1_000_000 if session.reads_inline else _MAX_CHUNKS)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._n_open = 1  # chunks on their way, and the reading itself
         self._error: BaseException | None = None
+
+    def give_up(self, error: BaseException) -> None:
+        """Fail, whatever the source does: the session is over. The reading ends with the next context."""
+        self._error = self._error or error
+        self._pending.fail(error)
+        self._free.release()  # it may wait for an answer that does not come any more
 
     def run(self, contexts: Any) -> None:
         """Read all contexts and send them; the pending gets the jobs in order, or the first error, and never both."""
@@ -56,9 +63,11 @@ class ManyFeed:
             if rows and self._error is None:
                 self._send(rows)
         except BaseException as error:  # noqa: BLE001 - a user's iterable may raise anything
-            error.add_note(f"at place {place} of the contexts given to start_many; the jobs before it are cancelled")
+            with contextlib.suppress(Exception):  # an error of a user's may refuse notes, too
+                error.add_note(f"at place {place} of the contexts given to start_many; the jobs before it are cancelled")
             self._error = self._error or error
-        self._closed_one()
+        finally:
+            self._closed_one()
 
     def _send(self, rows: list[tuple[Any, ...]]) -> None:
         self._free.acquire()  # back-pressure: the source is read no faster than the coordinator accepts
@@ -68,23 +77,34 @@ class ManyFeed:
             self._jobs.append(chunk)
 
         def accepted(answer: Accepted | None, error: BaseException | None) -> None:
-            if answer is None:
-                self._error = self._error or error
-            else:
-                for problem in answer.refused.values():
-                    self._error = self._error or problem
-                make, view, terms, about = self._job_type._in_hand, self._session._view, self._terms, self._about  # noqa: SLF001
-                together = Chunk()
-                for place, row in enumerate(rows):
-                    if place not in answer.refused:
-                        job = make(view(terms, about, row, answer))
-                        job._chunk = together  # noqa: SLF001 - one package
-                        chunk.append(job)
-                together.jobs = list(chunk)
-            self._free.release()
-            self._closed_one()
+            try:
+                if answer is None:
+                    self._error = self._error or error
+                else:
+                    self._take(rows, answer, chunk)
+            except BaseException as problem:  # noqa: BLE001 - a class of a user's
+                self._error = self._error or problem
+            finally:
+                self._free.release()
+                self._closed_one()
 
-        self._session._send(Submission([self._terms.id], [self._about], rows, [], {}), accepted)  # noqa: SLF001 - one package
+        try:
+            self._session._send(Submission([self._terms.id], [self._about], rows, [], {}), accepted)  # noqa: SLF001 - one package
+        except Exception as problem:  # noqa: BLE001 - the transport has not taken it
+            accepted(None, problem)
+
+    def _take(self, rows: list[tuple[Any, ...]], answer: Accepted, chunk: list[Job[Any, Any]]) -> None:
+        """Make the jobs in hand of those that were accepted."""
+        for problem in answer.refused.values():
+            self._error = self._error or problem
+        make, view, terms, about = self._job_type._in_hand, self._session._view, self._terms, self._about  # noqa: SLF001
+        together = Chunk()
+        for place, row in enumerate(rows):
+            if place not in answer.refused:
+                job = make(view(terms, about, row, answer))
+                object.__setattr__(job, "_chunk", together)
+                chunk.append(job)
+        together.jobs = list(chunk)
 
     def _closed_one(self) -> None:
         with self._lock:
@@ -95,6 +115,6 @@ class ManyFeed:
         if self._error is None:
             self._pending.resolve(jobs)
             return
-        for job in jobs:
-            self._session.cancel(job.id, "another context of the same start_many was refused")
         self._pending.fail(self._error)
+        for job in jobs:
+            self._session.cancel(seen(job).id, "another context of the same start_many was refused")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from koan_ray import threads
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import JobCancelledError, JobFailedError
@@ -11,7 +12,7 @@ from koan_ray.errors import JobCancelledError, JobFailedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from koan_ray.domain.records import End
+    from koan_ray.domain.records import End, JobView
     from koan_ray.jobs import Job
     from koan_ray.pending import Pending
 
@@ -37,32 +38,45 @@ class Chunk:
 def tell(wait: Wait, outcome: End | BaseException) -> None:
     """Bring the job in hand up to date with its end, and give whoever waits the outcome, or the error of the wait."""
     if wait.told is not None:
-        wait.told(outcome)
+        threads.guarded("end_not_delivered", wait.told, outcome)
     elif isinstance(outcome, BaseException):
         if wait.pending is not None:
             wait.pending.fail(outcome)
     elif wait.job is not None:
         job, end = wait.job, outcome
-        job._view = job._view._replace(  # noqa: SLF001 - one package
+        view = seen(job)._replace(
             status=end.status, reason=end.reason, result=end.result, error=end.error, queued_at=end.queued_at,
             started_at=end.started_at, completed_at=end.completed_at, last_modified=end.last_modified,
             attempts=end.attempts, progress=end.progress, cancel_requested=end.cancel_requested, items=end.items,
         )  # fmt: skip
+        show(job, view)
         if wait.pending is not None:
             conclude(wait.pending, job)
 
 
 def conclude(pending: Pending[Any], job: Job[Any, Any]) -> None:
     """Give a pending wait the outcome of its job, which has ended."""
-    view = job._view  # noqa: SLF001 - one package
+    view = seen(job)
     if view.status == JobStatus.COMPLETED:
-        try:
-            pending.resolve(job.result)
-        except Exception as error:  # noqa: BLE001 - a result that no longer fits its class
-            pending.fail(error)
+        pending.resolve_with(lambda: job.result)  # decoded where it is looked at: its validators are the user's
     elif view.status == JobStatus.CANCELLED:
         pending.fail(JobCancelledError(view.id, view.kind, view.reason))
     else:
         info = view.error or ErrorInfo("", "")
         reason = view.reason or ""
         pending.fail(JobFailedError(view.id, view.kind, reason, info.type, info.message, view.attempts, info.stack_trace))
+
+
+# A job in hand is of the user's class, whose attribute access may be its own: frozen, counted, or plain wrong.
+# Read and written past all of that, it is what we made.
+
+
+def seen(job: Job[Any, Any]) -> JobView:
+    """Return what this job was last seen as."""
+    view: JobView = object.__getattribute__(job, "_view")
+    return view
+
+
+def show(job: Job[Any, Any], view: JobView) -> None:
+    """Bring a job in hand up to date."""
+    object.__setattr__(job, "_view", view)

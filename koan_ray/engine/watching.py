@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from koan_ray import threads
 from koan_ray.domain.records import Progress
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import LimitExceededError, RuntimeUnavailableError
@@ -40,14 +41,14 @@ class _Watch:
         self.over = False
         self._deliver = deliver
         self._last: Progress | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def state(self, progress: Progress, status: JobStatus) -> None:
         with self._lock:
             if self.over or (self._last is not None and progress.sequence <= self._last.sequence):
                 return
             self._last = progress
-            self._deliver(update_from(self.job_id, progress, status))
+            threads.guarded("progress_not_delivered", self._deliver, update_from(self.job_id, progress, status))
 
     def end(self, status: JobStatus, progress: Progress | None, at: float | None) -> None:
         with self._lock:
@@ -57,13 +58,13 @@ class _Watch:
             last = max((p for p in (self._last, progress) if p is not None), key=lambda p: p.sequence, default=_NOTHING)
             share = 1.0 if status is JobStatus.COMPLETED else last.percentage
             final = last._replace(sequence=last.sequence + 1, percentage=share, estimated_at=None, updated_at=at or 0.0)
-            self._deliver(update_from(self.job_id, final, status))
+            threads.guarded("progress_not_delivered", self._deliver, update_from(self.job_id, final, status))
 
     def fail(self, error: BaseException) -> None:
         with self._lock:
             if not self.over:
                 self.over = True
-                self._deliver(error)
+                threads.guarded("progress_not_delivered", self._deliver, error)
 
 
 class Watching:
@@ -71,7 +72,7 @@ class Watching:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         self._by_job: dict[str, list[_Watch]] = {}
         self._to_watch: list[str] = []
         self._to_unwatch: list[str] = []
@@ -98,14 +99,27 @@ class Watching:
             self._poll()
 
         with self._lock:
-            watching = self._by_job.setdefault(job_id, [])
-            if len(self._by_job) > _MAX_WATCHES or len(watching) >= _MAX_WATCHES:
-                raise LimitExceededError("jobs watched by this process", len(self._by_job), _MAX_WATCHES, "fewer streams")
-            if not watching:
-                self._to_watch.append(job_id)
-            watching.append(watch)
-        self._session.transport.coordinator("get", (job_id,), got)
+            if not self._closed:
+                self._add(watch)
+        try:
+            if self._closed:
+                watch.fail(_over())
+            else:
+                self._session.transport.coordinator("get", (job_id,), got)
+        except BaseException:  # an interrupt: nobody has this watch in hand
+            self._stop(watch)
+            raise
         return lambda: self._stop(watch)
+
+    def _add(self, watch: _Watch) -> None:
+        """Keep a watch. Needs the lock."""
+        watching = self._by_job.get(watch.job_id)
+        if len(self._by_job if watching is None else watching) >= _MAX_WATCHES:
+            raise LimitExceededError("jobs watched by this process", len(self._by_job), _MAX_WATCHES, "fewer streams")
+        if watching is None:
+            watching = self._by_job[watch.job_id] = []
+            self._to_watch.append(watch.job_id)
+        watching.append(watch)
 
     def close(self) -> None:
         """End all watches."""
@@ -114,7 +128,7 @@ class Watching:
             watches = [watch for watching in self._by_job.values() for watch in watching]
             self._by_job.clear()
         for watch in watches:
-            watch.fail(RuntimeUnavailableError("the engine was shut down; watch the job again after koan.init()"))
+            watch.fail(_over())
 
     def _stop(self, watch: _Watch) -> None:
         watch.over = True
@@ -126,7 +140,7 @@ class Watching:
             if watch in watching:
                 watching.remove(watch)
                 if not watching:
-                    del self._by_job[watch.job_id]
+                    self._by_job.pop(watch.job_id, None)
                     self._to_unwatch.append(watch.job_id)
 
     def _ended(self, watch: _Watch, end: End | BaseException) -> None:
@@ -146,7 +160,10 @@ class Watching:
             watch, self._to_watch = [j for j in self._to_watch if j in self._by_job], []
             unwatch, self._to_unwatch = [j for j in self._to_unwatch if j not in self._by_job], []
             args: tuple[Any, ...] = (self._session.id, self._epoch, watch, unwatch, _PARK_S)
-        self._session.transport.broker("poll", args, self._polled)
+        try:
+            self._session.transport.broker("poll", args, self._polled)
+        except Exception as error:  # noqa: BLE001 - the transport has not taken it
+            self._polled(None, error)
 
     def _polled(self, answer: States | None, error: BaseException | None) -> None:
         with self._lock:
@@ -166,9 +183,11 @@ class Watching:
             else:  # the broker is gone for now: ends still arrive, states after it is back
                 self._session.later(_RETRY_S, self._poll)
             return
-        for watch, state in found:
-            watch.state(state, JobStatus.RUNNING)
-        self._poll()
+        try:
+            for watch, state in found:
+                threads.guarded("progress_not_delivered", watch.state, state, JobStatus.RUNNING)
+        finally:
+            self._poll()
 
     def _fail_all(self, error: BaseException) -> None:
         with self._lock:
@@ -176,3 +195,7 @@ class Watching:
         for watch in watches:
             watch.fail(error)
             self._drop(watch)
+
+
+def _over() -> RuntimeUnavailableError:
+    return RuntimeUnavailableError("the engine was shut down; watch the job again after koan.init()")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NO_PAYLOAD = b"null"
 _FEED_LIMIT = 100  # changes of one answer; more than that nobody reads, and hundreds of readers would have to be sent them
+_MOST_BYTES = 4 * 1024 * 1024  # of contexts and results, in one answer
 _LOOKED_AT = 10_000  # live jobs, for the one that waits longest
 
 
@@ -89,6 +90,18 @@ class Window:
     async def reasons(self, job_ids: Sequence[str]) -> dict[str, str]:
         """Return in words why those of these jobs do not run that could, by id; for who reads the jobs from their source."""
         return self._reasons.of(job_ids)
+
+    async def jobs(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
+        """Return these jobs as `job` does, in their order: at least the first, and no more once that is a lot of bytes."""
+        found: list[JobRecord | None] = []
+        size = 0
+        for job_id in job_ids:
+            job = await self.job(job_id)
+            found.append(job)
+            size += 0 if job is None else len(job.context) + len(job.result or b"")
+            if size > _MOST_BYTES:
+                break
+        return found
 
     async def executions(self, job_id: str) -> list[ExecutionRecord]:
         """Return the executions of a job in memory, oldest first."""

@@ -307,9 +307,16 @@ class Writer:
         if not isinstance(failure, (StoreError, ConfigurationError)):
             for job, _, executions in changes:
                 records: tuple[JobRecord | ExecutionRecord, ...] = (job, *executions)
-                if problem := next(filter(None, map(self._store.objection, records)), None):
+                if problem := next(filter(None, map(self._objection, records)), None):
                     found[job.id] = problem
         return found
+
+    def _objection(self, record: JobRecord | ExecutionRecord) -> str | None:
+        try:
+            return self._store.objection(record)
+        except Exception as error:  # noqa: BLE001 - a store that cannot even say so: then halves are tried
+            self._log.error("objection_failed", record_id=record.id, problem=_in_words(error))
+            return None
 
     async def _is_ours(self, change: Change) -> bool:
         try:
@@ -330,7 +337,7 @@ class Writer:
             kept = [
                 execution
                 for execution in change.executions
-                if execution.id not in known and self._store.objection(execution) is None
+                if execution.id not in known and self._objection(execution) is None
             ]
             if kept:
                 self._executions[job.id] = (*kept, *later)

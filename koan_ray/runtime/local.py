@@ -11,10 +11,9 @@ import asyncio
 import contextlib
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from koan_ray import wiring
+from koan_ray import threads, wiring
 from koan_ray.domain.measures import Measures
 from koan_ray.engine.agent import Agent
 from koan_ray.engine.session import Session
@@ -52,24 +51,30 @@ class LocalRuntime:
 
     def __init__(self, settings: EngineSettings) -> None:
         lineage.follow()
-        self._thread = LoopThread("koan-engine")
-        clock = LoopClock(self._thread.loop)
-        self.code = LocalCode()
-        self._launcher = LocalLauncher(self, settings, clock)
-        self.core: Coordinator = self._thread.run(_made(wiring.coordinator, settings, self._launcher, clock))
-        self._thread.on_failure = self.core.failures.note
-        self.broker_core: Broker = wiring.broker(settings, clock)
         self._is_stopped = False
-        self.session = Session(self, inline_limit=settings.inline_limit, ship=self.code.ship, trace=traces.current)
-        self._thread.run(self.core.start())
+        self._asked: dict[object, Callable[[Any, BaseException | None], None]] = {}  # calls that are not answered yet
+        self._thread = LoopThread("koan-engine")
+        try:
+            clock = LoopClock(self._thread.loop)
+            self.code = LocalCode()
+            self._launcher = LocalLauncher(self, settings, clock)
+            self.core: Coordinator = self._thread.run(_made(wiring.coordinator, settings, self._launcher, clock))
+            self._thread.on_failure = self.core.failures.note
+            self.broker_core: Broker = wiring.broker(settings, clock)
+            self.session = Session(self, inline_limit=settings.inline_limit, ship=self.code.ship, trace=traces.current)
+            self._thread.run(self.core.start())
+        except BaseException:  # an interrupt, for instance: nobody has this engine in hand
+            self._thread.stop()
+            raise
         self._stop_measuring = metrics.offer(self._measure)
         if settings.keeps_documents:
             self.session.introduce_kinds()
 
     @classmethod
     def start(cls, settings: Settings) -> LocalRuntime:
-        """Start an engine in this process."""
-        return cls(wiring.engine_settings(settings))
+        """Start an engine in this process; an interrupt of the caller leaves none behind."""
+        made: LocalRuntime = threads.apart("koan-start", lambda: cls(wiring.engine_settings(settings)), undo=cls.stop)
+        return made
 
     def coordinator(self, method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]) -> None:
         """Call a method of the coordinator; see `Transport`."""
@@ -82,10 +87,22 @@ class LocalRuntime:
     def _call(
         self, core: Any, method: str, args: tuple[Any, ...], done: Callable[[Any, BaseException | None], None]
     ) -> None:
+        number = object()
+        self._asked[number] = done
+
+        def answered(answer: Any, error: BaseException | None) -> None:
+            if self._asked.pop(number, None) is not None:
+                done(None, _over()) if isinstance(error, asyncio.CancelledError) else done(answer, error)
+
         if self._is_stopped:
-            done(None, RuntimeUnavailableError("the engine was shut down; call koan.init() to start another"))
+            answered(None, _over())
             return
-        self._thread.begin(getattr(core, method)(*args), done)
+        work = getattr(core, method)(*args)
+        try:
+            self._thread.begin(work, answered)
+        except RuntimeError:  # its loop was closed meanwhile
+            work.close()
+            answered(None, _over())
 
     def on_loop(self, action: Callable[..., Any], *args: Any) -> None:
         """Call something where coordinator and broker live."""
@@ -120,7 +137,11 @@ class LocalRuntime:
         return metrics.merged(both)
 
     def stop(self) -> None:
-        """End coordinator, broker and agents. Bodies that run are asked to stop and given up."""
+        """End coordinator, broker and agents, interrupted or not. Bodies that run are asked to stop and given up."""
+        threads.check_may_block()
+        threads.apart("koan-stop", self._stop)
+
+    def _stop(self) -> None:
         if not self._is_stopped:
             self._stop_measuring()
             with contextlib.suppress(TimeoutError):
@@ -128,6 +149,12 @@ class LocalRuntime:
             self._launcher.stop()
             self._is_stopped = True
             self._thread.stop()
+            while self._asked:  # what came too late for the loop
+                threads.guarded("answer_not_delivered", self._asked.popitem()[1], None, _over())
+
+
+def _over() -> RuntimeUnavailableError:
+    return RuntimeUnavailableError("the engine was shut down; call koan.init() to start another")
 
 
 class LocalLauncher:
@@ -135,7 +162,7 @@ class LocalLauncher:
 
     def __init__(self, runtime: LocalRuntime, settings: EngineSettings, clock: LoopClock) -> None:
         self._runtime, self._settings, self._clock = runtime, settings, clock
-        self._agents: dict[str, tuple[Agent, ThreadPoolExecutor, ActorEvents]] = {}
+        self._agents: dict[str, tuple[Agent, threads.Handlers, ActorEvents]] = {}
         self._children: dict[str, ForkserverChildren] = {}
         self._lock = threading.Lock()
         self._nursery = Nursery()
@@ -158,9 +185,11 @@ class LocalLauncher:
             name, spec.concurrency, self._settings, clock=self._clock, uplink=self._runtime, load=self._runtime.code.load,
             children=children, span=wiring.attempt_span, watch_process=False, log=logs.get_logger(),
         )  # fmt: skip
-        threads = ThreadPoolExecutor(2, thread_name_prefix="koan-batch")
+        # Kept as long as the agent, as bodies may hold things by thread; and daemons, so that a body which was given up does
+        # not keep the interpreter from its end.
+        callers = threads.Handlers(2, 2, name="koan-batch", idle_s=threads.LONGEST_WAIT_S)
         with self._lock:
-            self._agents[name] = (agent, threads, events)
+            self._agents[name] = (agent, callers, events)
             self._children[name] = children
         self._tell(name, events.actor_ready, ActorInfo("local", name, os.getpid()))
 
@@ -169,7 +198,7 @@ class LocalLauncher:
         found = self._agents.get(name)
         if found is None:
             return
-        agent, threads, events = found
+        agent, callers, events = found
 
         def run() -> None:
             try:
@@ -180,7 +209,7 @@ class LocalLauncher:
             else:
                 self._tell_answer(events, name, batch, reply)
 
-        threads.submit(run)
+        callers.call("batch_failed", run)
 
     def hurry(self, name: str, batch: int) -> None:
         """Have a batch answered now."""
@@ -219,9 +248,9 @@ class LocalLauncher:
         with self._lock:
             found = self._agents.pop(name, None)
         if found is not None:
-            agent, threads, events = found
+            agent, callers, events = found
             agent.stop()
-            threads.shutdown(wait=False)
+            callers.close()
             self._children.pop(name).close()
             self._runtime.on_loop(events.actor_dead, name, cause)
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 import asyncio
 import math
 import selectors
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from koan_ray import threads
 from koan_ray.domain.texts import said
 from koan_ray.telemetry import logs
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MOST_HANDLES = 1000  # that a thread runs for others before it leaves the rest to the loop's own
+_HEADROOM = 300  # frames that a thread has left when it takes the turn; the engine's calls need far fewer
 
 
 def _log_failure(where: str, error: BaseException) -> None:
@@ -102,20 +105,21 @@ class _Loop(asyncio.SelectorEventLoop):
     def turn_here(self, action: Callable[..., Any], args: tuple[Any, ...], answer: _Answer | None) -> bool:
         """Call ``action`` and what follows from it in this thread, if the loop sleeps; false if it does not.
 
-        Returns when nothing is ready any more, or the answer is known.
+        Returns when nothing is ready any more, or the answer is known. Never in the main thread, where Ctrl-C and signal
+        handlers would end whatever task of the engine is under way, nor on a deep stack, which would overflow in it.
         """
-        if asyncio._get_running_loop() is not None or threading.get_ident() == self._main_thread:  # noqa: SLF001 - as above
-            return False
-        if not self._turn.acquire(blocking=False):
+        if asyncio._get_running_loop() is not None or not _may_turn() or not self._turn.acquire(blocking=False):  # noqa: SLF001 - as above
             return False
         try:
             if not self.is_running():
                 return False
             asyncio._set_running_loop(self)  # noqa: SLF001 - meant for those who write loops
+            threads.answering.now = True
             try:
                 self.call_soon(action, *args)
                 self._run_ready(answer)
             finally:
+                threads.answering.now = False
                 asyncio._set_running_loop(None)  # noqa: SLF001
             if self._ready or (self._scheduled and self._scheduled[0].when() < self._sleep.wakes_at):
                 self._write_to_self()  # the loop's own thread goes on, or sleeps shorter
@@ -138,6 +142,16 @@ class _Loop(asyncio.SelectorEventLoop):
     def report(self, error: BaseException) -> None:
         """Report what a callback has raised that asyncio lets through."""
         self.call_exception_handler({"message": "a callback has raised", "exception": error})
+
+
+def _may_turn() -> bool:
+    if threading.get_ident() == threading.main_thread().ident:
+        return False
+    try:
+        sys._getframe(sys.getrecursionlimit() - _HEADROOM)  # noqa: SLF001 - the one way to ask how deep we are
+    except ValueError:
+        return True
+    return False
 
 
 class LoopThread:
@@ -164,6 +178,7 @@ class LoopThread:
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
+        threads.answering.now = True
         while not self._is_stopping:
             try:
                 self._loop.run_forever()
@@ -178,6 +193,9 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the loop and block for its result. From any other thread."""
+        if threads.answering.now:
+            work.close()
+            threads.check_may_block()
         answer = _Answer()
         self._do(self._begin, (work, answer.set), answer)
         return cast("T", answer.wait(timeout))
@@ -200,12 +218,14 @@ class LoopThread:
 
         def finished(finished_task: asyncio.Task[T]) -> None:
             self._tasks.discard(finished_task)
+            outcome: tuple[object, BaseException | None]
             if finished_task.cancelled():
-                done(None, asyncio.CancelledError("the engine was shut down"))
+                outcome = None, asyncio.CancelledError("the engine was shut down")
             elif (error := finished_task.exception()) is not None:
-                done(None, error)
+                outcome = None, error
             else:
-                done(finished_task.result(), None)
+                outcome = finished_task.result(), None
+            threads.guarded("answer_not_delivered", done, *outcome)
 
         task.add_done_callback(finished)
 

@@ -43,7 +43,7 @@ from koan_ray.domain.records import (
 )
 from koan_ray.domain.retry import RetryPolicy, RetryStrategy
 from koan_ray.domain.status import Claim, ExecutionStatus, Isolation, JobStatus, ParentPolicy, Reason
-from koan_ray.domain.texts import readable, said
+from koan_ray.domain.texts import quoted, readable, said
 from koan_ray.errors import ConfigurationError, RecordCorruptError
 from koan_ray.ports import ActorInfo
 
@@ -254,7 +254,15 @@ def _encode_error(error: ErrorInfo) -> Document:
 
 
 def _text(text: str) -> str:
-    """Return text that UTF-8 can hold; what comes from users is so already."""
+    """Return text that UTF-8 can hold; what comes from users is so already.
+
+    Raises:
+        TypeError: It is no text. Written as it is, it could not be read back.
+    """
+    given: object = text
+    if not isinstance(given, str):
+        msg = f"expected text, got {quoted(given)}"
+        raise TypeError(msg)
     return text if text.isascii() else readable(text)
 
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from koan_ray.stores.codec import Document
     from koan_ray.stores.mongo_driver import DriverName
 
+_COMPLETE_BATCH: Final = 20  # jobs with their contents, which may be a megabyte each
 _OUTLINE: Final[Document] = dict.fromkeys(
     ("context", "context_json", "context_blob", "result", "result_json", "result_blob", "items.state", "items.state_json"), 0
 )  # what a list does not read
@@ -162,6 +163,15 @@ class MongoStore:
         ``b"null"`` stands in for context and body, and there is no result.
         """
         return await self._query(query, _OUTLINE)
+
+    async def complete(self, job_ids: Sequence[str], partition: str) -> AsyncIterator[JobRecord]:
+        """Iterate over those of these jobs that a partition holds, with their contents; unreadable ones are left out."""
+        with self._db.errors(f"reading {len(job_ids)} jobs"):
+            sought = {"_id": {"$in": list(job_ids)}}
+            batch = {"batch_size": _COMPLETE_BATCH, "max_time_ms": READ_MS}
+            async for document in self._db.jobs(partition).find(sought, **self._db.along("_id_"), **batch):
+                if (record := await self._records.record_or_report(document, partition)) is not None:
+                    yield record
 
     async def _query(self, query: Query, fields: Document | None) -> Page:
         with self._db.errors("answering a query"):

@@ -47,7 +47,7 @@ from koan_ray.domain.records import (
 from koan_ray.domain.retry import RetryPolicy
 from koan_ray.domain.status import ExecutionStatus, JobStatus, Reason
 from koan_ray.engine.settings import EngineSettings
-from koan_ray.errors import ConfigurationError
+from koan_ray.errors import ConfigurationError, StoreUnavailableError
 from koan_ray.ports import ActorInfo, Change
 from koan_ray.stores.codec import stored_terms
 from koan_ray.testing.yard import Echo, Lingers, Obeys
@@ -551,6 +551,32 @@ class LauncherContract:
 
 class DocumentStoreContract(StoreContract):
     """What every `koan_ray.ports.DocumentStore` keeps."""
+
+    # --- what no document can hold -------------------------------------------------------------------------------------
+
+    async def test_a_record_that_no_document_can_hold_is_found_by_asking(self, store: DocumentStore) -> None:
+        """What is in a batch with it may be written or not; without it, all are."""
+        odd: Any = b"text"
+        others = [audited() for _ in range(3)]
+        unwritable = [
+            job(description=5), audited(metadata={"k": 2**70, "odd": object()}),
+            job(status=JobStatus.RUNNING, progress=Progress(1, 0.5, odd)),
+            job(status=JobStatus.RUNNING, attempts=2**70),
+        ]  # fmt: skip
+        assert [store.objection(record) for record in others] == [None] * 3
+        assert store.objection(execution(others[0])) is None
+        for bad in unwritable:
+            assert store.objection(bad) is not None
+            try:
+                await store.apply([Change(others[0], 0), Change(bad, 0), Change(others[1], 0)])
+            except Exception as error:  # noqa: BLE001 - whatever the codec stumbles over
+                assert not isinstance(error, StoreUnavailableError)  # noqa: PT017
+            else:
+                raise AssertionError(bad)
+        assert await store.apply([Change(record, 0, (execution(record),)) for record in others]) == []
+        for record in others:
+            assert await store.get(record.id) is not None
+            assert len(await store.executions(record.id)) == 1
 
     # --- leases ------------------------------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ def create_app(
         dashboard: Serve the dashboard at ``/``.
 
     Raises:
-        ConfigurationError: A setting is unusable, or a module of ``[web] modules`` cannot be imported.
+        ConfigurationError: A setting is unusable, or a module of ``[web]`` or ``[jobs] modules`` cannot be imported.
     """
     found = settings if settings is not None else engine.settings if engine is not None else load_settings()
     service = Service(found, engine, tokens, authenticate)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+import math
 import re
 import secrets
 import time
@@ -72,6 +73,7 @@ _MAX_HELLO: Final = 2000
 _SAME_SITE: Final = frozenset({"same-origin", "none"})
 _NO_BODY: Final = frozenset({"GET", "HEAD"})
 _BRACKETS: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)  # or a string, as a whole
+_MAY_OVERFLOW: Final = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{300}")
 
 
 class Shell:
@@ -329,9 +331,13 @@ class Guard:
                 slug="too-deep", errors=[("body", f"is nested deeper than {self._limits.depth}")],
             )  # fmt: skip
         try:
-            from_json(body, allow_inf_nan=False)
+            found = from_json(body, allow_inf_nan=False)
         except ValueError as error:
             raise ProblemError(400, f"the body is not JSON: {error}", slug="not-json") from None
+        # What is larger than any float would become infinite without a word.
+        if _MAY_OVERFLOW.search(body) is not None and (path := _infinite(found, "body")) is not None:
+            what = "is too large for a float (at most 1.8e308); send it as text"
+            raise ProblemError(422, f"{path}: {what}", slug="number-too-large", errors=[(path, what)])
 
     def _record(self, route: GuardedRoute, scope: Scope, answer: _Answer) -> None:
         principal: Principal | None = scope["state"].get("principal")
@@ -513,6 +519,14 @@ def is_deeper(body: bytes, limit: int) -> bool:
         elif bracket in (b"}", b"]"):
             depth -= 1
     return False
+
+
+def _infinite(value: Any, path: str) -> str | None:
+    """Return the path of a number that has become infinite by being read; None if there is none."""
+    if isinstance(value, float):
+        return path if math.isinf(value) else None
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for name, item in inner if (found := _infinite(item, f"{path}.{name}")) is not None), None)
 
 
 async def refuse(problem: ProblemError, scope: Scope, receive: Receive, send: Send, socket: WebSocket | None = None) -> None:

@@ -11,7 +11,6 @@ from pydantic_core import from_json, to_json
 
 from koan_ray.definition import encode_metadata
 from koan_ray.domain import words
-from koan_ray.domain.ids import new_id
 from koan_ray.domain.metadata import MetadataError, is_metadata_key, plain_metadata
 from koan_ray.domain.status import JobStatus
 from koan_ray.errors import InvalidContextError, KoanRayError, LimitExceededError, UnknownKindError
@@ -81,7 +80,7 @@ async def list_jobs(api: Api, who: Caller, query: Annotated[ListQuery, Query()])
     if query.text is not None and not who.may(Role.READER):
         # What an error says is not theirs to read, so it must not be theirs to guess either; pages may be short.
         jobs = [job for job in jobs if _is_named(job, query.text.casefold())]
-    return JobPage(items=presenting.summaries(jobs), cursor=page.cursor)
+    return JobPage(items=await api.headlines.summaries(jobs, who), cursor=page.cursor)
 
 
 def _is_named(job: JobRecord, sought: str) -> bool:
@@ -148,12 +147,12 @@ async def list_failed_items(job_id: JobId, api: Api, who: Caller, page: Annotate
 
 
 @routes.get("/api/jobs/{job_id}/children", Role.VIEWER, problems=(404,))
-async def list_children(job_id: JobId, api: Api, _who: Caller, page: Annotated[PageQuery, Query()]) -> JobPage:
+async def list_children(job_id: JobId, api: Api, who: Caller, page: Annotated[PageQuery, Query()]) -> JobPage:
     """Return a page of the jobs that were started below a job, oldest first."""
     _check_limit(api, page.limit)
     await api.reader.job(job_id)
     found = await api.reader.children(job_id, page.limit, page.cursor)
-    return JobPage(items=presenting.summaries(found.jobs), cursor=found.cursor)
+    return JobPage(items=await api.headlines.summaries(found.jobs, who), cursor=found.cursor)
 
 
 @routes.get("/api/jobs/{job_id}/tree", Role.VIEWER, problems=(404,))
@@ -376,7 +375,7 @@ async def _change_one(
             await api.link.coordinator("cancel", job_id, ask.reason or f"cancelled by {who.name}")
             told = job_id
         else:
-            told = (await api.link.coordinator("retry", job_id, new_id())).id
+            told = await api.link.run_again("retry", job_id)
     except KoanRayError as error:
         answer.failed += 1
         if len(answer.errors) < _N_ERRORS:
@@ -417,9 +416,9 @@ async def retry_failed_items(job_id: JobId, api: Api, _who: Caller, request: Req
 
 async def _run_again(api: Service, request: Request, method: str, job_id: str, *more: Any) -> JobSummary:
     await _check_room(api)
-    view = await api.link.coordinator(method, job_id, new_id(), *more)
-    request.state.audit = {"job_id": view.id, **({"resume": True} if True in more else {})}
-    return presenting.summary(await api.reader.job(view.id))
+    new = await api.link.run_again(method, job_id, *more)
+    request.state.audit = {"job_id": new, **({"resume": True} if True in more else {})}
+    return presenting.summary(await api.reader.job(new))
 
 
 @routes.delete("/api/jobs/{job_id}", Role.ADMIN, status_code=204, problems=(404, 409))

@@ -11,7 +11,7 @@ from koan_ray.domain.durations import seconds
 from koan_ray.domain.records import ErrorInfo
 from koan_ray.domain.records import Progress as ProgressRecord
 from koan_ray.domain.status import JobStatus
-from koan_ray.domain.texts import said
+from koan_ray.domain.texts import first_line, said
 from koan_ray.engine.catalog import MEMORY
 from koan_ray.errors import KoanRayError
 from koan_ray.registry import find
@@ -22,13 +22,14 @@ from koan_ray.web.schemas import Execution, FailedItem, ItemCounts, JobDetail, J
 from koan_ray.web.security import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from koan_ray.domain.records import ExecutionRecord, JobRecord
     from koan_ray.domain.retry import RetryPolicy
     from koan_ray.web.security import Principal
 
 _LAST_S = 253_402_300_799.0  # the end of the year 9999
+_NONE: Mapping[str, str] = {}
 _HIDDEN = ("context", "result", "error.message", "error.stack_trace")
 
 
@@ -42,20 +43,31 @@ def moment(at: float) -> datetime:
     return datetime.fromtimestamp(min(max(at, 0.0), _LAST_S), UTC)
 
 
-def summary(job: JobRecord) -> JobSummary:
+def summary(job: JobRecord, headline: str | None = None) -> JobSummary:
     """Return a job without its payloads.
 
-    And without the message of its error: what is secret in there is known only to who has read the context.
+    Of its error's message only the ``headline``: what is secret in there is known only to who has read the context.
     """
-    return JobSummary(**_summary(job, Redactor()))
+    found = _summary(job, Redactor())
+    if found["error"] is not None:
+        found["error"].message = headline
+    return JobSummary(**found)
 
 
-def summaries(jobs: Iterable[JobRecord]) -> list[JobSummary]:
+def headline(job: JobRecord) -> str:
+    """Return the first line of a complete job's error, without the secrets of its context."""
+    redactor = Redactor()
+    payload(job, "context", redactor)
+    payload(job, "result", redactor)
+    return first_line(redactor.text(job.error.message if job.error is not None else "") or "")
+
+
+def summaries(jobs: Iterable[JobRecord], headlines: Mapping[str, str] = _NONE) -> list[JobSummary]:
     """Return the rows of a list; a job that cannot be shown is left out, and the log says which."""
     found: list[JobSummary] = []
     for job in jobs:
         try:
-            found.append(summary(job))
+            found.append(summary(job, headlines.get(job.id)))
         except Exception as error:  # noqa: BLE001 - one odd record must not hide all others
             logs.get_logger().error("job_not_shown", job_id=job.id, problem=said(error, 500))
     return found

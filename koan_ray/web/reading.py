@@ -30,7 +30,7 @@ from koan_ray.errors import (
 from koan_ray.telemetry import logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from koan_ray.config import Settings
     from koan_ray.domain.records import ExecutionRecord, JobRecord
@@ -70,6 +70,20 @@ class Link:
     async def broker(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
         """Call a method of the broker."""
         return await self._call("broker", method, args, timeout_s)
+
+    async def run_again(self, method: str, job_id: str, *more: Any) -> str:
+        """Have a stored job run again; returns the id of the new one. See `Session.run_again`.
+
+        Raises:
+            RuntimeUnavailableError: The engine did not answer in time.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                job = await self._session().run_again(method, job_id, *more)
+        except TimeoutError:
+            msg = f"the coordinator did not answer within {self._timeout_s:g} s ([web.limits] answer_timeout)"
+            raise RuntimeUnavailableError(msg) from None
+        return str(job.id)
 
     async def _call(self, whom: str, method: str, args: tuple[Any, ...], timeout_s: float | None) -> Any:
         loop = asyncio.get_running_loop()
@@ -246,6 +260,40 @@ class Reader:
             sources = (f"source {name!r}" for name in self._sources)
             raise JobNotFoundError(job_id, looked_in=("the engine's memory", *sources))
         return (await self._with_latest([record]))[0]
+
+    async def complete(self, jobs: Sequence[JobRecord]) -> AsyncIterator[JobRecord]:
+        """Iterate over jobs of a page with their contexts and results; those that are gone are left out.
+
+        Raises:
+            KoanRayError: A place does not answer.
+        """
+        places: dict[tuple[str | None, str], list[str]] = {}
+        for job in jobs:
+            residence = job.particulars.residence
+            places.setdefault((residence.source, residence.partition if residence.source else ""), []).append(job.id)
+        for (source, partition), job_ids in places.items():
+            found = self._of_memory(job_ids) if source is None else self._of_source(source, partition, job_ids)
+            async for job in found:
+                yield job
+
+    async def _of_memory(self, job_ids: list[str]) -> AsyncIterator[JobRecord]:
+        while job_ids:
+            async with self._scans:
+                found = cast("list[JobRecord | None]", await self._link.coordinator("look", "jobs", job_ids))
+            for job in found:
+                if job is not None:
+                    yield job
+            job_ids = job_ids[max(1, len(found)) :]
+
+    async def _of_source(self, source: str, partition: str, job_ids: list[str]) -> AsyncIterator[JobRecord]:
+        store: Any = await self._sources[source].store()
+        if hasattr(store, "complete"):
+            async for job in store.complete(job_ids, partition):
+                yield job
+            return
+        for job_id in job_ids:
+            if (one := await store.get(job_id)) is not None:
+                yield one
 
     async def _in_sources(self, job_id: str) -> tuple[JobRecord | None, KoanRayError | None]:
         problem: KoanRayError | None = None

@@ -77,7 +77,7 @@ class Problem(Answer):
 
 
 class JobError(Answer):
-    """How an attempt failed. ``message`` and ``stack_trace``: of one job or execution, not in lists, for the role reader."""
+    """How an attempt failed. ``message`` and ``stack_trace`` are for the role reader; lists have the first line of one."""
 
     type: str
     message: str | None = None

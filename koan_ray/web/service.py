@@ -17,6 +17,7 @@ from koan_ray.errors import ConfigurationError
 from koan_ray.telemetry.metrics import merged, offer
 from koan_ray.web.audit import AuditTrail
 from koan_ray.web.guard import Guard
+from koan_ray.web.headlines import Headlines
 from koan_ray.web.hub import Hub
 from koan_ray.web.keys import session_key
 from koan_ray.web.reading import Link, Reader
@@ -62,9 +63,11 @@ class Service:
         self.credentials = Credentials(known, web.session_lifetime.total_seconds(), session_key(web))
         self.audit = AuditTrail(web.audit_file or None, web.audit_bytes)
         self.guard = Guard(self.credentials, self.hosts, web.limits, self.audit, authenticate, self.counters)
-        import_modules(web.modules)
+        import_modules(settings.jobs.modules, "[jobs] modules")
+        import_modules(web.modules, "[web] modules")
         self.link = Link(lambda: self.session, web.limits.answer_timeout.total_seconds())
         self.reader = Reader(settings, self.link)
+        self.headlines = Headlines(self.reader)
         self.hub = Hub(self.link, web.limits.streams)
         self._stop_measuring: Callable[[], None] = lambda: None
         self._cached: dict[str, tuple[float, asyncio.Task[Any]]] = {}
@@ -149,8 +152,8 @@ def _announced() -> Token:
     return token("generated", secret)
 
 
-def import_modules(names: Iterable[str]) -> None:
-    """Import the modules that define job classes.
+def import_modules(names: Iterable[str], setting: str) -> None:
+    """Import the modules that define job classes, named in a setting.
 
     Raises:
         ConfigurationError: One cannot be imported.
@@ -159,7 +162,7 @@ def import_modules(names: Iterable[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:
-            msg = f"[web] modules: {name!r} cannot be imported: {type(error).__name__}: {error}"
+            msg = f"{setting}: {name!r} cannot be imported: {type(error).__name__}: {error}"
             raise ConfigurationError(msg) from error
 
 

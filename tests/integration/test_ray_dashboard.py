@@ -43,7 +43,7 @@ def long(n: int, progress: koan.JobProgress) -> int:
 
 with koan.init(engine={{"namespace": "seen", "max_actors": 2}}):
     fine.start(1).named({HOSTILE!r}).with_metadata(secret="no secret").run().get(60).wait().get(60)
-    failed = broken.start(7).run().get(60)
+    failed = broken.start(7).with_metadata(number=2**53 + 1, share=1.0, word="1.0").run().get(60)
     try:
         failed.wait().get(60)
     except koan.JobFailedError:
@@ -202,6 +202,7 @@ def test_a_browser_shows_jobs_live_and_runs_nothing_of_theirs(driver, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     page = done.stdout
     assert "<title>Jobs · koan-ray</title>" in page, done.stderr
+    assert "number=9007199254740993, share=1.0, word=1.0" in page
     for text in ("42 %", "on its way", "ValueError", driver.running, "&lt;img src=x onerror="):
         assert text in page
     assert "<img" not in page

@@ -1,5 +1,6 @@
 // Calls of the HTTP API. Every failure is a `Problem` with a text that says what to do.
 
+import { parseAnswer, stringify } from "./exact.js";
 import { learnClock } from "./format.js";
 
 const BASE = new URL("./", import.meta.url);
@@ -60,14 +61,14 @@ export async function call(method, path, { body, query, signal } = {}, isAgain =
   try {
     answer = await fetch(address(path, query), {
       method, headers, signal, credentials: "same-origin", redirect: "error",
-      body: body === undefined ? undefined : JSON.stringify(body),
+      body: body === undefined ? undefined : stringify(body),
     });
   } catch (error) {
     if (signal?.aborted) throw error;
     throw new Problem(UNREACHABLE);
   }
   learnClock(answer.headers.get("date"));
-  if (answer.ok) return answer.status === 204 ? null : answer.json();
+  if (answer.ok) return answer.status === 204 ? null : parseAnswer(await answer.text());
   const problem = await problemOf(answer);
   if (!isAgain && await canRepeat(answer, problem)) return call(method, path, { body, query, signal }, true);
   if (problem.status === 401 && path !== "api/session") endSession();

@@ -1,5 +1,6 @@
 // Which jobs a list shows: filters as part of the address, as a query of the API, and as a test of one job.
 
+import { parse, same, stringify, typeOf } from "./exact.js";
 import { microseconds } from "./format.js";
 
 export const MANY = ["status", "kind"];
@@ -42,7 +43,7 @@ export function toQuery(filters) {
   const { metadata, ...rest } = filters;
   const query = { ...rest };
   for (const name of INSTANT_FIELDS) if (query[name]) query[name] = instant(query[name]);
-  if (Object.keys(metadata ?? {}).length) query.metadata = JSON.stringify(values(metadata));
+  if (Object.keys(metadata ?? {}).length) query.metadata = stringify(values(metadata));
   return query;
 }
 
@@ -73,8 +74,8 @@ function values(metadata) {
 
 export function value(text) {
   try {
-    const found = JSON.parse(text);
-    return found !== null && typeof found === "object" ? text : found;
+    const found = parse(text);
+    return ["object", "array"].includes(typeOf(found)) ? text : found;
   } catch {
     return text;
   }
@@ -103,7 +104,7 @@ export function tester(filters) {
     (!filters.parent_job_id || job.parent_job_id === filters.parent_job_id) &&
     (!filters.source || job.source === filters.source) &&
     (filters.partition === "*" || (filters.partition ? job.partition === filters.partition : !job.archived)) &&
-    Object.entries(wanted).every(([name, value]) => job.metadata?.[name] === value) &&
+    Object.entries(wanted).every(([name, value]) => same(job.metadata?.[name], value)) &&
     bounds.every(([name, bound]) => passesBound(job, name, bound));
   const hasText = (job) => !sought || [job.name, job.description, job.kind].some((text) => text?.toLowerCase().includes(sought));
   return { passes, hasText };

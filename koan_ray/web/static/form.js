@@ -2,6 +2,7 @@
 // message)`, which shows what is wrong at the input that the path leads to and tells whether there was one.
 
 import { h, icon, mark, newId, put } from "./dom.js";
+import { numberOf, parse, same, stringify, typeOf, wholeOf } from "./exact.js";
 import { alternatives, labelOf, limitsOf, nameOf, resolved, shapeOf } from "./schema.js";
 
 const DEEPEST = 12;
@@ -100,10 +101,12 @@ class TextInput extends Field {
       return undefined;
     }
     if (this.shape === "string") return this.input.type === "datetime-local" ? local(text) : text;
-    const number = Number(text.trim());
-    if (text.trim() === "" || !Number.isFinite(number)) throw this.unreadable(`expected a number, got “${text}”`);
-    if (this.shape === "integer" && !Number.isInteger(number)) throw this.unreadable(`expected a whole number, got ${text}`);
-    return number;
+    const number = numberOf(text);
+    if (number === null) throw this.unreadable(`expected a number, got “${text}”`);
+    if (this.shape !== "integer") return number;
+    const whole = wholeOf(number);
+    if (whole === null) throw this.unreadable(`expected a whole number, got ${text}`);
+    return whole;
   }
 
   unreadable(message) {
@@ -161,7 +164,7 @@ class EnumInput extends Field {
   }
 
   write(value) {
-    const place = this.schema.enum.indexOf(value);
+    const place = this.schema.enum.findIndex((each) => same(each, value));
     this.input.value = place < 0 ? "" : String(place);
   }
 }
@@ -196,7 +199,7 @@ class JsonInput extends Field {
     const text = this.input.value.trim();
     if (text === "") return this.isRequired && this.schema.type === "object" ? {} : this.isRequired && this.schema.type === "array" ? [] : undefined;
     try {
-      return JSON.parse(text);
+      return parse(text);
     } catch (error) {
       this.fault([], `is not JSON: ${error.message}`);
       throw new Unreadable("is not JSON");
@@ -204,7 +207,7 @@ class JsonInput extends Field {
   }
 
   write(value) {
-    this.input.value = value === undefined || value === null ? "" : JSON.stringify(value, null, 2);
+    this.input.value = value === undefined || value === null ? "" : stringify(value, 2);
   }
 }
 
@@ -506,13 +509,13 @@ class Union extends Field {
 
 /** Tell whether a value looks like a schema's, as far as one must know to choose. */
 function fits(value, schema, root) {
-  const type = Array.isArray(value) ? "array" : typeof value;
-  if (Object.hasOwn(schema, "const")) return schema.const === value;
-  if (schema.enum) return schema.enum.includes(value);
-  if (schema.type === "integer") return Number.isInteger(value);
+  const type = typeOf(value);
+  if (Object.hasOwn(schema, "const")) return same(schema.const, value);
+  if (schema.enum) return schema.enum.some((each) => same(each, value));
+  if (schema.type === "integer") return type === "number" && wholeOf(value) !== null;
   if (schema.type !== type) return false;
   return type !== "object" || Object.entries(schema.properties ?? {}).every(([name, property]) => {
     const inner = resolved(property, root);
-    return Object.hasOwn(value, name) ? !Object.hasOwn(inner, "const") || inner.const === value[name] : !(schema.required ?? []).includes(name);
+    return Object.hasOwn(value, name) ? !Object.hasOwn(inner, "const") || same(inner.const, value[name]) : !(schema.required ?? []).includes(name);
   });
 }

@@ -2,6 +2,7 @@
 
 import { get } from "./api.js";
 import { h, put } from "./dom.js";
+import { stringify } from "./exact.js";
 import { count, plural } from "./format.js";
 import { copier, payload } from "./payload.js";
 import { failed, loading } from "./states.js";
@@ -40,7 +41,7 @@ export class DeadItems {
 
 function itemRow(item) {
   return h("tr", {}, h("td", { class: "number" }, count(item.index)),
-    h("td", {}, item.item === null || item.item === undefined ? h("span", { class: "muted" }, "not shown") : [payload(item.item), copier(() => JSON.stringify(item.item), "Copy the item")]),
+    h("td", {}, item.item === null || item.item === undefined ? h("span", { class: "muted" }, "not shown") : [payload(item.item), copier(() => stringify(item.item), "Copy the item")]),
     h("td", {}, item.error && [h("b", { class: "text" }, item.error.type), " ", h("span", { class: "text" }, item.error.message ?? ""), item.error.stack_trace && trace(item.error.stack_trace, `Stack trace of item ${item.index}`)]),
     h("td", { class: "number" }, count(item.attempts)));
 }

@@ -4,6 +4,7 @@ import { call, get, may, post, remove } from "./api.js";
 import { attempts, trace } from "./attempts.js";
 import { confirm } from "./dialog.js";
 import { h, mark, put, putPage, section, write } from "./dom.js";
+import { stringify } from "./exact.js";
 import { FINAL, badge, clock, duration, moment, now, percent, plural, reason, relative, since, statusClass, title } from "./format.js";
 import { DeadItems, itemFigures } from "./items.js";
 import { isDone, place, took } from "./jobrow.js";
@@ -310,7 +311,7 @@ function errorPart(error, status, why, n, hasAttempts, mayRead) {
 
 function payloads(job) {
   if (job.hidden?.includes("context")) return h("div", { class: "notice" }, h("b", {}, "Context and result are not shown"), "They are for the role reader; ask for a token that has it.");
-  const part = (name, value, nothing) => h("div", {}, h("h3", {}, name, value !== null && copier(() => JSON.stringify(value, null, 2), `Copy the ${name.toLowerCase()}`)), value === null ? h("p", { class: "muted" }, nothing) : payload(value));
+  const part = (name, value, nothing) => h("div", {}, h("h3", {}, name, value !== null && copier(() => stringify(value, 2), `Copy the ${name.toLowerCase()}`)), value === null ? h("p", { class: "muted" }, nothing) : payload(value));
   return card("Context and result", h("div", { class: "pair" },
     part("Context", job.context, "It was started without one."),
     part("Result", job.has_result ? job.result ?? null : null, job.has_result ? "It returned nothing." : job.status === "completed" ? "It returned nothing." : "There is none yet.")));

@@ -9,7 +9,7 @@ import { listen } from "./live.js";
 import { whenReleased } from "./pressed.js";
 import { VirtualRows } from "./rows.js";
 import { bind } from "./shortcuts.js";
-import { MOST_ROWS, SortedJobs, newest } from "./sorted.js";
+import { MOST_ROWS, SortedJobs, isUntold, newest } from "./sorted.js";
 import { empty, failed, loading } from "./states.js";
 
 const PAGE = 200;
@@ -118,6 +118,7 @@ export class JobList {
       return;
     }
     const place = this.jobs.put(job);
+    if (isUntold(this.jobs.get(job.id) ?? job)) this._reread();
     if (place >= 0 && place * this.rows.rowHeight < this.scroll.scrollTop) this.rows.shift(1);
     this._drawLater();
   }

@@ -5,7 +5,7 @@ import { FINAL, duration, microseconds, moveSince, now, percent, plural, reason,
 
 /** What a job is doing, or how it ended, in a few words. */
 export function note(job) {
-  if (job.status === "failed") return [job.error?.type, job.error && job.reason === "exhausted" ? null : reason(job.reason)].filter(Boolean).join(": ");
+  if (job.status === "failed") return [job.error?.type, job.error?.message ?? (job.error && job.reason === "exhausted" ? null : reason(job.reason))].filter(Boolean).join(": ");
   if (job.status === "cancelled") return reason(job.reason) || "";
   if (job.status === "queued" && job.due_at && Date.parse(job.due_at) > now()) {
     const why = job.reason === "retry" ? `attempt ${job.attempts + 1} ` : "due ";

@@ -4,6 +4,7 @@
 // stream holds one. When it comes back, or a connection was lost, everybody is told of a gap and reads anew.
 
 import { address, check } from "./api.js";
+import { parseAnswer } from "./exact.js";
 
 const WAITS_MS = [300, 1_000, 2_000, 4_000, 8_000];
 const HIDDEN_MS = 20_000;
@@ -94,7 +95,7 @@ function connect() {
   });
   for (const name of EVENTS) {
     opening.addEventListener(name, (event) => {
-      if (source === opening) tell(name, JSON.parse(event.data));
+      if (source === opening) tell(name, parseAnswer(event.data));
     });
   }
   opening.addEventListener("error", () => {

@@ -1,6 +1,7 @@
 // JSON as it reads: coloured, of any depth, cut off where nobody would read on.
 
 import { h, icon } from "./dom.js";
+import { stringify } from "./exact.js";
 import { announce, tellProblem } from "./messages.js";
 
 const MOST_CHARACTERS = 60_000;
@@ -8,7 +9,7 @@ const TOKEN = /("(?:[^"\\]|\\.)*")(\s*:)?|\b(true|false|null)\b|(-?\d+(?:\.\d+)?
 
 /** A JSON value as a block of code. */
 export function payload(value) {
-  const text = JSON.stringify(value, null, 2) ?? "null";
+  const text = stringify(value, 2) ?? "null";
   const shown = text.slice(0, MOST_CHARACTERS);
   const parts = [];
   let end = 0;

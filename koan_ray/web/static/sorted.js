@@ -1,5 +1,6 @@
 // Jobs in the order of a query, as many as have been read: the pages of the API and what changed since.
 
+import { may } from "./api.js";
 import { microseconds } from "./format.js";
 
 /** Most rows that are held; a list of more is to be narrowed. */
@@ -125,13 +126,21 @@ export function isOlder(job, than) {
   return microseconds(job.last_modified) < microseconds(than.last_modified);
 }
 
+/** Tell whether reading a job would tell more of its error than is known. */
+export function isUntold(job) {
+  return job.status === "failed" && job.error !== null && !job.error.message && may("reader");
+}
+
 /** The newer of what was read and what is known of the same job. */
 export function newest(job, known) {
   return known && isOlder(job, known) ? known : known ? withProgress(job, known) : job;
 }
 
-/** A changed job, with the progress of what is known where that is newer. */
-export function withProgress(job, known) {
+/** A changed job, with the progress of what is known where that is newer, and what its error says. */
+export function withProgress(changed, known) {
+  // Events have no messages of errors: not everybody who listens may read them.
+  const isKnown = changed.error && !changed.error.message && known.error?.message && known.attempts === changed.attempts;
+  const job = isKnown ? { ...changed, error: { ...changed.error, message: known.error.message } } : changed;
   if (known.progress_sequence <= job.progress_sequence) return job;
   const { progress_message, progress_sequence, current_step, total_steps } = known;
   const said = { ...job, progress_message, progress_sequence, current_step, total_steps };

@@ -2,6 +2,7 @@
 
 import { get, post } from "./api.js";
 import { h, newId, put, putPage } from "./dom.js";
+import { parse, stringify } from "./exact.js";
 import { value } from "./filters.js";
 import { plural } from "./format.js";
 import { Unreadable, inputFor } from "./form.js";
@@ -66,7 +67,7 @@ class StartForm {
       this.input.clear();
       const context = this.readable(() => this.input.read());
       if (context === Unreadable) return;
-      this.json.value = JSON.stringify(context ?? null, null, 2);
+      this.json.value = stringify(context ?? null, 2);
       put(this.context, this.json);
     } else {
       const context = this.parsed();
@@ -91,7 +92,7 @@ class StartForm {
 
   parsed() {
     try {
-      return JSON.parse(this.json.value);
+      return parse(this.json.value);
     } catch (error) {
       put(this.trouble, notice({ title: "The context is not JSON", detail: error.message }));
       return Unreadable;

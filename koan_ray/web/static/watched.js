@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { tester, toQuery } from "./filters.js";
 import { listen } from "./live.js";
-import { SortedJobs, newest } from "./sorted.js";
+import { SortedJobs, isUntold, newest } from "./sorted.js";
 
 const REREAD_MS = 2_000;
 const MOST_MISSED = 2_000;
@@ -47,8 +47,10 @@ export class WatchedJobs {
 
   changed(job) {
     if (this.missed.size < MOST_MISSED) this.missed.set(job.id, job);
-    if (this.passes(job) && this.keeps(job)) this.jobs.put(job);
-    else if (this.jobs.delete(job.id) >= 0) this.refill();
+    if (this.passes(job) && this.keeps(job)) {
+      this.jobs.put(job);
+      if (this.jobs.has(job.id) && isUntold(this.jobs.get(job.id))) this.readLater();
+    } else if (this.jobs.delete(job.id) >= 0) this.refill();
     else return;
     while (this.jobs.size > this.limit) {
       this.jobs.delete(this.jobs.at(this.jobs.size - 1).id);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -74,6 +75,19 @@ def test_payloads_and_what_errors_say_are_hidden_from_viewers(api):
     assert api.get("/api/jobs?text=no such place", "reader").json()["items"] != []
     assert_problem(api.post("/api/jobs/retry", {"filters": {"text": "no such"}}, "operator"), 403)
     assert_problem(api.get("/api/jobs", params={"metadata": '{"api_token": "guess"}'}), 422)
+
+
+@pytest.mark.parametrize(
+    "value", ["0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10", True, 1, 1.5, None, 2**70, [1, [2]], {"b": 1, "a": [True]}, {}]
+)
+def test_a_job_is_found_by_the_metadata_that_it_was_given(api, value):
+    job = api.done("WebDelivery", {"to": "here"}, metadata={"found_by": value})
+    api.done("WebDelivery", {"to": "here"}, metadata={"found_by": "another"})
+    for metadata in ({"found_by": value}, job["metadata"]):
+        found = api.get("/api/jobs", params={"metadata": json.dumps(metadata)}).json()["items"]
+        assert [each["id"] for each in found] == [job["id"]]
+    counted = api.post("/api/jobs/retry", {"filters": {"metadata": {"found_by": value}}}).json()
+    assert counted["counted"] == 0  # it has completed
 
 
 def test_pages_are_stable_while_jobs_come_in(api):
@@ -392,6 +406,7 @@ def test_an_app_without_tokens_makes_one_and_prints_it_once(api, capsys, tmp_pat
     assert_problem(client.get("/api/session"), 401)
 
 
-def test_a_module_that_cannot_be_imported_is_named():
-    with pytest.raises(koan.ConfigurationError, match=r"\[web\] modules: 'no_such_module' cannot be imported"):
-        web.create_app(settings=koan.Settings(web={"modules": ["no_such_module"]}))
+@pytest.mark.parametrize("section", ["web", "jobs"])
+def test_a_module_that_cannot_be_imported_is_named(section):
+    with pytest.raises(koan.ConfigurationError, match=rf"\[{section}\] modules: 'no_such_module' cannot be imported"):
+        web.create_app(settings=koan.Settings(**{section: {"modules": ["no_such_module"]}}))

@@ -10,8 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 import koan_ray as koan
+from koan_ray.cli import acting
 from koan_ray.cli import app as command_line
 from koan_ray.cli.safe import counted
+from koan_ray.errors import KindNotIntroducedError
 
 
 class Errand(koan.Job[dict[str, int], None]):
@@ -46,6 +48,23 @@ def test_the_samples_of_dev_are_known_by_their_kinds(kind, code):
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # where nobody has imported them yet
     assert (done.returncode == 0, "Counts" in done.stdout) == (code == 0, code == 0)
     assert code == 0 or "is not defined in this process" in done.stderr
+
+
+def test_a_job_whose_class_no_process_has_introduced_is_run_again_with_the_modules_of_the_settings(monkeypatch):
+    imported = []
+
+    def run_again():
+        if not imported:
+            raise KindNotIntroducedError("j1", "mail", ["other"])
+        return "runs"
+
+    monkeypatch.setattr(acting, "import_modules", imported.append)
+    assert acting._introducing(run_again) == "runs"
+    assert imported == [[]]
+    monkeypatch.setattr(acting, "import_modules", lambda named: None)
+    imported.clear()
+    with pytest.raises(KindNotIntroducedError, match=r"kind 'mail' to the engine \(known: 'other'\).*jobs\.modules"):
+        acting._introducing(run_again)
 
 
 def test_help_shows_every_word_of_what_it_says():

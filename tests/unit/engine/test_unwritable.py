@@ -139,6 +139,50 @@ def test_an_error_that_passes_costs_no_record(error):
     testing.run(with_writer(test))
 
 
+def test_a_flush_that_ends_in_an_error_of_ours_is_begun_anew_with_all_that_it_had_taken(monkeypatch):
+    async def test(store, writer, told, unwritable):
+        write_apart, n_broken = writer._write_apart, [2]
+
+        async def breaks(changes, found, failure=None):
+            if failure is not None and n_broken[0]:
+                n_broken[0] -= 1
+                raise AssertionError("of ours")
+            return await write_apart(changes, found, failure)
+
+        monkeypatch.setattr(writer, "_write_apart", breaks)
+        store.fails = [ValueError("once"), ValueError("twice")]
+        records = [job(rev=0) for _ in range(5)]
+        for record in records:
+            writer.stage(record, execution(record))
+        waiting = [asyncio.ensure_future(writer.flushed()) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        newer = records[0].evolve(status=JobStatus.RUNNING)
+        writer.stage(newer)
+        await asyncio.gather(*waiting)
+        await writer.flushed()
+        assert {record.id for record in told} == {record.id for record in records}
+        for record in records:
+            assert len(await store.executions(record.id)) == 1
+        assert (await store.get(newer.id)).status is JobStatus.RUNNING
+        assert unwritable == {}
+
+    testing.run(with_writer(test))
+
+
+def test_a_store_that_cannot_say_what_it_objects_to_is_asked_by_halves(monkeypatch):
+    async def test(store, writer, told, unwritable):
+        records = [job(rev=0) for _ in range(9)]
+        store.unexplained.add(records[4].id)
+        monkeypatch.setattr(Odd, "objection", lambda self, record: 1 / 0)
+        for record in records:
+            writer.stage(record)
+        await writer.flushed()
+        assert list(unwritable) == [records[4].id]
+        assert len(told) == 8
+
+    testing.run(with_writer(test))
+
+
 def test_a_report_that_raises_is_logged_and_keeps_nobody_waiting():
     async def scenario():
         store, heard = MemoryStore(), []

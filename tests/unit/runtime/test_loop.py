@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -85,6 +86,40 @@ def test_nothing_that_is_called_on_the_loop_ends_it_or_the_thread_that_has_the_t
     assert noted.count(("test-loop", KeyError)) == 1
     assert noted.count(("test-loop", SystemExit)) >= 4
     assert thread._thread.is_alive()
+
+
+def test_a_thread_deep_in_calls_does_not_turn_it_because_its_stack_would_overflow_there(thread):
+    def bring(depth: int) -> None:
+        if depth:
+            bring(depth - 1)
+        else:
+            asleep(thread)
+            found.append(thread.run(where()))
+
+    found = []
+    visitor = threading.Thread(target=bring, args=(sys.getrecursionlimit() - 200,), name="visitor")
+    visitor.start()
+    visitor.join(5)
+    assert found == [("test-loop", True)]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, RecursionError, ValueError])
+def test_whatever_a_callback_or_a_task_raises_the_loop_goes_on(thread, error):
+    def fail() -> None:
+        raise error
+
+    async def fail_later() -> None:
+        fail()
+
+    thread.call(fail)
+    with pytest.raises(error):
+        thread.run(fail_later())
+    thread.begin(asyncio.sleep(0), lambda _answer, _error: fail())
+    for name in ("main", "visitor"):
+        visitor = threading.Thread(target=thread.call, args=(fail,), name=name)
+        visitor.start()
+        visitor.join(5)
+    assert thread.run(where(), timeout=5)[1]
 
 
 def test_work_is_left_to_the_loop_while_it_is_busy(thread):

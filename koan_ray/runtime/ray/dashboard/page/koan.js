@@ -45,10 +45,32 @@ function bar(job) {
   return element("span", {}, drawn, percent);
 }
 
+// Numbers in metadata are shown as they are written: a double would show 9007199254740993 as …992. What one reads otherwise is
+// marked with what nobody could have put into a text. All other numbers are the engine's own, and plain.
+const MARK = `${[...crypto.getRandomValues(new Uint32Array(4))].join("")}:`;
+const TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
+
+function parse(text) {
+  const marked = text.replace(TOKEN, (token) => (token[0] === '"' || String(Number(token)) === token ? token : `"${MARK}${token}"`));
+  return plain(JSON.parse(marked));
+}
+
+function plain(value) {
+  if (typeof value === "string" && value.startsWith(MARK)) return Number(value.slice(MARK.length));
+  if (value === null || typeof value !== "object") return value;
+  for (const name of Object.keys(value)) if (name !== "metadata") value[name] = plain(value[name]);
+  return value;
+}
+
+function written(value) {
+  const text = JSON.stringify(value).replaceAll(new RegExp(`"${MARK}([^"]*)"`, "g"), "$1");
+  return typeof value === "string" && !value.startsWith(MARK) ? value : text;
+}
+
 async function ask(path) {
   const answer = await fetch(path, { headers: { Accept: "application/json" }, cache: "no-store" });
   if (answer.status === 401 || answer.status === 403) throw new Error("Sign in to the Ray dashboard first.");
-  const found = await answer.json().catch(() => ({ title: `${answer.status} ${answer.statusText}` }));
+  const found = await answer.text().then(parse).catch(() => ({ title: `${answer.status} ${answer.statusText}` }));
   if (!answer.ok) throw new Error(found.title || answer.statusText);
   return found;
 }
@@ -99,7 +121,7 @@ function facts(job) {
     Message: job.progress_message, Why: job.reason, Attempts: job.attempts || "", Created: moment(job.created_at),
     Started: moment(job.started_at), Ended: moment(job.completed_at), Took: span(took(job)),
     Parent: job.parent_job_id, Correlation: job.correlation_id,
-    Metadata: Object.entries(job.metadata).map(([key, value]) => `${key}=${typeof value === "string" ? value : JSON.stringify(value)}`).join(", "),
+    Metadata: Object.entries(job.metadata).map(([key, value]) => `${key}=${written(value)}`).join(", "),
   };
   const list = element("dl");
   for (const [name, value] of Object.entries(pairs)) {
