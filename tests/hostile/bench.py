@@ -130,8 +130,9 @@ class Bench:
             if each.completed_at is None:
                 raise Harm(f"[{self.mode}] an execution of {found!r} is open")
             _checked_text(each.error_type, each.error_message, each.stack_trace)
-        page = koan.Jobs.query(limit=20, **where).get(self.within)
-        for each in page:
+        if not len(koan.Jobs.query(limit=20, **where).get(self.within)):
+            raise Harm(f"[{self.mode}] the list of all jobs is empty")
+        for each in koan.Jobs.query(limit=20, kind=found.kind, **where).get(self.within):
             _checked_text(each.name, each.description, each.last_error, each.progress_message, each.correlation_id)
 
     def _check_error(self, error: BaseException) -> None:

@@ -420,7 +420,6 @@ SHAPES |= {
     )
 }
 EXPECTED = {
-    "abstract": 7,
     "setattr_raises": 7,
     "slots": 7,
     "eq_raises": 7,
