@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from koan_ray import ambient
 from koan_ray.cancellation import CancellationToken
 from koan_ray.definition import ContextRejectedError, ResultRejectedError
-from koan_ray.domain.durations import bound, instant
+from koan_ray.domain.durations import instant, seconds
 from koan_ray.domain.progress import estimate_completion, parse_report
 from koan_ray.domain.records import (
     MAX_ERROR_MESSAGE,
@@ -421,7 +421,7 @@ class Attempt:
             again = bool(_answered(policy.should_retry(last), "should_retry"))
         if again is not False and hasattr(policy, "get_retry_delay"):
             wait = _answered(policy.get_retry_delay(last), "get_retry_delay")
-            delay = None if wait is None else min(bound(wait, name="get_retry_delay"), _MAX_RETRY_DELAY_S)
+            delay = None if wait is None else min(seconds(wait, name="get_retry_delay"), _MAX_RETRY_DELAY_S)
         return Advice(again, delay)
 
     def _report(
