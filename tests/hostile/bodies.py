@@ -119,6 +119,17 @@ REPORTS: dict[str, tuple[Any, ...]] = {
 }
 
 
+def made(name: str) -> BaseException:
+    """Return one of `ERRORS`."""
+    error: BaseException = ERRORS[name]()
+    return error
+
+
+def _has_waited(job: Any, detail: str) -> bool:
+    """Tell whether a job that puts itself off has done so for a while; otherwise it would go on for ever."""
+    return "reschedule" in detail and time.time() - job.created_at.timestamp() > 0.5
+
+
 def _thread(work: Any, *, daemon: bool = True, join: bool = True) -> None:
     thread = threading.Thread(target=work, daemon=daemon)
     thread.start()
@@ -128,9 +139,11 @@ def _thread(work: Any, *, daemon: bool = True, join: bool = True) -> None:
 
 def _plain(act: str, job: Any, progress: Any, cancellation: Any) -> Any:  # noqa: C901, PLR0911, PLR0912
     kind, _, detail = act.partition(":")
+    if _has_waited(job, detail):
+        return "done"
     match kind:
         case "raise":
-            raise ERRORS[detail]
+            raise made(detail)
         case "report":
             with contextlib.suppress(TypeError, ValueError, OverflowError):
                 progress.report(*REPORTS[detail])
@@ -207,18 +220,20 @@ def _plain(act: str, job: Any, progress: Any, cancellation: Any) -> Any:  # noqa
 async def _async(act: str, job: Any, progress: Any, cancellation: Any) -> Any:  # noqa: C901, PLR0912
     kind, _, detail = act.partition(":")
     loop = asyncio.get_running_loop()
+    if _has_waited(job, detail):
+        return "done"
     match kind:
         case "task raises":
 
             async def step() -> None:
                 await asyncio.sleep(0.001)
-                raise ERRORS[detail]
+                raise made(detail)
 
             await asyncio.gather(step(), asyncio.sleep(0.02))
         case "group raises":
 
             async def step() -> None:
-                raise ERRORS[detail]
+                raise made(detail)
 
             async with asyncio.TaskGroup() as group:
                 group.create_task(step())
@@ -227,14 +242,14 @@ async def _async(act: str, job: Any, progress: Any, cancellation: Any) -> Any:  
         case "task left raising":
 
             async def exits() -> None:
-                raise ERRORS[detail]
+                raise made(detail)
 
             loop.create_task(exits())
             await asyncio.sleep(0.02)
         case "callback raises":
 
             def exits_now() -> None:
-                raise ERRORS[detail]
+                raise made(detail)
 
             loop.call_soon(exits_now)
             await asyncio.sleep(0.02)
@@ -342,7 +357,7 @@ class Judges(koan.Job[list[str], Any]):
     retry, timeout = _RETRY, 8
 
     def execute(self, context, progress, cancellation) -> Any:
-        raise ERRORS[context[0]]
+        raise made(context[0])
 
     def should_retry(self, last_execution):
         return ANSWERS[self.context[1]]()

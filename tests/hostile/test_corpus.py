@@ -18,6 +18,7 @@ from tests.hostile.bench import Harm, opened
 from tests.hostile.describing import described
 
 FAST = ("local", "persisted")
+pytestmark = pytest.mark.filterwarnings("ignore")  # bodies of the local runtime do odd things to this very process
 
 
 @pytest.fixture(scope="module", params=[*FAST, pytest.param("ray", marks=pytest.mark.ray)])

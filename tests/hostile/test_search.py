@@ -27,7 +27,11 @@ SEARCHED = os.environ.get("KOAN_RAY_HOSTILE_MODES", "local,persisted,ray,raypers
 EXAMPLES = 40  # of one round: those of one engine
 HERE = ("ignore signals", "fork returns", "close stdout")  # would be done to the process of the tests
 
-pytestmark = [pytest.mark.search, pytest.mark.skipif(not SECONDS, reason="make hostile runs it")]
+pytestmark = [
+    pytest.mark.search,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(not SECONDS, reason="make hostile runs it"),
+]
 
 
 class Act(NamedTuple):
