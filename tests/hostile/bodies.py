@@ -357,7 +357,7 @@ class Judges(koan.Job[list[str], Any]):
     retry, timeout = _RETRY, 8
 
     def execute(self, context, progress, cancellation) -> Any:
-        raise made(context[0])
+        raise made("value" if _has_waited(self, context[0]) else context[0])
 
     def should_retry(self, last_execution):
         return ANSWERS[self.context[1]]()
