@@ -89,10 +89,10 @@ class _Submit(NamedTuple):
 class _Batch:
     """Submissions that travel together. Holds a place among `_MAX_SUBMITS` until it is answered, whatever happens then."""
 
-    __slots__ = ("is_sent", "submits")
+    __slots__ = ("is_sent", "source", "submits")
 
-    def __init__(self, submits: list[_Submit]) -> None:
-        self.submits = submits
+    def __init__(self, source: str | None, submits: list[_Submit]) -> None:
+        self.source, self.submits = source, submits
         self.is_sent = False  # the transport has it and will answer
 
 
@@ -132,7 +132,8 @@ class Session:
         self._reads_inline = reads_inline
         self._lock = threads.lock()
         self._closed: BaseException | None = None
-        self._submits: list[_Submit] = []
+        # By the source that their jobs are to be kept in: while one is away, submissions to others go on.
+        self._submits: dict[str | None, list[_Submit]] = {}
         self._batches: set[_Batch] = set()  # on their way
         self._terms: dict[tuple[Any, ...], Terms] = {}
         self._code: dict[str, bytes] = {}
@@ -172,8 +173,8 @@ class Session:
         with self._lock:
             self._closed = error
             on_register(None)
-            submits = [submit for batch in self._batches for submit in batch.submits] + self._submits
-            self._submits, self._batches = [], set()
+            submits = [submit for batch in self._batches for submit in batch.submits] + self._unsent()
+            self._submits, self._batches = {}, set()
             waits, self._waits = self._waits, {}
             feeds = list(self._feeds)
         for submit in submits:
@@ -192,7 +193,7 @@ class Session:
         """
         self._closed = error
         on_register(None)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._timeouts = Timeouts()
         self._watching = Watching(self)
 
@@ -222,7 +223,7 @@ class Session:
             return
         try:
             with self._lock:
-                self._submits.append(submit)
+                self._submits.setdefault(submit.about.residence.source, []).append(submit)
                 batch = self._next_submits()
             if batch is not None:
                 self._send_submits(batch)
@@ -337,12 +338,18 @@ class Session:
 
     def _next_submits(self) -> _Batch | None:
         """Return what is to be sent now, None if nothing is. Needs the lock."""
-        if not self._submits or len(self._batches) >= _MAX_SUBMITS:
-            return None
-        batch = _Batch(self._submits[:ROWS])
-        self._batches.add(batch)  # first: what an interrupt hits between is sent twice, and not never
-        del self._submits[:ROWS]
-        return batch
+        for source, waiting in self._submits.items():
+            if len(self._batches) < _MAX_SUBMITS or sum(batch.source == source for batch in self._batches) < _MAX_SUBMITS:
+                batch = _Batch(source, waiting[:ROWS])
+                self._batches.add(batch)  # first: what an interrupt hits between is sent twice, and not never
+                del waiting[:ROWS]
+                if not waiting:
+                    del self._submits[source]
+                return batch
+        return None
+
+    def _unsent(self) -> list[_Submit]:
+        return [submit for waiting in self._submits.values() for submit in waiting]
 
     def _send_submits(self, batch: _Batch) -> None:
         def accepted(answer: Accepted | None, error: BaseException | None) -> None:
@@ -400,7 +407,7 @@ class Session:
         self._is_hurt = False
         with self._lock:
             if self._closed is not None:
-                submits, self._submits, self._batches = self._submits, [], set()
+                submits, self._submits, self._batches = self._unsent(), {}, set()
                 waits, self._waits = self._waits, {}
                 batches, call = [], None
             else:

@@ -168,8 +168,8 @@ class Bench:
         self._check([(pending, n) for n, pending in enumerate(jobs)], "that use every place")
         session = ambient.current_engine()
         left = {
-            "submissions under way": getattr(session, "_n_submits", 0),
-            "submissions that wait": len(getattr(session, "_submits", ())),
+            "submissions under way": len(session._batches),
+            "submissions that wait": len(session._submits),
         }
         if any(left.values()):
             raise Harm(f"[{self.mode}] the session keeps {left}")

@@ -31,7 +31,7 @@ _CONTROL: Final[dict[str, Any]] = {
 }
 # A group is a set of threads that only its methods use, so that parked waits cannot hold up a submit. Parked calls above
 # the number of threads wait in Ray; the coordinator answers sooner when it sees many (`coordinator._FEW_PARKED`).
-COORDINATOR_GROUPS: Final = {"submit": 4, "wait": 64, "report": 4, "checkpoint": 8, "control": 8}
+COORDINATOR_GROUPS: Final = {"submit": 16, "wait": 64, "report": 4, "checkpoint": 8, "control": 8}
 BROKER_GROUPS: Final = {"push": 2, "poll": 64}
 COORDINATOR: Final = {**_CONTROL, "name": COORDINATOR_NAME}
 BROKER: Final = {**_CONTROL, "name": BROKER_NAME}

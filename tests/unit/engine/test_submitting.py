@@ -219,3 +219,27 @@ def test_jobs_submitted_at_once_do_not_wait_for_a_source_that_only_one_of_them_n
             assert [await (await job).wait() for job in (*good, *more)] == list(range(6))
 
     testing.run(scenario())
+
+
+def test_jobs_for_a_source_that_is_away_hold_up_no_submission_to_another_place():
+    """Each place has its own share of the calls that are under way."""
+    here, away = testing.MemoryDatabase(), testing.MemoryDatabase()
+    away.faults.unavailable = True
+    sources = {
+        "default": lambda: testing.MemoryDocumentStore(here, source="default"),
+        "away": lambda: testing.MemoryDocumentStore(away, source="away"),
+    }
+
+    async def scenario():
+        async with testing.engine(sources=sources) as engine:
+            stuck = [Once.start(n).persist("away").run() for n in range(5)]
+            began = engine.clock.monotonic()
+            good = [Once.start(n).run() for n in range(5)] + [Once.start(n).persist().run() for n in range(5, 10)]
+            assert [await (await job).wait() for job in good] == list(range(10))
+            assert engine.clock.monotonic() - began < 5
+            assert not any(pending.done for pending in stuck)
+            for pending in stuck:
+                with pytest.raises(koan.StoreUnavailableError):
+                    await pending
+
+    testing.run(scenario())
