@@ -7,6 +7,8 @@ exit of a process, which would end the cluster that the original has started.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import os
 from typing import Any
 
@@ -16,7 +18,6 @@ from koan_ray.errors import RuntimeUnavailableError
 
 _original: int | None = None  # the process with Ray that this one is a copy of
 _pid = os.getpid()
-_inherited: list[Any] = []  # kept: their destructors would touch what the original uses
 
 
 def check() -> None:
@@ -47,9 +48,31 @@ def _after_fork() -> None:
     if ray.is_initialized():
         _original = _original or _pid
         atexit.unregister(worker.shutdown)
-        _inherited.append(worker._global_node)  # noqa: SLF001
+        for native in (
+            getattr(worker.global_worker, "core_worker", None),
+            getattr(worker.global_worker, "gcs_client", None),
+            getattr(ray._private.state.state, "_global_state_accessor", None),  # noqa: SLF001
+            worker._global_node,  # noqa: SLF001
+        ):
+            _never_destroy(native)
         worker._global_node = None  # noqa: SLF001 - the processes it would end are the original's
+        _skip_native_exit_handlers()
     _pid = os.getpid()
+
+
+def _never_destroy(thing: object) -> None:
+    """Keep an object beyond the end of the interpreter: Ray's destructors wait for its threads, or fail without them."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _skip_native_exit_handlers() -> None:
+    """End this process, when Python has come to its end, without what Ray's library does at an exit: it waits for a thread.
+
+    Python has flushed its files by then, and the exit code is kept: what is registered last is called first, with the code.
+    """
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(AttributeError):  # another libc than GNU's
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)  # noqa: SLF001 - its name in C
 
 
 os.register_at_fork(after_in_child=_after_fork)
