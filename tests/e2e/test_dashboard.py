@@ -592,7 +592,7 @@ def test_nothing_that_is_stored_becomes_markup(here, visit):
     page.goto(f"{here}/#/")
     sees(page, ".line-list", XSS[-1])
     page.goto(f"{here}/#/jobs/{XSS[1]}")
-    sees(page, ".state", "refused")
+    sees(page, ".state", "Not found")
     page.goto(f"{here}/#/kinds/{XSS[0]}/start")
     page.locator(".state").first.wait_for()
     page.goto(f"{here}/#/jobs?text={XSS[1]}&metadata.{XSS[0]}={XSS[2]}&source={XSS[3]}&order_by={XSS[4]}")

@@ -164,7 +164,7 @@ def test_wrong_questions_are_answered_with_what_is_wrong(driver):
     no_such = "0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10"
     for path, status, told in (
         (f"/api/koan/jobs/{no_such}?engine=seen", 404, "not found"),
-        ("/api/koan/jobs/x?engine=seen", 400, "expected the id of a job"),
+        ("/api/koan/jobs/x?engine=seen", 404, "An id is a UUID in lower case"),
         ("/api/koan/jobs?engine=seen&status=sleeping", 400, "expected one or several of"),
         ("/api/koan/jobs?engine=seen&limit=100000", 400, "from 1 to 200"),
         ("/api/koan/jobs?engine=seen&metadata=x", 400, "unknown filter 'metadata'"),
