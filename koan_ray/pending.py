@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from koan_ray import ambient, threads
 from koan_ray.domain.durations import patience
@@ -37,10 +37,10 @@ class Pending(Generic[T]):
         self._done = False
         self._forks = ambient.forks  # another number later: this is a forked copy of the process that will know the outcome
         self._value: object = None
-        self._make: Callable[[], object] | None = None  # what returns or raises the outcome, until somebody has looked
+        self._make: Callable[[Any], object] | None = None  # makes the outcome of the value, until somebody has looked
         self._error: BaseException | None = None
         self._event: threading.Event | None = None
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] | None = None
         # True for waits on other jobs: in a job's body, other jobs may use its actor meanwhile.
         self._yields_place = yields_place
 
@@ -97,12 +97,12 @@ class Pending(Generic[T]):
         """Set the outcome to ``value``; false if there was one already."""
         return self._finish(value, None, None)
 
-    def resolve_with(self, make: Callable[[], object]) -> bool:
-        """Set the outcome to what ``make`` returns or raises, called once where somebody looks; false if there was one.
+    def resolve_with(self, make: Callable[[Any], object], value: object) -> bool:
+        """Set the outcome to what ``make(value)`` returns or raises, called where somebody looks; false if there was one.
 
         For what runs users' code, such as the validators of a result: the thread that brings it here is not theirs.
         """
-        return self._finish(None, None, make)
+        return self._finish(value, None, make)
 
     def fail(self, error: BaseException) -> bool:
         """Set the outcome to ``error``; false if there was one already."""
@@ -132,21 +132,29 @@ class Pending(Generic[T]):
             return False
         if not self._done:
             self._forks = ambient.forks
-            self._lock, self._event, self._callbacks = threading.RLock(), None, []  # whoever holds or waits is not here
+            self._lock, self._event, self._callbacks = threading.RLock(), None, None  # whoever holds or waits is not here
             self._finish(None, ambient.left_behind(), None)
         return True
 
     def _on_done(self, callback: Callable[[], None]) -> bool:
         """Have ``callback`` called where the outcome is brought, and not hold that up; false if it is known already."""
         self._is_left_behind()
-        self._callbacks.append(callback)  # without the lock: nothing that answers need is held where a collector may run
+        # No container is made under the lock, which answers need: the collector may run a user's finalizer there.
+        callbacks = self._callbacks
+        if callbacks is None:
+            callbacks = []
+            with self._lock:
+                if self._callbacks is None:
+                    self._callbacks = callbacks
+                callbacks = self._callbacks
+        callbacks.append(callback)
         if self.done:
             with contextlib.suppress(ValueError):  # it is being called
-                self._callbacks.remove(callback)
+                callbacks.remove(callback)
                 return False
         return True
 
-    def _finish(self, value: object, error: BaseException | None, make: Callable[[], object] | None) -> bool:
+    def _finish(self, value: object, error: BaseException | None, make: Callable[[Any], object] | None) -> bool:
         if self.done:  # without the lock, which is held while users' code makes the outcome
             return False
         with self._lock:
@@ -156,9 +164,10 @@ class Pending(Generic[T]):
             event = self._event
         if event is not None:
             event.set()
-        with contextlib.suppress(IndexError):  # until none is left
-            while self._callbacks:
-                threads.guarded("callback_failed", self._callbacks.pop(0))
+        if self._callbacks:
+            with contextlib.suppress(IndexError):  # until none is left
+                while True:
+                    threads.guarded("callback_failed", self._callbacks.pop(0))
         return True
 
     def _look(self) -> None:
@@ -167,7 +176,7 @@ class Pending(Generic[T]):
             if (make := self._make) is None:
                 return
             try:
-                self._value = make()
+                self._value = make(self._value)
             except BaseException as error:
                 if not isinstance(error, Exception):  # an interrupt of the caller is no outcome: the next one looks again
                     raise

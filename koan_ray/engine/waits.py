@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from koan_ray.jobs import Job
     from koan_ray.pending import Pending
 
+_get, _set = object.__getattribute__, object.__setattr__  # see `seen`
+
 
 class Wait(NamedTuple):
     """Who is told of the end of one job."""
@@ -44,21 +46,21 @@ def tell(wait: Wait, outcome: End | BaseException) -> None:
             wait.pending.fail(outcome)
     elif wait.job is not None:
         job, end = wait.job, outcome
-        view = seen(job)._replace(
+        view = _get(job, "_view")._replace(
             status=end.status, reason=end.reason, result=end.result, error=end.error, queued_at=end.queued_at,
             started_at=end.started_at, completed_at=end.completed_at, last_modified=end.last_modified,
             attempts=end.attempts, progress=end.progress, cancel_requested=end.cancel_requested, items=end.items,
         )  # fmt: skip
-        show(job, view)
+        _set(job, "_view", view)
         if wait.pending is not None:
             conclude(wait.pending, job)
 
 
 def conclude(pending: Pending[Any], job: Job[Any, Any]) -> None:
     """Give a pending wait the outcome of its job, which has ended."""
-    view = seen(job)
+    view: JobView = _get(job, "_view")
     if view.status == JobStatus.COMPLETED:
-        pending.resolve_with(lambda: job.result)  # decoded where it is looked at: its validators are the user's
+        pending.resolve_with(_result, job)  # decoded where it is looked at: its validators are the user's
     elif view.status == JobStatus.CANCELLED:
         pending.fail(JobCancelledError(view.id, view.kind, view.reason))
     else:
@@ -73,10 +75,14 @@ def conclude(pending: Pending[Any], job: Job[Any, Any]) -> None:
 
 def seen(job: Job[Any, Any]) -> JobView:
     """Return what this job was last seen as."""
-    view: JobView = object.__getattribute__(job, "_view")
+    view: JobView = _get(job, "_view")
     return view
 
 
 def show(job: Job[Any, Any], view: JobView) -> None:
     """Bring a job in hand up to date."""
-    object.__setattr__(job, "_view", view)
+    _set(job, "_view", view)
+
+
+def _result(job: Job[Any, Any]) -> Any:
+    return job.result
