@@ -128,7 +128,7 @@ def test_list_shows_whole_ids_at_every_width(some, monkeypatch):
         assert len(lines) == 6
         assert max(map(len, lines)) <= int(columns)
         assert [line.split()[0] for line in lines[1:]] == [job.id for job in [*sent, *failed][::-1]]
-    assert "ValueError: no such \\x1b[31muser x" in "\n".join(lines)
+    assert "ValueError: no such user x" in "\n".join(lines)
 
 
 def test_list_takes_every_filter(some):
@@ -183,7 +183,7 @@ def test_show_tells_everything_of_a_job(some):
     shown = run("jobs", "show", failed.id).stdout
     for text in ("BadMail", "✗ failed", failed.id, "exhausted", "tenant_id=acme", "Traceback", '"to": "x"', "executions"):
         assert text in shown
-    assert "no such \\x1b[31muser x" in shown
+    assert "no such user x" in shown
     assert "sent to u0" in run("jobs", "show", sent.id).stdout
     found = json.loads(run("jobs", "show", failed.id, "--json").stdout)
     assert found["context"] == {"to": "x", "size": 1}
@@ -206,7 +206,7 @@ def test_dead_items_are_listed(local_engine):
     dead = objects("jobs", "failed-items", "--json", job.id)
     assert sorted((one["index"], one["item"], one["attempts"]) for one in dead) == [(0, 0, 1), (2, 2, 1), (4, 4, 1)]
     table = run("jobs", "failed-items", "--trace", job.id).stdout
-    assert table.count("no half \\x1b[31mof it") >= 3
+    assert table.count("no half of it") >= 3
     assert table.count("Traceback") == 3
     whole = SendMail.start(Mail(to="x")).run().get(30)
     assert run("jobs", "list", "--items", "--quiet").stdout.split() == [job.id]
@@ -305,7 +305,7 @@ def test_submit_starts_a_job_as_it_was_told(local_engine, tmp_path):
 def test_submit_waits_and_ends_as_the_job_does(local_engine):
     assert "sent to u1" in run("jobs", "submit", "SendMail", "-c", '{"to": "u1"}', "--wait").stdout
     failed = run("jobs", "submit", "BadMail", "-c", '{"to": "u1"}', "--wait", code=1)
-    assert "no such \\x1b[31muser u1" in failed.stdout
+    assert "no such user u1" in failed.stdout
     found = json.loads(run("jobs", "submit", "SendMail", "-c", '{"to": "u1"}', "-w", "--json").stdout)
     assert (found["status"], found["result"]) == ("completed", "sent to u1")
 

@@ -254,7 +254,7 @@ def test_the_builder_is_immutable_and_the_recipe_merges(local_engine):
         (lambda: koan.init("auto", runtime="local"), koan.ConfigurationError, "address: .*'auto'"),
         (lambda: koan.Jobs.recipe().use_policy(retry=3), koan.ConfigurationError, "RetryPolicy"),
         (lambda: koan.Jobs.recipe().use_policy(timeout=0), koan.ConfigurationError, "longer than 0"),
-        (lambda: koan.Jobs.cancel("nope").get(), koan.ConfigurationError, "job id"),
+        (lambda: koan.Jobs.cancel("nope").get(), koan.JobNotFoundError, "An id is a UUID"),
         (lambda: Leaf.start_many(5).run().get(), TypeError, "not iterable"),
         (lambda: koan.init(runtime="moon"), koan.ConfigurationError, "runtime"),
         (lambda: koan.init(runtime="local", engine={"max_actors": 9}), koan.ConfigurationError, "max_actors: 2 != 9"),
