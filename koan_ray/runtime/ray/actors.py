@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 
 _PROGRAMS_S = 0.4  # for programs of bodies to end
+_END_S = 5.0  # for Ray to be told of the end of all job actors
 
 
 class CoordinatorActor:
@@ -64,7 +65,7 @@ class CoordinatorActor:
         self._core = wiring.coordinator(settings, launcher, clock)
         launcher.failures = self._core.failures
         self._thread.on_failure = self._core.failures.note
-        self._settings = settings
+        self._settings, self._launcher = settings, launcher
         self._when_started = _starting_first(self._core)
         _measure(lambda: self._thread.run(self._core.measure()), namespace, "coordinator")
 
@@ -122,6 +123,7 @@ class CoordinatorActor:
         """End all job actors; the coordinator itself is ended by the caller. Returns how many there were."""
         n_actors = len(self._thread.run(self._when_started("status", ()))["actors"])
         self._thread.run(self._when_started("close", ()))
+        self._launcher.finish(_END_S)
         return n_actors
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ import functools
 import os
 import pickle
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _REWATCH_S = 0.5
 _SURVEY_S = 5.0  # a job actor that does not answer for so long is ended
 _KILL_TRIES = 5
+_ENDINGS = 8  # actors that are being ended at a time
 _PROGRAMS_S = 0.5  # for an actor that is killed to end the programs of its bodies; one that holds the GIL cannot
 _FLUSH_S = 1.5  # for the last spans of an actor that is not needed any more
 _KEEP_TRIES = 5
@@ -63,6 +64,8 @@ class RayLauncher:
         self._namespace, self._settings, self._loop = namespace, settings, loop
         self._actors: dict[str, _Actor] = {}
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="koan-launcher")
+        self._endings = ThreadPoolExecutor(_ENDINGS, thread_name_prefix="koan-endings")
+        self._ordered: set[Future[None]] = set()  # ends of actors that are under way
         self._capacity = 1
         self._is_crowded = False
         self._nodes: list[Node] | None = None
@@ -198,9 +201,9 @@ class RayLauncher:
         if actor is None:
             return
         if actor.handle is None or not actor.exports:
-            self._slow.submit(self._end, actor)
+            self._order(self._end, actor)
             return
-        end = functools.partial(self._slow.submit, self._end, actor)
+        end = functools.partial(self._order, self._end, actor)
         flushing = actor.handle.flush.remote().future()
         flushing.add_done_callback(lambda _future: self._loop.call(end))
         self._loop.call(self._loop.loop.call_later, _FLUSH_S, end)
@@ -208,7 +211,25 @@ class RayLauncher:
     def kill(self, name: str) -> None:
         """End an actor and the programs of its bodies, which do not stop; its `watch` call says when it is gone."""
         if (actor := self._actors.get(name)) is not None:
-            self._slow.submit(self._kill, actor)
+            self._order(self._kill, actor)
+
+    def _order(self, end: Callable[[_Actor], None], actor: _Actor) -> None:
+        """Have an actor ended, beside others that take their time, once it has been asked for: not before it was made."""
+        ordered: Future[None] = Future()
+        self._ordered.add(ordered)
+        ordered.add_done_callback(self._ordered.discard)
+
+        def carry_out() -> None:
+            try:
+                end(actor)
+            finally:
+                ordered.set_result(None)
+
+        self._slow.submit(self._endings.submit, carry_out)
+
+    def finish(self, within_s: float) -> None:
+        """Return when Ray has been told to end every actor that is to be ended, or after a while."""
+        wait(list(self._ordered), within_s)
 
     def _kill(self, actor: _Actor) -> None:
         if actor.handle is not None:
