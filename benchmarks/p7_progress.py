@@ -21,7 +21,7 @@ def run(quick: bool) -> list[Row]:
 
     import koan_ray as koan
 
-    @koan.job
+    @koan.job(kind="p7.loop")
     def loop(n_slices: int, progress: koan.JobProgress) -> list[tuple[float, float]]:
         def units_per_second(*, reports: bool) -> float:
             n, began = 0, time.perf_counter()

@@ -29,11 +29,11 @@ def run(quick: bool) -> list[Row]:
 
     n = 100_000 if quick else 1_000_000
 
-    @koan.job
+    @koan.job(kind="p8.noop")
     def noop(x: int) -> int:
         return x
 
-    @koan.job
+    @koan.job(kind="p8.blocker")
     async def blocker(x: int) -> int:
         import asyncio
 

@@ -38,11 +38,11 @@ def run(quick: bool) -> list[Row]:
 def measure(url: str, n: int) -> list[Row]:
     import koan_ray as koan
 
-    @koan.job
+    @koan.job(kind="p9.noop")
     def noop(x: int) -> int:
         return x
 
-    @koan.job
+    @koan.job(kind="p9.held_up")
     def held_up(seconds: float) -> float:
         time.sleep(seconds)
         return seconds

@@ -30,11 +30,11 @@ def run(quick: bool) -> list[Row]:
 
     n, rounds = (20_000, 3) if quick else (20_000, 7)
 
-    @koan.job
+    @koan.job(kind="w2.noop")
     def noop(x: int) -> int:
         return x
 
-    @koan.job
+    @koan.job(kind="w2.waits")
     async def waits(x: int, cancellation) -> int:
         await cancellation.wait()
         return x
