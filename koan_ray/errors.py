@@ -87,10 +87,15 @@ class JobNotFoundError(KoanRayError):
         super().__init__(job_id, kind, actual, looked_in)
         self.job_id, self.kind, self.actual, self.looked_in = job_id, kind, actual, looked_in
 
+    @property
+    def is_no_id(self) -> bool:
+        """No job can have it: what was asked for is no id."""
+        return self.looked_in == ()
+
     def __str__(self) -> str:
         if self.kind is not None:
             return f"job {self.job_id}: is of kind {self.actual!r}, not {self.kind!r}; use Jobs.get() or the right class."
-        if self.looked_in == ():
+        if self.is_no_id:
             return (
                 f"job {self.job_id!r:.100}: not found. An id is a UUID in lower case, such as "
                 f"0198f0c2-7b7e-7cc2-a1f5-2f1d1e6a9b10; this is none, so it was looked for nowhere. Jobs.query(name=…) and "

@@ -28,7 +28,7 @@ def code_of(error: BaseException) -> int:
     from koan_ray import errors
 
     if isinstance(error, errors.JobNotFoundError):
-        return NOT_FOUND
+        return USAGE if error.is_no_id else NOT_FOUND
     if isinstance(error, (errors.RuntimeUnavailableError, errors.StoreUnavailableError, TimeoutError)):
         return UNAVAILABLE
     usage = (

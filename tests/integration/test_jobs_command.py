@@ -266,7 +266,7 @@ def test_exit_codes_tell_what_went_wrong(some):
         assert "not found" in run("jobs", command, NO_SUCH, code=3).stderr
     assert "not found" in run("jobs", "remove", "--yes", NO_SUCH, code=3).stderr
     for command in (["show"], ["tree"], ["executions"], ["cancel"], ["retry"], ["watch"], ["remove", "--yes"]):
-        assert "An id is a UUID" in run("jobs", *command, "\x1b[1mx", code=3).stderr
+        assert "An id is a UUID" in run("jobs", *command, "\x1b[1mx", code=2).stderr
     assert "expected one or several of" in run("jobs", "list", "-s", "sleeping", code=2).stderr
     assert "does not belong to a query" in run("jobs", "list", "--cursor", "zzz", code=2).stderr
     assert "limit" in run("jobs", "list", "-n", "0", code=2).stderr
