@@ -388,6 +388,8 @@ class Agent:
         """
         with self._lock:
             self._stopped = True
+            for live in list(self._resuming):  # nobody hands out places any more
+                self._take_place(live)
             idle, self._idle_threads = self._idle_threads, []
             loops = [*self._idle_loops, *self._stuck_loops.values(), *([self._user_loop] if self._user_loop else [])]
         for inbox in idle:
@@ -430,9 +432,9 @@ class Agent:
         if live.is_parked:
             live.is_parked = False
             self._n_parked -= 1
-        if live.waits_for is not None:
-            live.waits_for = None
+        if live.waits_for is not None:  # a thread of it may stand in line: it goes on, also where the body has ended
             self._resuming.remove(live)
+            self._let_go_on(live)
 
     def _fill_places(self) -> None:
         """Give free places away: first to bodies that go on, then to new orders. Needs the lock."""
@@ -751,13 +753,10 @@ class Agent:
                 return
             if blocking:
                 self._step_aside_if_blocked(attempt)
-            granted = live.waits_for
-            self._take_place(live)
+            self._take_place(live)  # another wait of it that has ended and stood in line goes on while this one lasts
             live.is_parked = True
             self._n_parked += 1
             self._turned[attempt.order.execution_id] = None
-            if granted is not None:  # another wait of it has ended and stood in line; it goes on while this one lasts
-                self._grant(live, granted)
             self._fill_places()
             if self._n_active == 0:
                 live.box.settled.set()  # the coordinator may send the jobs that this one waits for
@@ -767,7 +766,7 @@ class Agent:
         """Give a place to a body that goes on, now or when there is one."""
         with self._lock:
             live = self._live.get(attempt.order.execution_id)
-            if live is None or not live.is_parked:
+            if live is None or not live.is_parked or self._stopped:
                 return True
             self._take_place(live)
             self._turned[attempt.order.execution_id] = None

@@ -413,6 +413,8 @@ def _model(draw: Any, one: Any, ones: Any, two: Any, twos: Any) -> _Typed:
         )
     )
     config = {**config, "populate_by_name": True}
+    if any("Counted" in repr(each) for each in (one, two)):  # pydantic takes no init=False beside extra="allow"
+        config.pop("extra", None)
     made = pydantic.create_model(
         "DrawnModel",
         __config__=ConfigDict(**config),

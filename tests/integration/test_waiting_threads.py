@@ -132,3 +132,35 @@ def test_threads_of_the_application_wait_for_themselves(one_actor):
         go_on.set()
         assert waits.result(10) == 2
     assert job.wait(10).get() == 1
+
+
+_left: list[threading.Thread] = []
+
+
+class Leaves(koan.Job[None, str]):
+    """Ends while a thread of it stands in line for the place that it gave away."""
+
+    async def execute(self, context, progress, cancellation) -> str:
+        thread = threading.Thread(target=lambda: Child.start(1).run().get().wait().get())
+        thread.start()
+        _left.append(thread)
+        await asyncio.sleep(0.6)
+        return "left"
+
+
+class Long(koan.Job[None, str]):
+    def execute(self, context, progress, cancellation) -> str:
+        threading.Event().wait(1.5)
+        return "long"
+
+
+def test_a_thread_that_stands_in_line_goes_on_when_its_body_has_ended():
+    """It has nothing to wait for any more, and would keep its process from ending."""
+    _left.clear()
+    with koan.init(runtime="local", engine={"max_actors": 1}):
+        leaving = Leaves.start().run().get()
+        longs = [Long.start().run().get() for _ in range(2)]
+        assert leaving.wait(20).get() == "left"
+        assert [job.wait(20).get() for job in longs] == ["long", "long"]
+        _left[0].join(5)
+        assert not _left[0].is_alive()
