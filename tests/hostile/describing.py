@@ -1,4 +1,4 @@
-"""What a value is, as text that two processes can compare: types, order and every bit of it, NaN and -0.0 included.
+"""What a value is, as text that two processes can compare: types and every bit of it, NaN and -0.0 included.
 
 Used in bodies, so that what the body saw does not travel by the way that is being tested.
 """
@@ -35,7 +35,8 @@ def described(value: Any, depth: int = 0) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return f"{name}({_pairs({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, inner)})"
     if isinstance(value, dict):
-        return f"{name}{{{', '.join(f'{described(k, inner)}: {described(v, inner)}' for k, v in value.items())}}}"
+        members = sorted(f"{described(key, inner)}: {described(each, inner)}" for key, each in value.items())
+        return f"{name}{{{', '.join(members)}}}"
     if isinstance(value, (set, frozenset)):
         return f"{name}{{{', '.join(sorted(described(each, inner) for each in value))}}}"
     if isinstance(value, (list, tuple)):
