@@ -221,7 +221,7 @@ class _Mailbox:
 
     def put(self, update: JobProgressUpdate | BaseException) -> None:
         if isinstance(update, BaseException):
-            _log.warning("progress_subscription_ended: %s", update)
+            threads.say(logging.WARNING, "progress_subscription_ended: %s", update)
             self.on_end()
             return
         with self._lock:

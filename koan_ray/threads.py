@@ -70,12 +70,40 @@ def check_may_block() -> None:
         )
 
 
+def say(level: int, text: str, *args: object, exc_info: BaseException | None = None) -> None:
+    """Log from a thread of ours, unless the interpreter is about to end.
+
+    A daemon thread stopped in the middle of writing would keep the lock of the stream, and the interpreter aborts on that.
+    """
+    with _saying:
+        if not _is_ending:
+            with contextlib.suppress(Exception):  # a user's logging handler may raise
+                _log.log(level, text, *args, exc_info=exc_info)
+
+
+def _fall_silent() -> None:
+    global _is_ending  # noqa: PLW0603 - of the process
+    if _saying.acquire(timeout=_LAST_S):  # whoever is writing comes to an end first
+        _is_ending = True
+        _saying.release()
+
+
+def _speak_again() -> None:
+    global _saying  # noqa: PLW0603 - of the process
+    _saying = threading.RLock()
+
+
+_saying = threading.RLock()
+_is_ending = False
+atexit.register(_fall_silent)  # registered before, and so called after, what ends the engine
+os.register_at_fork(after_in_child=_speak_again)
+
+
 def survive(what: str, error: BaseException) -> None:
     """Log what a callback raised, so that its caller goes on. Ctrl-C in the main thread is for the program, and raised."""
     if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
         raise error
-    with contextlib.suppress(Exception):  # a user's logging handler may raise as well
-        _log.error("%s: %s", what, type(error).__name__, exc_info=error)
+    say(logging.ERROR, "%s: %s", what, type(error).__name__, exc_info=error)
 
 
 def guarded(what: str, action: Callable[..., Any], *args: Any) -> None:
