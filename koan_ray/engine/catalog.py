@@ -121,6 +121,18 @@ class Catalog:
                 return self.placed(found, shards.source)
         return found
 
+    async def found(self, job_id: str) -> JobRecord:
+        """Return a job as `get` does, where there has to be one.
+
+        Raises:
+            JobNotFoundError: There is no such job.
+            StoreUnavailableError: It is not in memory, and a source that may have it does not answer.
+        """
+        job = await self.get(job_id)
+        if job is None:
+            raise self.missing(job_id)
+        return job
+
     def missing(self, job_id: str) -> JobNotFoundError:
         """Return what to raise for a job that `get` has not found: where it was looked for is part of it."""
         sources = (f"source {name!r}" for name in self.sources)

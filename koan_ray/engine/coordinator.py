@@ -325,9 +325,7 @@ class Coordinator:
             JobNotFoundError: There is no such job.
             ConflictError: It is not failed or cancelled, its class is no longer known here, or it has no checkpoint.
         """
-        old = self._live.get(job_id) or await self._catalog.get(job_id)
-        if old is None:
-            raise self._catalog.missing(job_id)
+        old = self._live.get(job_id) or await self._catalog.found(job_id)
         if old.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
             msg = f"job {job_id}: is {old.status}; only a failed or cancelled job can be run again"
             raise ConflictError(msg)
@@ -344,9 +342,7 @@ class Coordinator:
             JobNotFoundError: There is no such job.
             ConflictError: It has not ended, has no dead items, or its class is no longer known here.
         """
-        old = self._live.get(job_id) or await self._catalog.get(job_id)
-        if old is None:
-            raise self._catalog.missing(job_id)
+        old = self._live.get(job_id) or await self._catalog.found(job_id)
         n_failed = old.checkpoint.failed if old.checkpoint is not None else 0
         if not old.status.is_final or not n_failed:
             is_so = (
@@ -440,9 +436,7 @@ class Coordinator:
         Raises:
             JobNotFoundError: There is no such job.
         """
-        job = self._live.get(job_id) or await self._catalog.get(job_id)
-        if job is None:
-            raise self._catalog.missing(job_id)
+        job = self._live.get(job_id) or await self._catalog.found(job_id)
         return view(self._reasons.shown(job))
 
     async def details(self, job_id: str) -> Details:
@@ -452,9 +446,7 @@ class Coordinator:
             JobNotFoundError: There is no such job.
         """
         await self._catalog.flushed()
-        job = self._live.get(job_id) or await self._catalog.get(job_id)
-        if job is None:
-            raise self._catalog.missing(job_id)
+        job = self._live.get(job_id) or await self._catalog.found(job_id)
         actor = self._dispatcher.place_of(job.execution_id) if job.execution_id is not None else None
         if actor is not None:
             return await details_of(self._reasons.shown(job), self._catalog, actor.name, actor.info)
@@ -480,9 +472,7 @@ class Coordinator:
             JobNotFoundError: There is no such job.
         """
         await self._catalog.flushed()
-        job = self._live.get(job_id) or await self._catalog.get(job_id)
-        if job is None:
-            raise self._catalog.missing(job_id)
+        job = self._live.get(job_id) or await self._catalog.found(job_id)
         records = await self._catalog.executions(job)
         return [execution_view(record) for record in told(records)]
 

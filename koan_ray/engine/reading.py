@@ -52,9 +52,7 @@ class Reader:
         Raises:
             JobNotFoundError: There is no such job.
         """
-        job = await self._catalog.get(job_id)
-        if job is None:
-            raise self._catalog.missing(job_id)
+        job = await self._catalog.found(job_id)
         return view(job)
 
     async def details(self, job_id: str) -> Details:
@@ -63,9 +61,7 @@ class Reader:
         Raises:
             JobNotFoundError: There is no such job.
         """
-        job = await self._catalog.get(job_id)
-        if job is None:
-            raise self._catalog.missing(job_id)
+        job = await self._catalog.found(job_id)
         return await details_of(job, self._catalog)
 
     async def query(self, filters: Mapping[str, Any]) -> tuple[list[JobView], str | None]:
@@ -83,9 +79,7 @@ class Reader:
         Raises:
             JobNotFoundError: There is no such job.
         """
-        job = await self._catalog.get(job_id)
-        if job is None:
-            raise self._catalog.missing(job_id)
+        job = await self._catalog.found(job_id)
         records = await self._catalog.executions(job)
         return [execution_view(record) for record in told(records)]
 

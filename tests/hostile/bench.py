@@ -7,9 +7,7 @@ of a run: every place of every actor can be used, and no thread or waiting call 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import logging
 import os
 import threading
@@ -223,13 +221,3 @@ def opened(mode: str, folder: Any, *, within: float | None = None) -> Iterator[B
     finally:
         if server is not None:
             server.end()
-
-
-def plain_json(value: object) -> str:
-    """Return a value as canonical JSON, for contexts that say what a body shall do."""
-    return json.dumps(value, sort_keys=True)
-
-
-def run_async(make: Callable[[], Any]) -> Any:
-    """Run a coroutine to its end, as a script would."""
-    return asyncio.run(make())
